@@ -1,0 +1,53 @@
+"""Packaging of tf_tickets; the version lives in tf_tickets/version.py."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(
+    r'__version__ = "(.+)"', (here / "tf_tickets/version.py").read_text()
+).group(1)
+
+plots = ["matplotlib>=3.8,<4"]
+datasets = ["tensorflow-datasets>=4.9.7,<5", "scikit-learn>=1.4,<2"]
+tfmot = ["tensorflow-model-optimization>=0.8,<0.9", "tf-keras>=2.16,<3"]
+
+setup(
+    name="tf_tickets",
+    version=version,
+    description=(
+        "Lottery tickets for Keras 3: find sparse networks with model.fit, "
+        "retrain them well, export them small."
+    ),
+    long_description=(here / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["tf_tickets", "tf_tickets.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "tensorflow>=2.18,<2.22",
+        "keras>=3.10,<3.16",
+        "numpy>=1.26,<3",
+        "absl-py>=1.4,<3",
+    ],
+    extras_require={
+        "plots": plots,
+        "datasets": datasets,
+        "tfmot": tfmot,
+        "tests": [
+            "pytest>=8,<10",
+            "ruff>=0.6,<1",
+            "mypy>=1.11,<3",
+            *plots,
+            *datasets,
+            *tfmot,
+        ],
+    },
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,218 @@
+"""Zeros are exactly zero after every step, whatever trains the model."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_tickets as tt
+from tests.conftest import ZerosHold, batches, compiled, mlp
+from tf_tickets import masking
+from tf_tickets.selection import named_weights
+
+OPTIMIZERS = {
+    "momentum": lambda: keras.optimizers.SGD(0.1, momentum=0.9),
+    "nesterov": lambda: keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True),
+    "adam": lambda: keras.optimizers.Adam(0.01),
+    "adamw": lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1),
+    "decay": lambda: keras.optimizers.SGD(0.1, weight_decay=0.1),
+    "clipnorm": lambda: keras.optimizers.SGD(0.1, 0.9, clipnorm=0.1),
+    "global_clipnorm": lambda: keras.optimizers.Adam(global_clipnorm=0.1),
+    "accumulation": lambda: keras.optimizers.Adam(
+        0.01, gradient_accumulation_steps=2
+    ),
+    "ema": lambda: keras.optimizers.SGD(0.1, 0.9, use_ema=True),
+    "ema_overwrite": lambda: keras.optimizers.Adam(
+        use_ema=True, ema_overwrite_frequency=2
+    ),
+    "rmsprop": lambda: keras.optimizers.RMSprop(0.01, momentum=0.9),
+    "lion": lambda: keras.optimizers.Lion(0.01),
+}
+COMPILE = {
+    "graph": {},
+    "xla": {"jit_compile": True},
+    "several_steps": {"steps_per_execution": 2},
+    "eager": {"run_eagerly": True},
+}
+
+
+def assert_zeros(model, ticket):
+    weights = named_weights(model)
+    for path, mask in ticket.masks.items():
+        value = weights[path].numpy()
+        assert (value[~mask] == 0).all()
+        assert (value[mask] != 0).all()
+        # +0.0, not -0.0: what is pruned must compress.
+        assert not np.signbit(value[~mask]).any()
+
+
+def train_with_ticket(model, data, callbacks=(), epochs=2):
+    ticket = tt.prune(model, sparsity=0.75)
+    ticket.apply(model)
+    watch = ZerosHold(ticket.masks)
+    model.fit(
+        batches(*data),
+        epochs=epochs,
+        verbose=0,
+        callbacks=[watch, *callbacks],
+        validation_data=batches(*data),
+    )
+    assert watch.checked
+    assert_zeros(model, ticket)
+    return ticket
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_zeros_hold_under_every_optimizer(optimizer, data):
+    train_with_ticket(compiled(mlp(), OPTIMIZERS[optimizer]()), data)
+
+
+@pytest.mark.parametrize("options", COMPILE)
+@pytest.mark.parametrize("optimizer", ["adamw", "ema", "accumulation"])
+def test_zeros_hold_however_the_step_is_compiled(optimizer, options, data):
+    model = compiled(mlp(), OPTIMIZERS[optimizer](), **COMPILE[options])
+    train_with_ticket(model, data)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("optimizer", ["momentum", "ema"])
+def test_zeros_hold_in_mixed_precision(policy, optimizer, jit_compile, data):
+    keras.mixed_precision.set_global_policy(policy)
+    model = compiled(mlp(), OPTIMIZERS[optimizer](), jit_compile=jit_compile)
+    train_with_ticket(model, data)
+
+
+@pytest.mark.parametrize("swap_on_epoch", [False, True])
+@pytest.mark.parametrize("strategy", ["none", "mirrored"])
+def test_zeros_hold_when_averages_are_swapped_in(swap_on_epoch, strategy, data):
+    scope = (
+        tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope
+        if strategy == "mirrored"
+        else tf.init_scope
+    )
+    with scope():
+        model = compiled(mlp(), OPTIMIZERS["ema"]())
+
+    class Evaluated(keras.callbacks.Callback):
+        """Looks at the weights that validation sees."""
+
+        seen = 0
+
+        def on_test_batch_end(self, batch, logs=None):
+            assert_zeros(self.model, ticket)
+            Evaluated.seen += 1
+
+    ticket = tt.prune(model, sparsity=0.75)
+    swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=swap_on_epoch)
+    train_with_ticket(model, data, [swap, Evaluated()], epochs=3)
+    assert Evaluated.seen
+
+
+@pytest.mark.parametrize(
+    # Keras itself cannot trace ema_overwrite_frequency and gradient
+    # accumulation under this strategy, with or without a mask.
+    "optimizer",
+    ["momentum", "adamw", "ema", "clipnorm"],
+)
+def test_zeros_hold_on_two_replicas(optimizer, data):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        model = compiled(mlp(), OPTIMIZERS[optimizer]())
+    ticket = train_with_ticket(model, data)
+    for path, variable in named_weights(model).items():
+        if path in ticket.masks:
+            copies = strategy.experimental_local_results(variable.value)
+            assert len(copies) == 2
+            for copy in copies:
+                assert (copy.numpy()[~ticket.masks[path]] == 0).all()
+
+
+def test_a_layers_own_constraint_still_applies(data):
+    model = compiled(
+        mlp(kernel_constraint=keras.constraints.MaxNorm(0.5)),
+        keras.optimizers.SGD(1.0),
+    )
+    before = model.get_layer("hidden").kernel.constraint
+    train_with_ticket(model, data)
+    norms = np.linalg.norm(model.get_layer("hidden").kernel.numpy(), axis=0)
+    assert norms.max() <= 0.5 + 1e-6
+    tt.release(model)
+    assert model.get_layer("hidden").kernel.constraint is before
+
+
+def test_zeros_hold_in_a_custom_training_loop(data):
+    model, optimizer = mlp(), keras.optimizers.Adam(0.01)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    ticket = tt.prune(model, sparsity=0.75)
+    ticket.apply(model)
+
+    @tf.function
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            value = loss(y, model(x, training=True))
+        gradients = tape.gradient(value, model.trainable_variables)
+        optimizer.apply(gradients, model.trainable_variables)
+
+    for x, y in batches(*data):
+        step(x, y)
+        assert_zeros(model, ticket)
+
+
+def test_a_step_traced_before_the_ticket_is_traced_again(data):
+    model = compiled(mlp(), "adam")
+    model.fit(batches(*data), verbose=0)
+    train_with_ticket(model, data)
+
+
+def test_release_lets_the_weights_go_and_leaves_no_trace(data):
+    model = compiled(mlp(), "adam")
+    config = model.get_config()
+    names = [v.path for v in model.variables]
+    ticket = train_with_ticket(model, data)
+    tt.release(model)
+    assert all(v.constraint is None for v in model.weights)
+    assert model.get_config() == config
+    assert [v.path for v in model.variables] == names
+    model.fit(batches(*data), verbose=0)
+    kernel = model.get_layer("hidden").kernel
+    revived = kernel.numpy()[~ticket.masks[kernel.path]]
+    assert (revived != 0).any()
+    tt.release(model)  # nothing to release is no error
+
+
+def test_project_repairs_what_went_past_the_constraint(data):
+    model = compiled(mlp())
+    weights = model.get_weights()
+    ticket = tt.prune(model, sparsity=0.75)
+    ticket.apply(model)
+    model.set_weights(weights)
+    masking.project(model)
+    assert_zeros(model, ticket)
+
+
+def test_pruned_weights_that_turn_nan_become_zero():
+    value = tf.constant([np.nan, np.inf, -1.0, 2.0])
+    mask = tf.constant([False, False, False, True])
+    result = masking.masked(value, mask).numpy()
+    np.testing.assert_array_equal(result, [0, 0, 0, 2])
+    assert not np.signbit(result).any()
+
+
+def test_a_new_mask_needs_no_new_trace(data):
+    traces = []
+
+    def counting_loss(y, logits):
+        traces.append(1)
+        return keras.losses.sparse_categorical_crossentropy(
+            y, logits, from_logits=True
+        )
+
+    model = mlp()
+    model.compile("adam", counting_loss)
+    tt.prune(model, sparsity=0.5).apply(model)
+    model.fit(batches(*data), verbose=0)
+    before = len(traces)
+    tt.prune(model, sparsity=0.75).apply(model, weights="keep")
+    model.fit(batches(*data), verbose=0)
+    assert len(traces) == before > 0

@@ -1,0 +1,195 @@
+"""Prune little by little while the model trains."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tf_tickets import masking
+from tf_tickets.callbacks.enforce import MaskKeeper
+from tf_tickets.callbacks.rewind import StepCounter, check_count
+from tf_tickets.pruning import criteria, scopes
+from tf_tickets.pruning.oneshot import (
+    current_masks,
+    describe,
+    draw_masks,
+    sparsity_of,
+)
+from tf_tickets.pruning.schedules import Polynomial, Schedule, sparsity_at
+from tf_tickets.selection import Filters
+from tf_tickets.ticket import Ticket
+
+
+class GradualPruning(MaskKeeper):
+    """Raise the sparsity by a schedule during one training run.
+
+    Masks are drawn every ``frequency`` steps from the weights of that moment;
+    pruned weights stay pruned. Steps count on from the optimizer's iteration
+    when `fit` begins, so that a second `fit` goes on where the first ended.
+
+    Args:
+        schedule: A callable ``step -> sparsity``, such as
+            `tf_tickets.pruning.Polynomial`, or a ``PruningSchedule`` of the
+            TensorFlow Model Optimization toolkit.
+        target_sparsity: Instead of ``schedule``: a cubic climb to this
+            sparsity between ``begin_step`` and ``end_step``.
+        begin_step: First step of that climb.
+        end_step: Last step of that climb.
+        frequency: Steps between two drawings. A schedule that says itself
+            when to prune is asked at every step instead.
+        criterion: As in `tf_tickets.prune`.
+        scope: As in `tf_tickets.prune`, but not a mapping.
+        filters: As in `tf_tickets.prunable_weights`.
+        seed: For criteria that draw at random.
+
+    Attributes:
+        ticket: After `fit`: the masks, and the trained weights as start
+            weights.
+
+    Raises:
+        ValueError: On bad arguments; when training begins, if the model has
+            nothing prunable, weights that are not finite, or is sparser than
+            the schedule's target.
+
+    Reference:
+        Zhu and Gupta, "To prune, or not to prune", 2017.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(10)])
+    >>> model.compile("sgd", "mse")
+    >>> pruning = GradualPruning(target_sparsity=0.8, end_step=8, frequency=2)
+    >>> _ = model.fit(
+    ...     np.ones((8, 10)), np.ones((8, 10)), batch_size=1, verbose=0,
+    ...     callbacks=[pruning],
+    ... )
+    >>> pruning.ticket.sparsity
+    0.8
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule | None = None,
+        *,
+        target_sparsity: float | None = None,
+        begin_step: int = 0,
+        end_step: int | None = None,
+        frequency: int = 100,
+        criterion: str | criteria.Criterion = "magnitude",
+        scope: scopes.Scope = "global",
+        filters: Filters = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if (schedule is None) == (target_sparsity is None):
+            raise ValueError(
+                "Give a `schedule`, or `target_sparsity` and `end_step`. "
+                f"Received: schedule={schedule!r}, "
+                f"target_sparsity={target_sparsity!r}"
+            )
+        if schedule is None:
+            if end_step is None or target_sparsity is None:
+                raise ValueError(
+                    "`target_sparsity` needs the `end_step` at which it is "
+                    f"reached. Received: end_step={end_step!r}"
+                )
+            schedule = Polynomial(
+                target_sparsity, end_step=end_step, begin_step=begin_step
+            )
+        if not callable(schedule):
+            raise ValueError(
+                "`schedule` must be a callable step -> sparsity. "
+                f"Received: schedule={schedule!r}"
+            )
+        check_count("frequency", frequency, least=1)
+        criteria.get(criterion)
+        scopes.check_scope(scope)
+        if isinstance(scope, Mapping):
+            raise ValueError(
+                "A mapping fixes each tensor's sparsity and leaves nothing to "
+                f"a schedule. Received: scope={scope!r}"
+            )
+        self.schedule = schedule
+        self.frequency = frequency
+        self.criterion = criterion
+        self.scope = scope
+        self.filters = filters
+        self.seed = seed
+        self.ticket: Ticket | None = None
+        # A toolkit schedule answers (should_prune, sparsity): it has a
+        # rhythm of its own.
+        self._own_rhythm = isinstance(schedule(begin_step), tuple)
+        self._steps = StepCounter()
+        self._sparsity = 0.0
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self.ticket = None
+        self._steps = StepCounter(int(self.model.optimizer.iterations.numpy()))
+        self._sparsity = sparsity_of(current_masks(self.model, self.filters))
+        target = getattr(self.schedule, "target_sparsity", 1.0)
+        if target < self._sparsity:
+            raise ValueError(
+                "The model is sparser than the schedule's target. Received: "
+                f"target_sparsity={target}, sparsity {self._sparsity:.6f} now"
+            )
+        # Even where nothing is to be pruned yet, this meets every error
+        # before training and lets the first step be traced with its masks.
+        asked = self._asked([self._steps.step])
+        self._enforce(max(self._sparsity, asked or 0.0))
+
+    def on_epoch_begin(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        self._steps.new_epoch()
+
+    def on_train_batch_end(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        asked = self._asked(self._steps.advance(batch))
+        if asked is not None and asked > self._sparsity:
+            self._enforce(asked)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        super().on_train_end(logs)
+        self.ticket = Ticket.from_model(
+            self.model,
+            metadata={
+                "source": "GradualPruning",
+                "schedule": repr(self.schedule),
+                **describe(
+                    self._sparsity, self.criterion, self.scope, self.seed
+                ),
+            },
+        )
+        end = getattr(self.schedule, "end_step", -1)
+        if self._steps.step < end:
+            warnings.warn(
+                f"Training ended at step {self._steps.step}, before the "
+                f"schedule's end at step {end}: the sparsity is "
+                f"{self.ticket.sparsity:.4f}.",
+                stacklevel=2,
+            )
+
+    def _asked(self, steps: Iterable[int]) -> float | None:
+        """The last sparsity that the schedule asks for in ``steps``."""
+        asked = None
+        for step in steps:
+            if self._own_rhythm or step % self.frequency == 0:
+                answer = sparsity_at(self.schedule, step)
+                asked = asked if answer is None else answer
+        return asked
+
+    def _enforce(self, sparsity: float) -> None:
+        masks, _ = draw_masks(
+            self.model,
+            sparsity,
+            criterion=self.criterion,
+            scope=self.scope,
+            filters=self.filters,
+            seed=self.seed,
+        )
+        masking.enforce(self.model, masks)
+        self._sparsity = sparsity

@@ -1,0 +1,61 @@
+"""Show how sparse the model is while it trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from tf_tickets.selection import Filters, prunable_weights
+
+
+class SparsityLogger(keras.callbacks.Callback):
+    """Add the measured sparsity to the logs of every epoch.
+
+    It counts the zeros that are there, whatever masks say. The History that
+    `fit` returns and the progress bar show it; `keras.callbacks.TensorBoard`
+    and `CSVLogger` do too when they stand after this callback in the list.
+
+    Args:
+        per_layer: Also log one number for each weight, as
+            ``"sparsity/<path>"``.
+        filters: Which weights; see `tf_tickets.prunable_weights`.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> model.compile("sgd", "mse")
+    >>> history = model.fit(
+    ...     np.ones((8, 4)), np.ones((8, 2)), verbose=0,
+    ...     callbacks=[SparsityLogger()],
+    ... )
+    >>> history.history["sparsity"]
+    [0.0]
+    """
+
+    def __init__(
+        self, *, per_layer: bool = False, filters: Filters = None
+    ) -> None:
+        super().__init__()
+        self.per_layer = per_layer
+        self.filters = filters
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        prunable_weights(self.model, self.filters)  # fail before training
+
+    def on_epoch_end(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        if logs is None:
+            return
+        zeros = total = 0
+        for path, variable in prunable_weights(
+            self.model, self.filters
+        ).items():
+            value = keras.ops.convert_to_numpy(variable)
+            empty = value.size - int(np.count_nonzero(value))
+            zeros, total = zeros + empty, total + value.size
+            if self.per_layer:
+                logs[f"sparsity/{path}"] = empty / max(value.size, 1)
+        logs["sparsity"] = zeros / total

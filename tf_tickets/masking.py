@@ -1,0 +1,204 @@
+"""Keep the zeros of a plain model at zero.
+
+A mask sits in ``variable.constraint``: Keras calls a variable's constraint
+inside the compiled training step, after every optimizer update, so the model
+stays the model the user made. No layer is wrapped, cloned or renamed, a new
+mask is an assignment, and `release` leaves no trace.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_tickets.selection import named_weights
+
+
+class MaskConstraint(keras.constraints.Constraint):
+    r"""$w \leftarrow m \odot c(w)$, with the layer's own constraint $c$.
+
+    An optimizer with ``use_ema=True`` averages each update before the
+    constraint sees it, and Keras later writes the averages into the model. So
+    the average of the weight is masked in the same step.
+
+    Args:
+        mask: Boolean array of the weight's shape, `True` where it is kept.
+        inner: The constraint that the variable had before, or `None`.
+        average: Called when a step is traced; the variable that holds the
+            weight's moving average, or `None`.
+    """
+
+    def __init__(
+        self,
+        mask: np.ndarray,
+        inner: Callable[..., tf.Tensor] | None = None,
+        average: Callable[[], keras.Variable | None] = lambda: None,
+    ) -> None:
+        self.mask = tf.Variable(
+            mask, trainable=False, dtype=tf.bool, name="mask"
+        )
+        self.inner = inner
+        self.average = average
+
+    def __call__(self, w: tf.Tensor) -> tf.Tensor:
+        average = self.average()
+        if average is not None:
+            _update(average.value, self.mask)
+        if self.inner is not None:
+            w = self.inner(w)
+        return masked(w, self.mask)
+
+
+def masked(w: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """``w`` where ``mask`` is true, +0.0 elsewhere, NaN and inf included.
+
+    A product would leave -0.0 in the place of negative weights: equal to zero,
+    but random sign bits that no compressor can remove.
+    """
+    w = tf.convert_to_tensor(w)
+    return tf.where(mask, w, tf.zeros((), w.dtype))
+
+
+def enforce(model: keras.Model, masks: Mapping[str, np.ndarray]) -> None:
+    """Attach ``masks`` to the weights of ``model`` and zero what they prune.
+
+    Weights that already have a mask get the new one by assignment, with no
+    new trace of the training step.
+
+    Args:
+        model: A built Keras model.
+        masks: ``{key: boolean array}``, keys as in
+            `tf_tickets.prunable_weights`.
+    """
+    weights = named_weights(model)
+    fresh = False
+    with model.distribute_strategy.scope():
+        for key, mask in masks.items():
+            variable = weights[key]
+            constraint = variable.constraint
+            if isinstance(constraint, MaskConstraint):
+                constraint.mask.assign(mask)
+            else:
+                variable.constraint = MaskConstraint(
+                    mask, constraint, _average_of(model, variable)
+                )
+                fresh = True
+    if fresh:
+        _forget_trace(model)
+    project(model)
+
+
+def attached_masks(model: keras.Model) -> dict[str, np.ndarray]:
+    """The masks that `enforce` attached, by key; empty if there are none."""
+    return {
+        key: constraint.mask.numpy()
+        for key, variable in _masked_weights(model).items()
+        if isinstance(constraint := variable.constraint, MaskConstraint)
+    }
+
+
+def project(model: keras.Model) -> None:
+    """Zero the pruned weights now, wherever they were written from.
+
+    ``set_weights``, ``load_weights`` and ``assign`` go past a constraint. The
+    optimizer's moving averages of the weights are projected too.
+    """
+    for variable in _masked_weights(model).values():
+        mask = variable.constraint.mask
+        variable.assign(masked(variable.value, mask))
+        average = _moving_average(model, variable)
+        if average is not None:
+            average.assign(masked(average.value, mask))
+
+
+def release(model: keras.Model) -> None:
+    """Stop enforcing masks: weights keep their values, and may change.
+
+    Args:
+        model: A model to which a ticket was applied. Without one this does
+            nothing.
+
+    Example:
+
+    >>> import tf_tickets as tt
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> tt.prune(model, sparsity=0.5).apply(model)
+    >>> tt.release(model)
+    >>> model.layers[0].kernel.constraint is None
+    True
+    """
+    found = _masked_weights(model)
+    for variable in found.values():
+        variable.constraint = variable.constraint.inner
+    if found:
+        _forget_trace(model)
+
+
+def _masked_weights(model: keras.Model) -> dict[str, keras.Variable]:
+    return {
+        key: variable
+        for key, variable in named_weights(model).items()
+        if isinstance(variable.constraint, MaskConstraint)
+    }
+
+
+def _forget_trace(model: keras.Model) -> None:
+    # A step traced without the constraint would go on without it.
+    if getattr(model, "train_function", None) is not None:
+        model.make_train_function(force=True)
+
+
+def _average_of(
+    model: keras.Model, variable: keras.Variable
+) -> Callable[[], keras.Variable | None]:
+    # The optimizer may be compiled in later, and the constraint must not
+    # keep the model alive.
+    reference = weakref.ref(model)
+
+    def average() -> keras.Variable | None:
+        owner = reference()
+        return None if owner is None else _moving_average(owner, variable)
+
+    return average
+
+
+def _moving_average(
+    model: keras.Model, variable: keras.Variable
+) -> keras.Variable | None:
+    optimizer = getattr(model, "optimizer", None)
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    for one in getattr(optimizer, "optimizers", [optimizer]):
+        # Keras has no public way from a weight to its average.
+        averages = getattr(one, "_model_variables_moving_average", None)
+        for tracked, average in zip(
+            one._trainable_variables if averages else (),
+            averages or (),
+            strict=True,
+        ):
+            if tracked is variable:
+                return average
+    return None
+
+
+def _update(variable: tf.Variable, mask: tf.Variable) -> None:
+    """Mask an optimizer variable inside a step, on every replica."""
+    if not tf.distribute.has_strategy():
+        variable.assign(masked(variable, mask))
+        return
+
+    def on_each(
+        strategy: tf.distribute.Strategy, v: tf.Variable, m: tf.Variable
+    ) -> None:
+        strategy.extended.update(
+            v, lambda a, b: a.assign(masked(a, b)), args=(m,), group=False
+        )
+
+    context = tf.distribute.get_replica_context()
+    if context is None:
+        on_each(tf.distribute.get_strategy(), variable, mask)
+    else:
+        context.merge_call(on_each, args=(variable, mask))

@@ -1,0 +1,171 @@
+"""Schedules: how much is pruned at which step.
+
+A schedule is a callable ``step -> sparsity``. The pruning schedules of the
+TensorFlow Model Optimization toolkit, ``step -> (should_prune, sparsity)``,
+are taken as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tf_tickets.pruning.scopes import check_sparsity
+
+Schedule = Callable[[int], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """Sparsity ``sparsity`` from ``begin_step`` on, 0 before.
+
+    Example:
+
+    >>> schedule = Constant(0.5, begin_step=100)
+    >>> schedule(99), schedule(100)
+    (0.0, 0.5)
+    """
+
+    sparsity: float
+    begin_step: int = 0
+
+    def __post_init__(self) -> None:
+        check_sparsity(self.sparsity)
+        _check_steps(self.begin_step, None)
+
+    def __call__(self, step: int) -> float:
+        return self.sparsity if step >= self.begin_step else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Polynomial:
+    r"""$s_t = s_f + (s_i - s_f)(1 - t)^p$, with $t$ running from 0 to 1.
+
+    Args:
+        target_sparsity: $s_f$, reached at ``end_step``.
+        end_step: Last step of the climb.
+        initial_sparsity: $s_i$, at ``begin_step``; 0 before.
+        begin_step: First step of the climb.
+        power: $p$.
+
+    Reference:
+        Zhu and Gupta, "To prune, or not to prune", 2017, equation 1 (p = 3).
+
+    Example:
+
+    >>> schedule = Polynomial(0.8, end_step=100)
+    >>> [round(schedule(step), 3) for step in (0, 50, 100)]
+    [0.0, 0.7, 0.8]
+    """
+
+    target_sparsity: float
+    end_step: int
+    initial_sparsity: float = 0.0
+    begin_step: int = 0
+    power: float = 3.0
+
+    def __post_init__(self) -> None:
+        _check_climb(self)
+        if not self.power > 0:
+            raise ValueError(
+                f"`power` must be positive. Received: power={self.power!r}"
+            )
+
+    def __call__(self, step: int) -> float:
+        if step < self.begin_step:
+            return 0.0
+        rest = (1 - _progress(self, step)) ** self.power
+        span = self.initial_sparsity - self.target_sparsity
+        return self.target_sparsity + span * rest
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometric:
+    r"""$1 - s_t = (1 - s_i)^{1-t} (1 - s_f)^t$, equal fractions of the rest.
+
+    The densities of iterative pruning, in continuous time.
+
+    Args:
+        target_sparsity: $s_f$, reached at ``end_step``.
+        end_step: Last step of the climb.
+        initial_sparsity: $s_i$, at ``begin_step``; 0 before.
+        begin_step: First step of the climb.
+
+    Example:
+
+    >>> schedule = Geometric(0.99, end_step=100)
+    >>> round(schedule(50), 6)
+    0.9
+    """
+
+    target_sparsity: float
+    end_step: int
+    initial_sparsity: float = 0.0
+    begin_step: int = 0
+
+    def __post_init__(self) -> None:
+        _check_climb(self)
+
+    def __call__(self, step: int) -> float:
+        if step < self.begin_step:
+            return 0.0
+        t = _progress(self, step)
+        if t == 1.0:
+            return self.target_sparsity
+        first, last = 1 - self.initial_sparsity, 1 - self.target_sparsity
+        return 1 - first ** (1 - t) * last**t
+
+
+def sparsity_at(schedule: Schedule, step: int) -> float | None:
+    """The sparsity that ``schedule`` asks for at ``step``.
+
+    Returns:
+        A float, or `None` where the schedule says not to prune.
+
+    Raises:
+        ValueError: If the schedule returns neither a sparsity in [0, 1) nor
+            ``(should_prune, sparsity)``.
+    """
+    answer = schedule(step)
+    if isinstance(answer, tuple | list):
+        if len(answer) != 2:
+            raise ValueError(
+                "A schedule must return a sparsity or (should_prune, "
+                f"sparsity). Received: {answer!r} at step {step}"
+            )
+        should_prune, answer = answer
+        if not bool(should_prune):
+            return None
+    value = np.asarray(answer)
+    # The shortest decimal of a float32 is the number its author wrote: 0.9,
+    # not 0.8999999762, which is another count of weights at 25 million.
+    sparsity = float(str(value)) if value.ndim == 0 else float("nan")
+    check_sparsity(sparsity, f"schedule({step})")
+    return sparsity
+
+
+def _progress(climb: Polynomial | Geometric, step: int) -> float:
+    done = (step - climb.begin_step) / (climb.end_step - climb.begin_step)
+    return min(max(done, 0.0), 1.0)
+
+
+def _check_climb(climb: Polynomial | Geometric) -> None:
+    check_sparsity(climb.target_sparsity, "target_sparsity")
+    check_sparsity(climb.initial_sparsity, "initial_sparsity")
+    if climb.initial_sparsity > climb.target_sparsity:
+        raise ValueError(
+            "`initial_sparsity` must not exceed `target_sparsity`. Received: "
+            f"{climb.initial_sparsity!r} and {climb.target_sparsity!r}"
+        )
+    _check_steps(climb.begin_step, climb.end_step)
+
+
+def _check_steps(begin_step: int, end_step: int | None) -> None:
+    if begin_step < 0 or (end_step is not None and end_step <= begin_step):
+        raise ValueError(
+            "Steps must satisfy 0 <= begin_step < end_step. Received: "
+            f"begin_step={begin_step!r}, end_step={end_step!r}"
+        )

@@ -1,0 +1,253 @@
+"""Scopes: how a budget of kept weights is spread over the tensors.
+
+A scope turns shapes and a sparsity into pools: groups of tensors that compete
+for one exact count of kept weights. ``global`` is one pool of all tensors;
+every other scope gives each tensor a pool of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+Shapes = Mapping[str, tuple[int, ...]]
+Densities = dict[str, float]
+Scope = (
+    str | Mapping[str, float] | Callable[[Shapes, float], Mapping[str, float]]
+)
+
+
+class Pool(NamedTuple):
+    """Tensors that compete for ``keep`` kept weights."""
+
+    paths: tuple[str, ...]
+    keep: int
+
+
+def uniform(shapes: Shapes, density: float) -> Densities:
+    """The scope ``"layer"``: every tensor has the same density."""
+    return dict.fromkeys(shapes, density)
+
+
+def erk(shapes: Shapes, density: float) -> Densities:
+    r"""The scope ``"erk"``: Erdős–Rényi-kernel densities.
+
+    $d_l = \min(1, \epsilon \sum_i n_{l,i} / \prod_i n_{l,i})$ over the
+    dimensions $n_{l,i}$ of tensor $l$, with the one $\epsilon$ that meets the
+    budget: small tensors stay denser.
+
+    Args:
+        shapes: ``{path: shape}``.
+        density: Kept fraction of all weights, in (0, 1].
+
+    Returns:
+        ``{path: density}``.
+
+    Reference:
+        Evci et al., "Rigging the Lottery: Making All Tickets Winners", ICML
+        2020, section 3 (1); Mocanu et al. 2018 for the dense case.
+
+    Example:
+
+    >>> d = erk({"a": (10, 10), "b": (100, 100)}, density=0.1)
+    >>> round(d["a"], 3), round(d["b"], 3)
+    (0.918, 0.092)
+    """
+    sizes = {p: float(np.prod(s)) for p, s in shapes.items()}
+    raw = {p: sum(s) / max(sizes[p], 1.0) for p, s in shapes.items()}
+    budget = density * sum(sizes.values())
+    full: set[str] = set()
+    while True:
+        # ε · Σ_sparse rawₗ nₗ = budget − Σ_full nₗ
+        free = budget - sum(sizes[p] for p in full)
+        weight = sum(raw[p] * sizes[p] for p in shapes if p not in full)
+        epsilon = free / weight if weight else 0.0
+        over = {p for p in shapes if p not in full and epsilon * raw[p] > 1.0}
+        if not over:
+            break
+        # One at a time would reach the same end: a tensor over 1 stays so,
+        # because setting others to 1 can only raise ε.
+        full |= over
+    return {p: 1.0 if p in full else epsilon * raw[p] for p in shapes}
+
+
+SCOPES: dict[str, Callable[[Shapes, float], Densities]] = {
+    "layer": uniform,
+    "erk": erk,
+}
+
+
+def pools(
+    scope: Scope,
+    shapes: Shapes,
+    sparsity: float | None,
+    capacity: Mapping[str, int],
+) -> list[Pool]:
+    """Spread a budget over tensors.
+
+    Args:
+        scope: ``"global"``, ``"layer"``, ``"erk"``; ``{pattern: sparsity}``,
+            where a tensor takes the sparsity of the first pattern found in
+            its path and stays as dense as it is if there is none; or a
+            callable ``(shapes, density) -> {path: density}``.
+        shapes: ``{path: shape}``.
+        sparsity: Fraction of all weights to prune; `None` with a mapping.
+        capacity: ``{path: how many weights may still be kept}``.
+
+    Returns:
+        Pools whose counts add up to the request, to the weight.
+
+    Raises:
+        ValueError: If the scope is unknown, a pattern matches nothing, or the
+            request exceeds what may still be kept.
+    """
+    sizes = {p: int(np.prod(s, dtype=np.int64)) for p, s in shapes.items()}
+    if isinstance(scope, Mapping):
+        if sparsity is not None:
+            raise ValueError(
+                "With a mapping as `scope` the mapping says the sparsity of "
+                f"each tensor. Received: sparsity={sparsity!r} as well"
+            )
+        wanted = _mapped(scope, shapes)
+        return [
+            Pool(
+                (p,),
+                _checked(round((1 - wanted[p]) * sizes[p]), capacity[p], p)
+                if p in wanted
+                else capacity[p],
+            )
+            for p in shapes
+        ]
+    check_scope(scope)
+    check_sparsity(sparsity)
+    total = round((1 - sparsity) * sum(sizes.values()))  # type: ignore[operator]
+    _checked(total, sum(capacity.values()), "all tensors")
+    if scope == "global":
+        return [Pool(tuple(shapes), total)]
+    allocate = scope if callable(scope) else SCOPES[scope]
+    densities = allocate(shapes, total / max(sum(sizes.values()), 1))
+    if set(densities) != set(shapes):
+        raise ValueError(
+            "A scope must give a density for every tensor. Received: "
+            f"{sorted(set(densities) ^ set(shapes))} missing or unknown"
+        )
+    ideal = {p: densities[p] * sizes[p] for p in shapes}
+    if abs(sum(ideal.values()) - total) > len(ideal):
+        raise ValueError(
+            f"The densities of a scope must add up to the {total} weights "
+            f"to keep. Received: {sum(ideal.values()):.0f} from {densities}"
+        )
+    return [
+        Pool((p,), keep)
+        for p, keep in _apportion(ideal, total, capacity).items()
+    ]
+
+
+def at_progress(
+    scope: Scope, target: float | None, initial: float, progress: float
+) -> tuple[float | None, Scope]:
+    """``(sparsity, scope)`` part of the way to a target.
+
+    Densities fall by equal factors: $d = d_0 (d_1 / d_0)^t$.
+
+    Args:
+        scope: As in `pools`; a mapping holds the targets itself and starts
+            from dense tensors.
+        target: Sparsity at ``progress`` 1; `None` with a mapping.
+        initial: Sparsity at ``progress`` 0.
+        progress: t in [0, 1].
+    """
+    if isinstance(scope, Mapping):
+        return target, {
+            pattern: _fall(0.0, end, progress) for pattern, end in scope.items()
+        }
+    check_sparsity(target)
+    return _fall(initial, float(target or 0.0), progress), scope
+
+
+def _fall(initial: float, target: float, progress: float) -> float:
+    if progress == 1:
+        return target  # as it was written, with no rounding
+    return 1 - (1 - initial) ** (1 - progress) * (1 - target) ** progress
+
+
+def check_scope(scope: Scope) -> None:
+    """Raise unless ``scope`` is a known name, a mapping or a callable."""
+    if not (
+        callable(scope)
+        or isinstance(scope, Mapping)
+        or (isinstance(scope, str) and scope in {"global", *SCOPES})
+    ):
+        raise ValueError(
+            f"`scope` must be one of {['global', *sorted(SCOPES)]}, a mapping "
+            f"or a callable. Received: scope={scope!r}"
+        )
+
+
+def check_sparsity(sparsity: float | None, name: str = "sparsity") -> None:
+    """Raise unless ``sparsity`` is a number in [0, 1)."""
+    if (
+        isinstance(sparsity, bool)
+        or not isinstance(sparsity, int | float | np.number)
+        or not 0 <= sparsity < 1
+    ):
+        raise ValueError(
+            f"`{name}` must be a number in [0, 1), the fraction of weights "
+            f"that become zero. Received: {name}={sparsity!r}"
+        )
+
+
+def _apportion(
+    ideal: Mapping[str, float], total: int, capacity: Mapping[str, int]
+) -> dict[str, int]:
+    """Whole counts near ``ideal`` that add up to ``total``.
+
+    Largest remainders first; what a tensor cannot hold goes to the others.
+    """
+    counts = {p: min(int(x), capacity[p]) for p, x in ideal.items()}
+    missing = total - sum(counts.values())
+    order = sorted(ideal, key=lambda p: counts[p] - ideal[p])
+    while missing > 0:
+        open_paths = [p for p in order if counts[p] < capacity[p]]
+        # Usually one each; after a cap, an equal share.
+        share = max(1, missing // len(open_paths))
+        for p in open_paths:
+            step = min(share, capacity[p] - counts[p], missing)
+            counts[p] += step
+            missing -= step
+    while missing < 0:
+        for p in reversed(order):
+            if missing < 0 and counts[p] > 0:
+                counts[p] -= 1
+                missing += 1
+    return counts
+
+
+def _mapped(scope: Mapping[str, float], shapes: Shapes) -> dict[str, float]:
+    if not scope:
+        raise ValueError(f"The mapping is empty. Received: scope={scope!r}")
+    wanted: dict[str, float] = {}
+    for pattern, sparsity in scope.items():
+        check_sparsity(sparsity, f"scope[{pattern!r}]")
+        hits = [p for p in shapes if p == pattern or re.search(pattern, p)]
+        if not hits:
+            raise ValueError(
+                f"A pattern matches no prunable weight of {list(shapes)}. "
+                f"Received: scope={{{pattern!r}: {sparsity}}}"
+            )
+        for path in hits:
+            wanted.setdefault(path, float(sparsity))
+    return wanted
+
+
+def _checked(keep: int, capacity: int, what: str) -> int:
+    if keep > capacity:
+        raise ValueError(
+            "The target is below the current sparsity: pruned weights do not "
+            f"come back. Received: {keep} weights to keep in {what}, where "
+            f"{capacity} are left"
+        )
+    return keep

@@ -1,0 +1,260 @@
+"""Which weights of a model may be pruned, and by which key they are known.
+
+A weight's key is its ``variable.path``. Two weights with one path (a model
+that holds two functional models built by the same function) are told apart by
+a suffix: ``conv/kernel``, ``conv/kernel#1``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import keras
+import numpy as np
+
+Filter = str | Callable[[str, keras.Variable], bool]
+Filters = Filter | Sequence[Filter] | None
+Shape = tuple[int, ...]
+
+_KERNELS = {
+    "kernel",
+    "depthwise_kernel",
+    "pointwise_kernel",
+    "recurrent_kernel",
+}
+# Rank says nothing here: attention biases have rank 2, and a normalisation
+# over several axes has scales of rank 2 and more.
+_NEVER = {
+    "bias",
+    "recurrent_bias",
+    "gamma",
+    "beta",
+    "scale",
+    "mean",
+    "variance",
+    "moving_mean",
+    "moving_variance",
+    "vector_u",
+}
+
+
+def named_weights(model: keras.Model) -> dict[str, keras.Variable]:
+    """All weights of ``model`` by their unique key, in the model's order.
+
+    Args:
+        model: A built Keras model.
+
+    Returns:
+        ``{key: variable}``: kernels, biases, normalisation parameters and
+        statistics; no optimizer, metric or random-seed state.
+
+    Raises:
+        ValueError: If the model has no weights yet.
+    """
+    if not model.weights:
+        raise ValueError(
+            "The model has no weights yet: build it first, with an Input "
+            "layer, `model.build(input_shape)` or one call on a batch. "
+            f"Received: model={model.name!r}"
+        )
+    return unique_keys(model.weights)
+
+
+def unique_keys(
+    variables: Sequence[keras.Variable],
+) -> dict[str, keras.Variable]:
+    """``{path: variable}``; a repeated path gets ``#1``, ``#2``, ..."""
+    named: dict[str, keras.Variable] = {}
+    seen: dict[str, int] = {}
+    for variable in variables:
+        path = variable.path
+        count = seen.get(path, 0)
+        seen[path] = count + 1
+        named[f"{path}#{count}" if count else path] = variable
+    return named
+
+
+def values_of(
+    variables: Mapping[str, keras.Variable],
+) -> dict[str, np.ndarray]:
+    """Copies of the variables' values, as arrays."""
+    # np.array copies: on CPU the value may share the variable's memory.
+    return {
+        key: np.array(keras.ops.convert_to_numpy(variable))
+        for key, variable in variables.items()
+    }
+
+
+def prunable_weights(
+    model: keras.Model, filters: Filters = None
+) -> dict[str, keras.Variable]:
+    """The weights of ``model`` that pruning may touch.
+
+    Without ``filters``: the kernels of Dense, Conv, DepthwiseConv,
+    SeparableConv, transposed convolution and EinsumDense layers and the
+    projections inside attention and recurrent layers. With ``filters``: every
+    weight matrix or tensor that a filter names, embeddings and the weights of
+    your own layers included. Biases and normalisation parameters are never
+    prunable.
+
+    Args:
+        model: A built Keras model: sequential, functional, nested or
+            subclassed.
+        filters: `None`; a regular expression searched in the weight's path;
+            a callable ``(path, variable) -> bool``; or a list of these, of
+            which one must agree.
+
+    Returns:
+        ``{path: variable}`` in the model's order, each weight once, however
+        many times its layer is shared.
+
+    Raises:
+        ValueError: If nothing is selected, or one of the filters of a list
+            selects nothing.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((8,)),
+    ...     keras.layers.Dense(16, name="hidden"),
+    ...     keras.layers.Dense(4, name="head"),
+    ... ])
+    >>> [path.split("/", 1)[1] for path in prunable_weights(model)]
+    ['hidden/kernel', 'head/kernel']
+    >>> len(prunable_weights(model, filters="hidden"))
+    1
+    """
+    weights = named_weights(model)
+    if filters is None:
+        chosen = {
+            path: variable
+            for path, variable in weights.items()
+            if variable.name in _KERNELS and _is_maskable(variable)
+        }
+        if not chosen:
+            raise ValueError(
+                "The model has no prunable weights: no float kernel of rank "
+                "2 or more. Name your own weights with `filters`. Received: "
+                f"a model with the weights {_listing(weights)}"
+            )
+        return chosen
+    maskable = {p: v for p, v in weights.items() if _is_maskable(v)}
+    chosen_paths: set[str] = set()
+    for entry in _as_list(filters):
+        hits = {p for p, v in maskable.items() if _agrees(entry, p, v)}
+        if not hits:
+            raise ValueError(
+                "A filter matches no prunable weight. The model has "
+                f"{_listing(maskable)}. Received: filters={entry!r}"
+            )
+        chosen_paths |= hits
+    return {p: v for p, v in maskable.items() if p in chosen_paths}
+
+
+def match_keys(
+    shapes: Mapping[str, Shape], variables: Mapping[str, keras.Variable]
+) -> dict[str, str]:
+    """Find each stored key among a model's variables.
+
+    Exact paths first. Keras numbers layers as they are made (``dense``,
+    ``dense_1``, ...), so the same model has other paths in another process:
+    then the two lists are aligned by order, when every shape agrees and
+    either no path or every path without its numbers does.
+
+    Args:
+        shapes: ``{stored key: shape}``, in the stored order.
+        variables: ``{key: variable}``, in the model's order.
+
+    Returns:
+        ``{stored key: key of the variable}``.
+
+    Raises:
+        ValueError: One error that lists every mismatch.
+    """
+    problems = []
+    for key, shape in shapes.items():
+        if key not in variables:
+            problems.append(f"{key} {shape}: not in the model")
+        elif tuple(variables[key].shape) != tuple(shape):
+            problems.append(
+                f"{key}: stored {tuple(shape)}, in the model "
+                f"{tuple(variables[key].shape)}"
+            )
+    if not problems:
+        return {key: key for key in shapes}
+    stored, present = list(shapes), list(variables)
+    if [tuple(s) for s in shapes.values()] == [
+        tuple(v.shape) for v in variables.values()
+    ]:
+        strangers = not set(stored) & set(present)
+        if strangers or [*map(_unnumbered, stored)] == [
+            *map(_unnumbered, present)
+        ]:
+            return dict(zip(stored, present, strict=True))
+    raise ValueError(
+        "The weights do not fit this model:\n  "
+        + "\n  ".join(problems)
+        + f"\nThe model has {_listing(variables)}."
+    )
+
+
+def layers_of(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Every layer inside ``model``, nested and attribute-held ones included.
+
+    Keras has no public walk that reaches the sublayers of attention, wrapper
+    and subclassed layers; this is the one place that knows the private one.
+    """
+    yield from model._flatten_layers(include_self=True)
+
+
+def _is_maskable(variable: keras.Variable) -> bool:
+    return (
+        len(variable.shape) >= 2
+        and variable.name not in _NEVER
+        and "float" in str(variable.dtype)
+        and "float8" not in str(variable.dtype)
+    )
+
+
+def _as_list(filters: Filters) -> list[Filter]:
+    entries = (
+        [filters]
+        if isinstance(filters, str) or callable(filters)
+        else list(filters)
+        if isinstance(filters, Sequence)
+        else None
+    )
+    if not entries or not all(
+        isinstance(e, str) or callable(e) for e in entries
+    ):
+        raise ValueError(
+            "`filters` must be None, a regular expression, a callable "
+            "(path, variable) -> bool, or a list of these. "
+            f"Received: filters={filters!r}"
+        )
+    return entries
+
+
+def _agrees(entry: Filter, path: str, variable: keras.Variable) -> bool:
+    if not isinstance(entry, str):
+        return bool(entry(path, variable))
+    if entry == path:
+        return True
+    try:
+        return re.search(entry, path) is not None
+    except re.error as error:
+        raise ValueError(
+            f"A filter is not a regular expression: {error}. "
+            f"Received: filters={entry!r}"
+        ) from error
+
+
+def _unnumbered(path: str) -> str:
+    return re.sub(r"_\d+(?=/|#|$)", "", path)
+
+
+def _listing(variables: Mapping[str, keras.Variable]) -> str:
+    rows = [f"{p} {tuple(v.shape)}" for p, v in variables.items()]
+    shown = ", ".join(rows[:20])
+    return shown + (f", and {len(rows) - 20} more" if len(rows) > 20 else "")

@@ -1,0 +1,412 @@
+"""A ticket: masks, the weights to start from, and where they came from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from tf_tickets import archive, initialization, masking
+from tf_tickets.selection import (
+    Filters,
+    match_keys,
+    named_weights,
+    prunable_weights,
+    values_of,
+)
+from tf_tickets.version import __version__
+
+
+class Ticket:
+    """Masks over a model's prunable weights and the weights to start from.
+
+    Tickets are values: nothing changes one after it is made, and methods that
+    derive a ticket return a new one.
+
+    Args:
+        masks: ``{path: boolean array}``, `True` where a weight is kept.
+            Arrays of zeros and ones are taken too.
+        weights: ``{path: array}``: the start value of every weight of the
+            model, biases and normalisation state included, before masking
+            (so that `shuffle` can move a mask onto weights it did not keep).
+            `None` for a ticket of masks alone.
+        metadata: JSON values that say where the ticket came from.
+        scores: ``{path: array}``: what the masks were drawn by, for checks
+            that invert it; or `None`.
+
+    Raises:
+        ValueError: If there is no mask, a mask holds something else than
+            zeros and ones, or a mask and its weight or score differ in shape.
+
+    Reference:
+        Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019: the
+        ticket is f(x; m ⊙ θ₀).
+
+    Example:
+
+    >>> import tf_tickets as tt
+    >>> model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(10)])
+    >>> ticket = tt.prune(model, sparsity=0.9)
+    >>> ticket.sparsity
+    0.9
+    >>> ticket.apply(model)
+    >>> int((model.layers[0].kernel.numpy() != 0).sum())
+    10
+    """
+
+    def __init__(
+        self,
+        masks: Mapping[str, np.ndarray],
+        weights: Mapping[str, np.ndarray] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        scores: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        if not masks:
+            raise ValueError(
+                f"A ticket needs a mask. Received: masks={masks!r}"
+            )
+        self._masks = MappingProxyType(
+            {str(k): _as_mask(str(k), m) for k, m in masks.items()}
+        )
+        self._weights = _as_arrays(weights)
+        self._scores = _as_arrays(scores)
+        self._metadata = {"tf_tickets": __version__, **(metadata or {})}
+        for name, arrays in (
+            ("weights", self._weights),
+            ("scores", self._scores),
+        ):
+            if arrays is None:
+                continue
+            misfits = [
+                f"{key}: mask {mask.shape}, {name} "
+                f"{arrays[key].shape if key in arrays else 'missing'}"
+                for key, mask in self._masks.items()
+                if key not in arrays or arrays[key].shape != mask.shape
+            ]
+            if misfits:
+                raise ValueError(
+                    f"`{name}` must hold an array of the mask's shape for "
+                    f"every mask. Received: {'; '.join(misfits)}"
+                )
+
+    @classmethod
+    def from_model(
+        cls,
+        model: keras.Model,
+        *,
+        filters: Filters = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Ticket:
+        """The ticket that ``model`` holds now: its masks and its weights.
+
+        Masks that are enforced are taken as they are; where there are none,
+        a weight counts as kept when it is not zero.
+
+        Args:
+            model: A built Keras model, for example one that was pruned
+                elsewhere.
+            filters: As in `tf_tickets.prunable_weights`.
+            metadata: Added to the ticket's own.
+        """
+        attached = masking.attached_masks(model)
+        values = values_of(named_weights(model))
+        if attached and filters is None:
+            masks = attached
+        else:
+            masks = {
+                key: attached.get(key, values[key] != 0)
+                for key in prunable_weights(model, filters)
+            }
+        return cls(masks, values, {"source": "model", **(metadata or {})})
+
+    @property
+    def masks(self) -> Mapping[str, np.ndarray]:
+        """``{path: boolean array}``, read-only; `True` = kept."""
+        return self._masks
+
+    @property
+    def weights(self) -> Mapping[str, np.ndarray] | None:
+        """``{path: array}``, read-only: the unmasked start weights."""
+        return self._weights
+
+    @property
+    def scores(self) -> Mapping[str, np.ndarray] | None:
+        """``{path: array}``, read-only: what the masks were drawn by."""
+        return self._scores
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Where the ticket came from, as JSON values (a copy)."""
+        return dict(self._metadata)
+
+    @property
+    def size(self) -> int:
+        """How many weights the masks cover."""
+        return sum(m.size for m in self._masks.values())
+
+    @property
+    def kept(self) -> int:
+        """How many weights the masks keep."""
+        return sum(int(np.count_nonzero(m)) for m in self._masks.values())
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the prunable weights that are zero, in [0, 1]."""
+        return (self.size - self.kept) / self.size
+
+    @property
+    def density(self) -> float:
+        """1 − sparsity."""
+        return self.kept / self.size
+
+    def densities(self) -> dict[str, float]:
+        """``{path: density}`` of each masked weight."""
+        return {
+            key: float(np.count_nonzero(m) / m.size) if m.size else 1.0
+            for key, m in self._masks.items()
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"<Ticket: {self.kept:,} of {self.size:,} weights in "
+            f"{len(self._masks)} tensors, sparsity {self.sparsity:.4f}>"
+        )
+
+    def apply(
+        self, model: keras.Model, *, weights: Literal["start", "keep"] = "start"
+    ) -> None:
+        """Put the ticket into ``model`` and keep its zeros at zero.
+
+        Afterwards every training step of ``model.fit``, and of a custom loop
+        that calls ``optimizer.apply``, leaves the pruned weights at exactly
+        zero, until `tf_tickets.release`. Only weights change: compile the
+        model anew, or restore a `tf_tickets.Snapshot`, if its optimizer
+        should forget earlier training. A step that you traced yourself with
+        ``tf.function`` before this call must be traced again.
+
+        Args:
+            model: A built Keras model of the same architecture. Layer numbers
+                may differ: then weights are matched by order.
+            weights: `"start"` assigns mask ⊙ the ticket's start weights (all
+                weights, biases and statistics included); `"keep"` masks the
+                weights that the model has.
+
+        Raises:
+            ValueError: If the ticket does not fit, listing every mismatch, or
+                has no start weights to assign. The model is unchanged then.
+        """
+        if weights not in ("start", "keep"):
+            raise ValueError(
+                "`weights` must be 'start' or 'keep'. "
+                f"Received: weights={weights!r}"
+            )
+        if weights == "start" and self._weights is None:
+            raise ValueError(
+                "This ticket has masks and no start weights: apply it with "
+                "`weights='keep'`. Received: weights='start'"
+            )
+        named = named_weights(model)
+        keys = self.match(model)
+        if weights == "start" and self._weights is not None:
+            every = match_keys(_shapes(self._weights), named)
+            for key, value in self._weights.items():
+                named[every[key]].assign(value)
+        masking.enforce(model, {keys[k]: m for k, m in self._masks.items()})
+
+    def match(self, model: keras.Model) -> dict[str, str]:
+        """``{path in the ticket: path in the model}`` of the masked weights.
+
+        Raises:
+            ValueError: If the ticket is of another architecture, listing every
+                mismatch.
+        """
+        named = named_weights(model)
+        shapes = _shapes(self._masks)
+        if all(
+            key in named and tuple(named[key].shape) == shape
+            for key, shape in shapes.items()
+        ):
+            return {key: key for key in shapes}
+        if self._weights is not None:
+            # The full list is the safer one to align by order: it also says
+            # where the weights without a mask stand.
+            every = match_keys(_shapes(self._weights), named)
+            return {key: every[key] for key in self._masks}
+        return match_keys(shapes, prunable_weights(model))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the ticket to one ``.npz`` file.
+
+        Masks take one bit a weight. The file appears whole or not at all.
+
+        Args:
+            path: The file, used as given.
+        """
+        manifest = {
+            "masks": {k: list(m.shape) for k, m in self._masks.items()},
+            "weights": (None if self._weights is None else list(self._weights)),
+            "scores": None if self._scores is None else list(self._scores),
+            "metadata": self._metadata,
+        }
+        arrays = {f"mask:{k}": np.packbits(m) for k, m in self._masks.items()}
+        for key, value in (self._weights or {}).items():
+            arrays[f"weight:{key}"] = value
+        for key, value in (self._scores or {}).items():
+            arrays[f"score:{key}"] = value
+        archive.write(path, "ticket", manifest, arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Ticket:
+        """Read a ticket that `save` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is truncated, damaged, of a newer format
+                or not a ticket.
+        """
+        manifest, arrays = archive.read(path, "ticket")
+        try:
+            masks = {
+                key: _unpacked(arrays[f"mask:{key}"], tuple(shape))
+                for key, shape in manifest["masks"].items()
+            }
+            weights, scores = (
+                None
+                if manifest[part] is None
+                else {k: arrays[f"{part[:-1]}:{k}"] for k in manifest[part]}
+                for part in ("weights", "scores")
+            )
+            return cls(masks, weights, manifest["metadata"], scores=scores)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"{str(path)!r} is not a whole tf_tickets ticket file: {error}"
+            ) from error
+
+    def hamming_distance(self, other: Ticket) -> float:
+        """Fraction of the mask positions in which two tickets differ.
+
+        Args:
+            other: A ticket over the same weights.
+
+        Returns:
+            A number in [0, 1]; 0 for equal masks.
+
+        Raises:
+            ValueError: If the tickets cover different weights.
+        """
+        mine, theirs = _shapes(self._masks), _shapes(other.masks)
+        if mine != theirs:
+            raise ValueError(
+                "The tickets cover different weights. Received: "
+                f"{sorted(mine.items() ^ theirs.items())}"
+            )
+        differing = sum(
+            int(np.count_nonzero(m != other.masks[k]))
+            for k, m in self._masks.items()
+        )
+        return differing / self.size
+
+    def shuffle(self, seed: int = 0) -> Ticket:
+        """A control: each mask permuted within its tensor, start weights kept.
+
+        Every tensor keeps its count of kept weights, at random positions.
+
+        Reference:
+            Frankle et al., "Pruning Neural Networks at Initialization: Why
+            Are We Missing the Mark?", ICLR 2021 (layerwise shuffling).
+        """
+        masks = {
+            key: np.random.default_rng((seed, i))
+            .permutation(mask.ravel())
+            .reshape(mask.shape)
+            for i, (key, mask) in enumerate(self._masks.items())
+        }
+        return Ticket(
+            masks,
+            self._weights,
+            {**self._metadata, "control": "shuffle", "control_seed": seed},
+        )
+
+    def reinitialize(self, model: keras.Model, seed: int = 0) -> Ticket:
+        """A control: the same masks over newly drawn start weights.
+
+        Every weight is drawn again by the initializer of its own layer, with
+        a seed that follows from ``seed`` and the weight's position; ``model``
+        is only read. Weights whose layer names no initializer keep their
+        start value and are listed in ``metadata["not_reinitialized"]``.
+
+        Args:
+            model: The model that the ticket belongs to.
+            seed: Integer.
+
+        Raises:
+            ValueError: If the ticket does not fit the model or no initializer
+                is known for a weight that has a mask.
+        """
+        named = named_weights(model)
+        if self._weights is not None:
+            keys = match_keys(_shapes(self._weights), named)
+            start = {keys[k]: v for k, v in self._weights.items()}
+        else:
+            start = values_of(named)
+        mask_keys = self.match(model)
+        drawn, unknown = initialization.redraw(model, seed)
+        lost = sorted(set(unknown) & set(mask_keys.values()))
+        if lost:
+            raise ValueError(
+                "No initializer is known for these masked weights, so they "
+                f"cannot be drawn again. Received: {lost}"
+            )
+        return Ticket(
+            {mask_keys[k]: m for k, m in self._masks.items()},
+            {k: drawn.get(k, v) for k, v in start.items()},
+            {
+                **self._metadata,
+                "control": "reinitialize",
+                "control_seed": seed,
+                "not_reinitialized": unknown,
+            },
+        )
+
+
+def _as_mask(key: str, mask: np.ndarray) -> np.ndarray:
+    array = np.asarray(mask)
+    if array.dtype != bool:
+        if not np.isin(array, (0, 1)).all():
+            raise ValueError(
+                "A mask holds zeros and ones only. Received: "
+                f"{key} with values such as {np.unique(array)[:4]}"
+            )
+        array = array.astype(bool)
+    return _read_only(array.copy())
+
+
+def _as_arrays(
+    arrays: Mapping[str, np.ndarray] | None,
+) -> Mapping[str, np.ndarray] | None:
+    if arrays is None:
+        return None
+    return MappingProxyType(
+        {str(k): _read_only(np.array(a)) for k, a in arrays.items()}
+    )
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
+
+
+def _unpacked(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    count = int(np.prod(shape, dtype=np.int64))
+    if bits.ndim != 1 or bits.dtype != np.uint8 or bits.size != -(-count // 8):
+        raise ValueError(f"a mask of shape {shape} has {bits.size} bytes")
+    return np.unpackbits(bits, count=count).astype(bool).reshape(shape)
+
+
+def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(array.shape) for key, array in arrays.items()}
