@@ -38,6 +38,7 @@ setup(
         "tfmot": tfmot,
         "tests": [
             "pytest>=8,<10",
+            "tensorboard>=2.18,<3",
             "ruff>=0.6,<1",
             "mypy>=1.11,<3",
             *plots,

@@ -140,9 +140,14 @@ def sparsity_at(schedule: Schedule, step: int) -> float | None:
         if not bool(should_prune):
             return None
     value = np.asarray(answer)
+    if value.ndim or value.dtype.kind not in "fiu":
+        raise ValueError(
+            "A schedule must return a number or (should_prune, number). "
+            f"Received: {answer!r} at step {step}"
+        )
     # The shortest decimal of a float32 is the number its author wrote: 0.9,
     # not 0.8999999762, which is another count of weights at 25 million.
-    sparsity = float(str(value)) if value.ndim == 0 else float("nan")
+    sparsity = float(str(value))
     check_sparsity(sparsity, f"schedule({step})")
     return sparsity
 

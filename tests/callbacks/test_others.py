@@ -1,0 +1,221 @@
+"""Rewind, GradualPruning, EnforceTicket and SparsityLogger in real fits."""
+
+import keras
+import numpy as np
+import pytest
+
+import tf_tickets as tt
+from tests.conftest import ZerosHold, batches, compiled, mlp
+from tf_tickets.pruning import Constant, Polynomial
+from tf_tickets.selection import named_weights
+
+C = tt.callbacks
+
+
+def test_gradual_pruning_follows_its_schedule_to_the_weight(data):
+    class Seen(keras.callbacks.Callback):
+        kept = []
+
+        def on_train_batch_end(self, batch, logs=None):
+            kernels = tt.prunable_weights(self.model).values()
+            self.kept.append(sum(int((k.numpy() != 0).sum()) for k in kernels))
+
+    model, seen = compiled(mlp(), "adam"), Seen()
+    seen.kept = []
+    pruning = C.GradualPruning(
+        target_sparsity=0.9, begin_step=2, end_step=10, frequency=2
+    )
+    model.fit(batches(*data), epochs=3, verbose=0, callbacks=[pruning, seen])
+    schedule = Polynomial(0.9, end_step=10, begin_step=2)
+    expected = [
+        round((1 - schedule(step - step % 2)) * 384) for step in range(1, 13)
+    ]
+    assert seen.kept == expected
+    assert pruning.ticket.kept == round(0.1 * 384)
+    pruning.ticket.apply(model)
+    model.fit(
+        batches(*data), verbose=0, callbacks=[ZerosHold(pruning.ticket.masks)]
+    )
+
+
+@pytest.mark.parametrize("scope", ["global", "layer", "erk"])
+def test_gradual_masks_are_nested_and_share_one_trace(scope, data):
+    traces, masks = [], []
+
+    def loss(y, logits):
+        traces.append(1)
+        return keras.losses.sparse_categorical_crossentropy(
+            y, logits, from_logits=True
+        )
+
+    class Masks(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            masks.append(
+                {
+                    p: v.numpy() != 0
+                    for p, v in tt.prunable_weights(self.model).items()
+                }
+            )
+
+    model = mlp()
+    model.compile("adam", loss, jit_compile=True)
+    model.fit(
+        batches(*data), epochs=2, verbose=0,
+        callbacks=[
+            C.GradualPruning(
+                Polynomial(0.9, end_step=8), frequency=1, scope=scope
+            ),
+            Masks(),
+        ],
+    )  # fmt: skip
+    for wide, narrow in zip(masks, masks[1:], strict=False):
+        assert not any((narrow[p] & ~wide[p]).any() for p in wide)
+    one_fit = len(traces)
+    fresh = mlp()
+    fresh.compile("adam", loss, jit_compile=True)
+    traces.clear()
+    fresh.fit(batches(*data), epochs=2, verbose=0)
+    assert len(traces) == one_fit
+
+
+def test_a_toolkit_schedule_keeps_its_own_rhythm(data):
+    schedules = pytest.importorskip(
+        "tensorflow_model_optimization.python.core.sparsity.keras."
+        "pruning_schedule"
+    )
+    schedule = schedules.PolynomialDecay(0.0, 0.9, 2, 10, frequency=4)
+    model = compiled(mlp())
+    pruning = C.GradualPruning(schedule)
+    model.fit(batches(*data), epochs=3, verbose=0, callbacks=[pruning])
+    assert pruning.ticket.kept == round(0.1 * 384)
+
+
+def test_a_second_fit_goes_on_where_the_first_ended(data):
+    model = compiled(mlp())
+    pruning = C.GradualPruning(target_sparsity=0.5, end_step=8, frequency=1)
+    with pytest.warns(UserWarning, match="before the schedule's end"):
+        model.fit(batches(*data), verbose=0, callbacks=[pruning])
+    halfway = pruning.ticket.sparsity
+    assert 0.3 < halfway < 0.5
+    model.fit(batches(*data), verbose=0, callbacks=[pruning])
+    assert pruning.ticket.sparsity == 0.5
+
+
+def test_several_steps_a_call_still_meet_the_schedule(data):
+    model = compiled(mlp(), steps_per_execution=3)
+    pruning = C.GradualPruning(target_sparsity=0.5, end_step=7, frequency=7)
+    model.fit(batches(*data, 8), verbose=0, callbacks=[pruning])
+    assert pruning.ticket.sparsity == 0.5
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({}, "Give a `schedule`"),
+        ({"schedule": Constant(0.5), "target_sparsity": 0.5}, "Give a"),
+        ({"target_sparsity": 0.5}, "end_step=None"),
+        ({"target_sparsity": 1.5, "end_step": 3}, "target_sparsity=1.5"),
+        ({"schedule": 0.5}, "callable"),
+        ({"schedule": Constant(0.5), "frequency": 0}, "frequency=0"),
+        ({"schedule": Constant(0.5), "scope": {"a": 0.5}}, "mapping"),
+        ({"schedule": Constant(0.5), "scope": "net"}, "scope='net'"),
+        ({"schedule": Constant(0.5), "criterion": "x"}, "criterion='x'"),
+    ],
+)
+def test_bad_gradual_arguments_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        C.GradualPruning(**options)
+
+
+def test_gradual_pruning_of_a_sparser_model_is_refused(data):
+    model = compiled(mlp())
+    tt.prune(model, 0.9).apply(model)
+    with pytest.raises(ValueError, match="sparser than the schedule"):
+        model.fit(
+            batches(*data), verbose=0,
+            callbacks=[C.GradualPruning(target_sparsity=0.5, end_step=4)],
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["weights", "learning_rate"])
+def test_rewind_goes_back_when_fit_ends(kind, data):
+    model = compiled(mlp(), keras.optimizers.SGD(0.1, momentum=0.9))
+    rewind = C.Rewind(epoch=1, kind=kind)
+    model.fit(batches(*data), epochs=3, verbose=0, callbacks=[rewind])
+    assert int(model.optimizer.iterations.numpy()) == 4
+    same = all(
+        (value == named_weights(model)[path].numpy()).all()
+        for path, value in rewind.snapshot.weights_of(model).items()
+    )
+    assert same == (kind == "weights")
+
+
+def test_a_rewind_point_that_was_not_reached_is_an_error(data):
+    model = compiled(mlp())
+    with pytest.raises(RuntimeError, match="not reached.*epoch 5"):
+        model.fit(
+            batches(*data), epochs=2, verbose=0, callbacks=[C.Rewind(epoch=5)]
+        )
+    for options in ({"epoch": -1}, {"step": -1}, {"kind": "all"}):
+        with pytest.raises(ValueError, match="Received"):
+            C.Rewind(**options)
+
+
+def test_enforce_ticket_applies_and_repairs(data):
+    model = compiled(mlp(), "adam")
+    ticket = tt.prune(model, 0.75)
+    dense = model.get_weights()
+
+    class Careless(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.set_weights(dense)
+
+    model.fit(
+        batches(*data), epochs=2, verbose=0,
+        callbacks=[Careless(), C.EnforceTicket(ticket)],
+    )  # fmt: skip
+    for path, mask in ticket.masks.items():
+        value = named_weights(model)[path].numpy()
+        assert (value[~mask] == 0).all()
+
+
+def test_enforce_ticket_needs_a_ticket_or_a_mask(data):
+    model = compiled(mlp())
+    with pytest.raises(ValueError, match="no mask to enforce"):
+        model.fit(batches(*data), verbose=0, callbacks=[C.EnforceTicket()])
+    with pytest.raises(ValueError, match="must be a tf_tickets.Ticket"):
+        C.EnforceTicket("ticket.npz")
+    with pytest.raises(ValueError, match="Received: weights='init'"):
+        C.EnforceTicket(weights="init")
+    with pytest.raises(ValueError, match="do not fit"):
+        ticket = tt.prune(mlp(hidden=16), 0.5)
+        model.fit(
+            batches(*data), verbose=0, callbacks=[C.EnforceTicket(ticket)]
+        )
+
+
+def test_the_logger_counts_the_zeros_that_are_there(data, tmp_path):
+    model = compiled(mlp())
+    tt.prune(model, 0.75, scope="layer").apply(model)
+    tt.release(model)
+    kernel = np.ones((8, 32))
+    kernel[:, 8:] = 0
+    model.get_layer("hidden").kernel.assign(kernel)
+    tensorboard = keras.callbacks.TensorBoard(tmp_path)
+    history = model.fit(
+        batches(*data),
+        verbose=0,
+        callbacks=[
+            C.EnforceTicket(tt.Ticket.from_model(model)),
+            C.SparsityLogger(per_layer=True),
+            tensorboard,
+            keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+        ],
+    ).history
+    assert history["sparsity"] == [0.75]
+    assert history["sparsity/mlp/hidden/kernel"] == [0.75]
+    assert "sparsity" in (tmp_path / "log.csv").read_text()
+    events = b"".join(
+        p.read_bytes() for p in tmp_path.rglob("events*") if p.is_file()
+    )
+    assert b"epoch_sparsity" in events

@@ -1,0 +1,57 @@
+"""What the documentation shows runs."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import textwrap
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import tf_tickets as tt
+
+ROOT = Path(__file__).parent.parent
+MODULES = [
+    "tf_tickets",
+    *(m.name for m in pkgutil.walk_packages(tt.__path__, "tf_tickets.")),
+]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize(
+    "name", [m for m in MODULES if not m.endswith("__main__")]
+)
+def test_docstring_examples_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(name)
+    result = doctest.testmod(
+        module,
+        extraglobs={"keras": keras, "np": np},
+        optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS,
+    )
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_python_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
+    """Blocks marked ``python`` share one namespace, as a reader's session."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL
+    )
+    session = {"__name__": "page"}
+    for block in blocks:
+        exec(compile(textwrap.dedent(block), str(page), "exec"), session)
+
+
+def test_every_public_name_has_an_example():
+    missing = []
+    for room in (tt, tt.callbacks, tt.pruning, tt.export):
+        for name in room.__all__:
+            thing = getattr(room, name)
+            if callable(thing) and ">>>" not in (thing.__doc__ or ""):
+                missing.append(f"{room.__name__}.{name}")
+    assert not missing

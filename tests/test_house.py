@@ -1,0 +1,117 @@
+"""The floors of the house, and what an import may cost."""
+
+import ast
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "tf_tickets"
+# A module imports from floors below its own, or from its own.
+FLOORS = [
+    {"version"},
+    {"archive", "selection", "initialization", "distribute"},
+    {"masking", "snapshot"},
+    {"ticket"},
+    {"pruning"},
+    {"layers", "structured", "analysis"},
+    {"callbacks", "retraining", "export"},
+    {"zoo"},
+]
+FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(path):
+    """Names of the tf_tickets rooms that a module imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = (
+                [f"tf_tickets.{alias.name}" for alias in node.names]
+                if node.module == "tf_tickets"
+                else [node.module]
+            )
+        else:
+            continue
+        for name in names:
+            if name.startswith("tf_tickets."):
+                yield name.split(".")[1]
+
+
+@pytest.mark.parametrize(
+    "path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_imports_go_down_the_floors_only(path):
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if room in ("__init__", "__main__"):
+        return  # the door, which sees every room
+    assert room in FLOOR, f"{room} has no floor: give it one in FLOORS"
+    for target in imported(path):
+        assert target in FLOOR, f"{path.name} imports unknown {target}"
+        assert FLOOR[target] <= FLOOR[room], f"{room} imports up: {target}"
+
+
+def run(script, **env):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "/usr/bin", "PYTHONPATH": str(ROOT), **env},
+    )
+
+
+def test_importing_the_library_loads_no_optional_package():
+    # Keras itself looks for matplotlib and scikit-learn: hide what it found,
+    # so that only an import by the library can bring them back.
+    done = run("""
+        import os, sys, keras
+        optional = ("tensorflow_model_optimization", "tensorflow_datasets",
+                    "matplotlib", "sklearn", "tf_keras")
+        for name in list(sys.modules):
+            if name.split(".")[0] in optional:
+                del sys.modules[name]
+        import tf_tickets
+        loaded = {name.split(".")[0] for name in sys.modules}
+        print(sorted(loaded & set(optional)),
+              "TF_USE_LEGACY_KERAS" in os.environ,
+              "tf_tickets.zoo" in sys.modules)
+    """)
+    assert done.stdout.strip() == "[] False False", done.stderr
+
+
+def test_another_backend_is_refused_in_one_sentence():
+    done = run("""
+        import keras
+        keras.backend.backend = lambda: "jax"
+        import tf_tickets
+    """)
+    assert "ImportError: tf_tickets works with the TensorFlow" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"keras\.src",
+        r"tensorflow\.python",
+        r"^\s*print\(",
+        r"TODO|FIXME|XXX",
+        r"^\s*assert ",
+        r"os\.environ\[.*\] *=",
+    ],
+)
+def test_the_library_does_without(pattern):
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line}"
+        for path in MODULES
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(pattern, line)
+        and (path.name != "__main__.py" or "print" not in pattern)
+    ]
+    assert not found

@@ -1,0 +1,235 @@
+"""Which weights are prunable, on the models that people have."""
+
+import keras
+import numpy as np
+import pytest
+
+import tf_tickets as tt
+from tests.conftest import batches, compiled
+from tf_tickets.selection import match_keys, named_weights
+
+L = keras.layers
+
+
+def flat():
+    inputs = keras.Input((8, 8, 3))
+    x = L.Conv2D(4, 3, name="c1")(inputs)
+    x = L.Conv2D(4, 3, name="c2")(x)
+    x = L.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, L.Dense(2, name="d")(x))
+
+
+def nested():
+    inner_in = keras.Input((8, 8, 3))
+    inner = keras.Model(
+        inner_in,
+        L.Conv2D(4, 3, name="c2")(L.Conv2D(4, 3, name="c1")(inner_in)),
+        name="inner",
+    )
+    inputs = keras.Input((8, 8, 3))
+    x = L.GlobalAveragePooling2D()(inner(inputs))
+    return keras.Model(inputs, L.Dense(2, name="d")(x))
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.convs = [L.Conv2D(4, 3, name="c1"), L.Conv2D(4, 3, name="c2")]
+        self.pool = L.GlobalAveragePooling2D()
+        self.d = L.Dense(2, name="d")
+
+    def call(self, x):
+        for conv in self.convs:
+            x = conv(x)
+        return self.d(self.pool(x))
+
+
+def subclassed():
+    model = Subclassed()
+    model(np.zeros((1, 8, 8, 3), "float32"))
+    return model
+
+
+class Custom(keras.layers.Layer):
+    def build(self, shape):
+        self.table = self.add_weight(shape=(shape[-1], 3), name="table")
+        self.offset = self.add_weight(shape=(3,), name="offset")
+
+    def call(self, x):
+        return x @ self.table + self.offset
+
+
+@pytest.mark.parametrize("twin", [nested, subclassed])
+def test_a_flat_model_and_its_twins_list_the_same_weights(twin):
+    def listed(model):
+        return [
+            (path.split("/")[-2:], tuple(v.shape))
+            for path, v in tt.prunable_weights(model).items()
+        ]
+
+    assert listed(twin()) == listed(flat())
+    assert len(listed(flat())) == 3
+
+
+def test_every_kind_of_kernel_is_found_and_nothing_else():
+    inputs = keras.Input((8, 8, 4))
+    x = L.Conv2D(4, 3, padding="same")(inputs)
+    x = L.DepthwiseConv2D(3, padding="same")(x)
+    x = L.SeparableConv2D(4, 3, padding="same")(x)
+    x = L.Conv2DTranspose(4, 3, padding="same")(x)
+    x = L.BatchNormalization()(x)
+    x = L.LayerNormalization(axis=[1, 2, 3])(x)  # scales of rank 3
+    x = L.GroupNormalization(2)(x)
+    x = L.PReLU()(x)
+    x = L.Reshape((64, 4))(x)
+    x = L.Conv1D(4, 3)(x)
+    x = L.EinsumDense("abc,cd->abd", (None, 4), bias_axes="d")(x)
+    x = L.MultiHeadAttention(2, 2)(x, x)  # biases of rank 2
+    x = L.GroupQueryAttention(2, 2, 1)(x, x)
+    x = L.Bidirectional(L.LSTM(3, return_sequences=True))(x)
+    x = L.GRU(3)(x)
+    model = keras.Model(inputs, L.Dense(2)(x))
+    names = [v.name for v in tt.prunable_weights(model).values()]
+    expected = (
+        ["kernel"] * 2  # Conv2D, DepthwiseConv2D
+        + ["depthwise_kernel", "pointwise_kernel"]
+        + ["kernel"] * 3  # Conv2DTranspose, Conv1D, EinsumDense
+        + ["kernel"] * 8  # query, key, value, output, twice
+        + ["kernel", "recurrent_kernel"] * 3
+        + ["kernel"]
+    )
+    assert sorted(names) == sorted(expected)
+
+
+def test_filters_choose_by_pattern_list_and_callable():
+    model = flat()
+    assert [*tt.prunable_weights(model, "c1")] == ["c1/kernel"]
+    assert [*tt.prunable_weights(model, ["^d/", "c1/kernel"])] == [
+        "c1/kernel",
+        "d/kernel",
+    ]
+    assert [*tt.prunable_weights(model, lambda path, v: len(v.shape) == 4)] == [
+        "c1/kernel",
+        "c2/kernel",
+    ]
+
+
+def test_embeddings_and_own_weights_only_when_named():
+    inputs = keras.Input((3,), dtype="int32")
+    x = L.Embedding(10, 4, name="words")(inputs)
+    model = keras.Model(inputs, L.Dense(2, name="d")(Custom(name="own")(x)))
+    assert [*tt.prunable_weights(model)] == ["d/kernel"]
+    assert [*tt.prunable_weights(model, ["words", "own"])] == [
+        "words/embeddings",
+        "own/table",  # the offset is a vector: never
+    ]
+
+
+@pytest.mark.parametrize("filters", ["bias", "gamma", ["c1", "typo"], [], 3])
+def test_a_filter_that_selects_nothing_is_refused(filters):
+    with pytest.raises(ValueError, match="Received: filters="):
+        tt.prunable_weights(flat(), filters)
+
+
+def test_a_shared_layer_is_listed_once():
+    shared = L.Dense(4, name="shared")
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, shared(shared(inputs)))
+    assert [*tt.prunable_weights(model)] == ["shared/kernel"]
+
+
+def test_two_weights_with_one_path_stay_two():
+    def tower():
+        inputs = keras.Input((4,))
+        return keras.Model(inputs, L.Dense(4, name="d")(inputs))
+
+    a, b = tower(), tower()
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, a(inputs) + b(inputs))
+    assert [*tt.prunable_weights(model)] == ["d/kernel", "d/kernel#1"]
+    ticket = tt.prune(model, 0.5)
+    ticket.apply(model)
+    both = np.stack([a.layers[1].kernel.numpy(), b.layers[1].kernel.numpy()])
+    assert (both == 0).sum() == 16
+
+
+def lstm():
+    return keras.Sequential([keras.Input((5, 3)), L.LSTM(4), L.Dense(2)]), (
+        5,
+        3,
+    )
+
+
+def attention():
+    inputs = keras.Input((5, 4))
+    x = L.MultiHeadAttention(2, 2)(inputs, inputs)
+    return keras.Model(inputs, L.Dense(2)(L.GlobalAveragePooling1D()(x))), (
+        5,
+        4,
+    )
+
+
+def mobilenet():
+    return keras.applications.MobileNetV2(
+        (32, 32, 3), alpha=0.35, weights=None, classes=2,
+        classifier_activation=None,
+    ), (32, 32, 3)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lstm,
+        attention,
+        mobilenet,
+        lambda: (nested(), (8, 8, 3)),
+        lambda: (subclassed(), (8, 8, 3)),
+    ],
+    ids=["lstm", "attention", "mobilenet", "nested", "subclassed"],
+)
+def test_one_code_prunes_trains_and_holds_every_kind_of_model(make):
+    model, shape = make()
+    names = [v.path for v in model.weights]
+    x = np.random.default_rng(0).normal(size=(8, *shape)).astype("float32")
+    compiled(model, keras.optimizers.Adam(0.01))
+    imp = tt.callbacks.IterativeMagnitudePruning(
+        target_sparsity=0.8, rounds=2, epochs_per_round=1
+    )
+    model.fit(
+        batches(x, np.arange(8) % 2, 4), epochs=imp.epochs + 1, verbose=0,
+        callbacks=[imp],
+    )  # fmt: skip
+    assert imp.ticket.kept == round(0.2 * imp.ticket.size)
+    assert [v.path for v in model.weights] == names
+    for path, variable in tt.prunable_weights(model).items():
+        assert (variable.numpy()[~imp.ticket.masks[path]] == 0).all()
+
+
+class Var:
+    def __init__(self, *shape):
+        self.shape = shape
+
+
+def test_keys_match_exactly_then_by_order_then_not_at_all():
+    shapes = {"dense/kernel": (2, 3), "dense_1/kernel": (3, 3)}
+    same = {k: Var(*s) for k, s in shapes.items()}
+    assert match_keys(shapes, same) == {k: k for k in shapes}
+    renumbered = {"dense_1/kernel": Var(2, 3), "dense_2/kernel": Var(3, 3)}
+    assert match_keys(shapes, renumbered) == {
+        "dense/kernel": "dense_1/kernel",
+        "dense_1/kernel": "dense_2/kernel",
+    }
+    renamed = {"a/kernel": Var(2, 3), "b/kernel": Var(3, 3)}
+    assert [*match_keys(shapes, renamed).values()] == ["a/kernel", "b/kernel"]
+    mixed = {"dense/kernel": Var(2, 3), "b/kernel": Var(3, 3)}
+    other = {"dense/kernel": Var(2, 4), "dense_1/kernel": Var(4, 3)}
+    for misfit in (mixed, other, {}):
+        with pytest.raises(ValueError, match="do not fit"):
+            match_keys(shapes, misfit)
+    with pytest.raises(ValueError, match=r"(?s)dense/kernel.*dense_1/kernel"):
+        match_keys(shapes, other)  # both are listed
+
+
+def test_all_weights_have_a_key():
+    model = nested()
+    assert len(named_weights(model)) == len(model.weights) == 6

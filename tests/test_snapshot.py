@@ -1,0 +1,121 @@
+"""A snapshot is the whole training state."""
+
+import keras
+import numpy as np
+import pytest
+
+import tf_tickets as tt
+from tests.conftest import batches, compiled, mlp
+
+
+def state(model):
+    return [
+        v.numpy().copy() for v in [*model.variables, *model.optimizer.variables]
+    ]
+
+
+def assert_same(a, b):
+    assert len(a) == len(b)
+    for left, right in zip(a, b, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True),
+        lambda: keras.optimizers.AdamW(
+            keras.optimizers.schedules.CosineDecay(0.1, 10)
+        ),
+        lambda: keras.optimizers.Adam(gradient_accumulation_steps=2),
+    ],
+)
+def test_restore_puts_everything_back_and_training_repeats(
+    optimizer, policy, data
+):
+    keras.mixed_precision.set_global_policy(policy)
+    model = compiled(mlp(), optimizer())
+    model.fit(batches(*data), verbose=0)
+    snapshot = tt.Snapshot.take(model)
+    before = state(model)
+    model.fit(batches(*data), epochs=2, verbose=0)  # dropout draws seeds
+    after = state(model)
+    assert any((x != y).any() for x, y in zip(before, after, strict=True))
+    snapshot.restore(model)
+    assert_same(state(model), before)
+    model.fit(batches(*data), epochs=2, verbose=0)
+    assert_same(state(model), after)
+
+
+def test_a_snapshot_before_the_first_step_holds_the_slots(data):
+    model = compiled(mlp(), "adam")
+    snapshot = tt.Snapshot.take(model)
+    assert len(snapshot.optimizer) == 2 + 2 * len(model.trainable_variables)
+    model.fit(batches(*data), verbose=0)
+    snapshot.restore(model)
+    assert all(
+        not v.numpy().any()
+        for v in model.optimizer.variables
+        if v.name != "learning_rate"
+    )
+
+
+def test_restore_under_a_mask_gives_mask_times_snapshot(data):
+    model = compiled(mlp())
+    snapshot = tt.Snapshot.take(model)
+    ticket = tt.prune(model, 0.75)
+    ticket.apply(model)
+    model.fit(batches(*data), verbose=0)
+    snapshot.restore(model)
+    for key, value in snapshot.weights_of(model).items():
+        found = tt.Ticket.from_model(model).weights[key]
+        expected = value * ticket.masks.get(key, 1)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_the_schedule_alone_goes_back(data):
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 100)
+    model = compiled(mlp(), keras.optimizers.SGD(schedule, momentum=0.9))
+    snapshot = tt.Snapshot.take(model)
+    model.fit(batches(*data), verbose=0)
+    before = state(model)
+    snapshot.restore_schedule(model)
+    assert int(model.optimizer.iterations.numpy()) == 0
+    changed = [
+        v.name
+        for v, old in zip(
+            [*model.variables, *model.optimizer.variables],
+            before,
+            strict=True,
+        )
+        if (v.numpy() != old).any()
+    ]
+    assert changed == ["iteration"]
+
+
+def test_save_and_load(data, tmp_path):
+    model = compiled(mlp(), "adam")
+    model.fit(batches(*data), verbose=0)
+    snapshot = tt.Snapshot.take(model)
+    snapshot.save(tmp_path / "s.npz", {"note": 1})
+    loaded, metadata = tt.Snapshot.load(tmp_path / "s.npz")
+    assert metadata == {"note": 1}
+    before = state(model)
+    model.fit(batches(*data), verbose=0)
+    loaded.restore(model)
+    assert_same(state(model), before)
+
+
+def test_a_snapshot_of_another_model_changes_nothing(data):
+    model = compiled(mlp(), "adam")
+    before = state(model)
+    other = tt.Snapshot.take(compiled(mlp(hidden=16), "adam"))
+    with pytest.raises(ValueError, match="do not fit"):
+        other.restore(model)
+    optimizer = tt.Snapshot.take(compiled(mlp(), "rmsprop"))
+    with pytest.raises(ValueError, match="do not fit"):
+        optimizer.restore(model)
+    assert_same(
+        state(model)[: len(model.variables)], before[: len(model.variables)]
+    )

@@ -1,0 +1,317 @@
+"""Tickets: values that save, load, apply, compare and derive controls."""
+
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+
+import tf_tickets as tt
+from tests.conftest import batches, compiled, mlp
+from tf_tickets.selection import named_weights
+
+
+@pytest.fixture
+def ticket():
+    return tt.prune(mlp(), sparsity=0.75)
+
+
+def test_counts_follow_from_the_masks():
+    masks = {"a": np.array([[1, 0], [0, 0]]), "b": np.array([[True, True]])}
+    ticket = tt.Ticket(masks)
+    assert (ticket.kept, ticket.size) == (3, 6)
+    assert ticket.sparsity == ticket.density == 0.5
+    assert ticket.densities() == {"a": 0.25, "b": 1.0}
+    assert "3 of 6 weights" in repr(ticket)
+
+
+def test_a_ticket_cannot_be_changed(ticket):
+    path = next(iter(ticket.masks))
+    with pytest.raises(ValueError, match="read-only"):
+        ticket.masks[path][0, 0] = True
+    with pytest.raises(TypeError):
+        ticket.masks[path] = None
+    with pytest.raises(ValueError, match="read-only"):
+        ticket.weights[path][0, 0] = 1
+    ticket.metadata["source"] = "elsewhere"
+    assert ticket.metadata["source"] == "prune"
+
+
+def test_a_ticket_does_not_follow_the_arrays_it_was_made_from():
+    mask, weight = np.ones((2, 2), bool), np.ones((2, 2))
+    ticket = tt.Ticket({"a": mask}, {"a": weight})
+    mask[:] = False
+    weight[:] = 0
+    assert ticket.kept == 4 and ticket.weights["a"].sum() == 4
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (({},), "needs a mask"),
+        (({"a": np.array([0.5])},), "zeros and ones"),
+        (({"a": np.ones(2)}, {"a": np.ones(3)}), "mask's shape"),
+        (({"a": np.ones(2)}, {"b": np.ones(2)}), "missing"),
+    ],
+)
+def test_what_is_no_ticket_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tt.Ticket(*arguments)
+
+
+def test_apply_puts_mask_times_start_weights_into_the_model(ticket):
+    model = mlp()
+    assert (
+        model.get_layer("hidden").kernel.numpy()
+        != ticket.weights[model.get_layer("hidden").kernel.path]
+    ).any()
+    ticket.apply(model)
+    for key, variable in named_weights(model).items():
+        expected = ticket.weights[key] * ticket.masks.get(key, 1)
+        np.testing.assert_array_equal(variable.numpy(), expected)
+
+
+def test_apply_can_keep_the_weights_that_the_model_has(ticket):
+    model = mlp()
+    before = {k: v.numpy().copy() for k, v in named_weights(model).items()}
+    ticket.apply(model, weights="keep")
+    for key, variable in named_weights(model).items():
+        expected = before[key] * ticket.masks.get(key, 1)
+        np.testing.assert_array_equal(variable.numpy(), expected)
+
+
+def test_a_misfit_lists_every_mismatch_and_changes_nothing(ticket):
+    model = mlp(hidden=16)
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="(?s)hidden/kernel.*head/kernel"):
+        ticket.apply(model)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    assert all(v.constraint is None for v in model.weights)
+    with pytest.raises(ValueError, match="Received: weights='init'"):
+        ticket.apply(mlp(), weights="init")
+    with pytest.raises(ValueError, match="no start weights"):
+        tt.Ticket(ticket.masks).apply(mlp())
+
+
+def test_save_and_load_give_the_same_ticket(ticket, tmp_path):
+    ticket.save(tmp_path / "t.npz")
+    assert [p.name for p in tmp_path.iterdir()] == ["t.npz"]
+    loaded = tt.Ticket.load(tmp_path / "t.npz")
+    for part in ("masks", "weights", "scores"):
+        mine, theirs = getattr(ticket, part), getattr(loaded, part)
+        assert list(mine) == list(theirs)
+        for key in mine:
+            np.testing.assert_array_equal(mine[key], theirs[key])
+            assert mine[key].dtype == theirs[key].dtype
+    assert loaded.metadata == ticket.metadata
+    tt.Ticket(ticket.masks).save(tmp_path / "t.npz")
+    assert tt.Ticket.load(tmp_path / "t.npz").weights is None
+
+
+def test_masks_take_one_bit_a_weight(tmp_path):
+    tt.Ticket({"a": np.ones((1000, 1000), bool)}).save(tmp_path / "t.npz")
+    assert (tmp_path / "t.npz").stat().st_size < 1_000_000 / 8 + 2000
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (0, 4), (1,), (17,)])
+def test_masks_of_odd_sizes_survive(shape, tmp_path):
+    mask = np.random.default_rng(0).random(shape) < 0.5
+    tt.Ticket({"a": mask, "b": np.ones(1)}).save(tmp_path / "t.npz")
+    loaded = tt.Ticket.load(tmp_path / "t.npz").masks["a"]
+    np.testing.assert_array_equal(loaded, mask)
+
+
+def test_bfloat16_weights_survive(tmp_path):
+    model = mlp(dtype="bfloat16")
+    ticket = tt.prune(model, 0.5)
+    assert str(ticket.weights["mlp/hidden/kernel"].dtype) == "bfloat16"
+    ticket.save(tmp_path / "t.npz")
+    loaded = tt.Ticket.load(tmp_path / "t.npz")
+    for key, value in ticket.weights.items():
+        assert loaded.weights[key].dtype == value.dtype
+        assert (loaded.weights[key] == value).all()
+
+
+def test_a_new_process_with_other_layer_numbers_applies_it(tmp_path):
+    # Automatic names: dense, dense_1 here, dense_3, dense_4 over there.
+    keras.backend.clear_session()
+    model = keras.Sequential(
+        [keras.Input((8,)), keras.layers.Dense(6), keras.layers.Dense(4)]
+    )
+    ticket = tt.prune(model, 0.5)
+    ticket.save(tmp_path / "ticket.npz")
+    script = f"""
+        import keras, numpy as np
+        import tf_tickets as tt
+        keras.Sequential([keras.Input((8,))] + [keras.layers.Dense(2)] * 1
+                         + [keras.layers.Dense(2), keras.layers.Dense(2)])
+        model = keras.Sequential([
+            keras.Input((8,)), keras.layers.Dense(6), keras.layers.Dense(4)])
+        tt.Ticket.load({str(tmp_path / "ticket.npz")!r}).apply(model)
+        np.savez({str(tmp_path / "out.npz")!r}, *model.get_weights())
+        print([v.path for v in model.weights])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    ticket.apply(model)
+    assert str([v.path for v in model.weights]) != done.stdout.strip()
+    with np.load(tmp_path / "out.npz") as other:
+        for i, weight in enumerate(model.get_weights()):
+            np.testing.assert_array_equal(weight, other[f"arr_{i}"])
+
+
+def damaged(kind, path):
+    data = path.read_bytes()
+    if kind == "truncated":
+        path.write_bytes(data[: len(data) // 2])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "flipped":
+        middle = len(data) // 2
+        path.write_bytes(
+            data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
+        )
+    elif kind == "text":
+        path.write_text("not a ticket")
+    elif kind == "foreign":
+        np.savez(path, a=np.ones(3))
+    elif kind == "snapshot":
+        tt.Snapshot.take(mlp()).save(path)
+    elif kind == "pickle":
+        np.savez(path, manifest=np.array([{"a": 1}], dtype=object))
+    elif kind == "array":
+        with path.open("wb") as file:
+            np.save(file, np.ones(3))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["truncated", "empty", "flipped", "text", "foreign", "snapshot"]
+    + ["pickle", "array"],
+)
+def test_a_damaged_or_foreign_file_is_named_in_one_error(
+    kind, ticket, tmp_path
+):
+    path = tmp_path / "some.npz"
+    ticket.save(path)
+    damaged(kind, path)
+    with pytest.raises(ValueError, match="some.npz.*is not a whole"):
+        tt.Ticket.load(path)
+
+
+def test_a_missing_file_is_a_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        tt.Ticket.load(tmp_path / "nowhere.npz")
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(
+    ticket, tmp_path, monkeypatch
+):
+    path = tmp_path / "t.npz"
+    ticket.save(path)
+    before = path.read_bytes()
+
+    def full_disk(file, **arrays):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        ticket.save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["t.npz"]
+
+
+def test_hamming_distance_counts_differing_positions():
+    a = tt.Ticket({"x": np.array([1, 1, 0, 0]), "y": np.array([1, 0])})
+    b = tt.Ticket({"x": np.array([1, 0, 1, 0]), "y": np.array([1, 1])})
+    assert a.hamming_distance(b) == b.hamming_distance(a) == 3 / 6
+    assert a.hamming_distance(a) == 0
+    with pytest.raises(ValueError, match="different weights"):
+        a.hamming_distance(tt.Ticket({"x": np.ones(4)}))
+
+
+def test_shuffle_moves_the_mask_and_keeps_the_count_of_every_tensor(ticket):
+    shuffled = ticket.shuffle(seed=1)
+    assert shuffled.densities() == ticket.densities()
+    # Two independent masks of density 1/4 differ in 3/8 of the positions.
+    assert 0.2 < ticket.hamming_distance(shuffled) < 0.5
+    assert shuffled.hamming_distance(ticket.shuffle(seed=1)) == 0
+    assert shuffled.hamming_distance(ticket.shuffle(seed=2)) > 0.1
+    for key, value in ticket.weights.items():
+        np.testing.assert_array_equal(value, shuffled.weights[key])
+    assert shuffled.scores is None  # they belong to the mask that is gone
+
+
+def test_reinitialize_draws_every_weight_anew_by_its_own_initializer():
+    inputs = keras.Input((6, 5))
+    x = keras.layers.LSTM(4, name="lstm")(inputs)
+    x = keras.layers.Dense(64, name="wide", kernel_initializer="he_normal")(x)
+    x = keras.layers.BatchNormalization(name="norm")(x)
+    model = keras.Model(
+        inputs,
+        keras.layers.Dense(
+            3,
+            name="head",
+            kernel_initializer=keras.initializers.RandomNormal(5.0, seed=7),
+        )(x),
+    )
+    trained = compiled(model, keras.optimizers.SGD(0.5))
+    ticket = tt.prune(model, 0.5)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(16, 6, 5)).astype("f")
+    trained.fit(batches(x, np.arange(16) % 3), verbose=0)
+    before = model.get_weights()
+    fresh = ticket.reinitialize(model, seed=3)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)  # the model is only read
+    assert fresh.hamming_distance(ticket) == 0
+    for path in ticket.masks:
+        assert (fresh.weights[path] != ticket.weights[path]).mean() > 0.99
+    # The layer's distribution, even where its initializer has a fixed seed.
+    assert abs(fresh.weights["head/kernel"].mean() - 5) < 0.1
+    std = fresh.weights["wide/kernel"].std()
+    assert std == pytest.approx(np.sqrt(2 / 4), rel=0.2)
+    bias = fresh.weights["lstm/lstm_cell/bias"]
+    np.testing.assert_array_equal(bias, np.repeat([0, 1, 0, 0], 4))
+    np.testing.assert_array_equal(fresh.weights["norm/gamma"], np.ones(64))
+    np.testing.assert_array_equal(fresh.weights["norm/moving_mean"], 0)
+    assert fresh.metadata["not_reinitialized"] == []
+    again = ticket.reinitialize(model, seed=3)
+    other = ticket.reinitialize(model, seed=4)
+    kernel = fresh.weights["wide/kernel"]
+    assert (again.weights["wide/kernel"] == kernel).all()
+    assert (other.weights["wide/kernel"] != kernel).any()
+
+
+def test_a_masked_weight_without_initializer_is_refused():
+    class Custom(keras.layers.Layer):
+        def build(self, shape):
+            self.table = self.add_weight(shape=(8, 3), name="table")
+
+        def call(self, x):
+            return x @ self.table
+
+    model = keras.Sequential([keras.Input((8,)), Custom(name="own")])
+    ticket = tt.prune(model, 0.5, filters="own")
+    with pytest.raises(ValueError, match="own/table"):
+        ticket.reinitialize(model)
+
+
+def test_from_model_reads_masks_or_zeros():
+    model = mlp()
+    ticket = tt.prune(model, 0.75)
+    ticket.apply(model)
+    assert tt.Ticket.from_model(model).hamming_distance(ticket) == 0
+    tt.release(model)  # now only the zeros tell
+    assert tt.Ticket.from_model(model).hamming_distance(ticket) == 0
+    part = tt.Ticket.from_model(model, filters="head")
+    assert list(part.masks) == ["mlp/head/kernel"]
