@@ -11,7 +11,11 @@ version = re.search(
 ).group(1)
 
 plots = ["matplotlib>=3.8,<4"]
-datasets = ["tensorflow-datasets>=4.9.7,<5", "scikit-learn>=1.4,<2"]
+datasets = [
+    "tensorflow-datasets>=4.9.7,<5",
+    "importlib_resources>=6",  # which TensorFlow Datasets forgets to name
+    "scikit-learn>=1.4,<2",
+]
 tfmot = ["tensorflow-model-optimization>=0.8,<0.9", "tf-keras>=2.16,<3"]
 
 setup(

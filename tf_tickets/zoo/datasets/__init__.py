@@ -1,0 +1,10 @@
+"""Data sets of the lottery-ticket papers as `tf.data` pipelines.
+
+Importing this package imports neither TensorFlow Datasets nor scikit-learn:
+`load` does, when a data set needs them.
+"""
+
+from tf_tickets.zoo.datasets.dataset import Dataset
+from tf_tickets.zoo.datasets.registry import load, names
+
+__all__ = ["Dataset", "load", "names"]
