@@ -352,16 +352,52 @@ def test_a_run_that_died_goes_on_and_ends_like_one_that_lived(
         return epochs, imp, model
 
     _, whole, model = run(tmp_path / "whole")
-    assert run(tmp_path / "killed", die_at=3) == 6  # in the second round
-    left, resumed, twin = run(tmp_path / "killed")
-    assert left == 4
+    for die_at in (1, 3):  # in the first round, in the second
+        assert run(tmp_path / "killed", die_at=die_at) == 6
+    _, resumed, twin = run(tmp_path / "killed")
     assert len(resumed.history) == len(resumed.tickets) == 3
     assert resumed.ticket.hamming_distance(whole.ticket) == 0
     for a, b in zip(state(model).values(), state(twin).values(), strict=True):
         np.testing.assert_array_equal(a, b)
     # A finished run has nothing left to train.
-    left, done, _ = run(tmp_path / "killed")
-    assert left == 0 and done.ticket.hamming_distance(whole.ticket) == 0
+    _, done, model = run(tmp_path / "killed")
+    assert done.ticket.hamming_distance(whole.ticket) == 0
+    # ... and the next fit starts at its own first epoch.
+    assert len(model.fit(batches(*data), verbose=0).epoch) == 1
+
+
+def test_backup_and_restore_stands_before_a_directory(data, tmp_path):
+    class Die(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    def run(name, order, *more):
+        keras.utils.set_random_seed(5)
+        model = compiled(mlp(), SGD(0.1, momentum=0.9))
+        imp = IMP(
+            target_sparsity=0.9,
+            rounds=2,
+            epochs_per_round=2,
+            directory=tmp_path / name / "imp",
+        )
+        backup = keras.callbacks.BackupAndRestore(tmp_path / name / "backup")
+        both = [backup, imp][::order]
+        try:
+            model.fit(
+                batches(*data), epochs=imp.epochs, verbose=0,
+                callbacks=[*both, *more],
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            return None
+        return imp.ticket
+
+    run("killed", 1, Die())
+    resumed, whole = run("killed", 1), run("whole", 1)
+    assert resumed.hamming_distance(whole) == 0
+    run("wrong", -1, Die())
+    with pytest.raises(ValueError, match="list it before"):
+        run("wrong", -1)
 
 
 def test_a_directory_of_another_run_is_refused(data, tmp_path):
@@ -470,7 +506,7 @@ def test_the_plan_adds_up(rewind_epoch):
         skipped_epochs=rewind_epoch,
         target_sparsity=0.99,
     )
-    assert plan.epochs_from(0) == 6 + 4 * (6 - rewind_epoch)
+    assert plan.epochs_before(5) == 6 + 4 * (6 - rewind_epoch)
     densities = [1 - plan.demand(r, 0.0)[0] for r in range(6)]
     np.testing.assert_allclose(densities, 0.01 ** (np.arange(6) / 5))
     assert plan.demand(5, 0.0)[0] == 0.99

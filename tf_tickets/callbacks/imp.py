@@ -14,7 +14,7 @@ import numpy as np
 from tf_tickets import masking
 from tf_tickets.callbacks.enforce import MaskKeeper
 from tf_tickets.callbacks.plan import RoundPlan
-from tf_tickets.callbacks.resume import Progress, RunDirectory
+from tf_tickets.callbacks.resume import RunDirectory
 from tf_tickets.callbacks.rewind import Rewind
 from tf_tickets.pruning import criteria, scopes
 from tf_tickets.pruning.oneshot import (
@@ -61,12 +61,13 @@ class IterativeMagnitudePruning(MaskKeeper):
             sparsities are its values, and ``target_sparsity`` stays `None`.
         filters: As in `tf_tickets.prunable_weights`.
         directory: Where to keep the run. Every finished round is saved there;
-            the same call after a kill goes on with the round it was in.
+            the same call after a kill goes on with the round it was in. List
+            the callback after `keras.callbacks.BackupAndRestore` then.
         seed: For criteria that draw at random.
 
     Attributes:
-        epochs: How many epochs to ask `fit` for. In a resumed run, how many
-            are left.
+        epochs: How many epochs to ask `fit` for. A resumed run skips those
+            that are done.
         ticket: The last ticket drawn, or `None`.
         tickets: One ticket a round.
         history: One row a round: ``round``, ``trained_sparsity`` (of the
@@ -159,11 +160,12 @@ class IterativeMagnitudePruning(MaskKeeper):
         )
         self.tickets: list[Ticket] = []
         self.history: list[dict[str, Any]] = []
-        self._progress: Progress | None = None
-        self._first_round = self._rounds_done = 0
-        self._first_epoch: int | None = None
+        self._first_epoch = 0
+        self._begun = False
         self._epoch_logs: list[dict[str, Any]] = []
         self._at_rewind_point = False
+        self._initial_sparsity = 0.0
+        self._state: Snapshot | None = None
         self._load()
 
     @property
@@ -174,7 +176,7 @@ class IterativeMagnitudePruning(MaskKeeper):
     @property
     def epochs(self) -> int:
         """How many epochs to ask `fit` for."""
-        return self.plan.epochs_from(self._first_round)
+        return self.plan.epochs_before(self.plan.rounds)
 
     def schedule_epoch(self, epoch: int) -> int:
         """The epoch of the training schedule at epoch ``epoch`` of `fit`.
@@ -184,47 +186,40 @@ class IterativeMagnitudePruning(MaskKeeper):
 
             LearningRateScheduler(lambda e, lr: f(imp.schedule_epoch(e)))
         """
-        return self.plan.schedule_epoch(
-            self._first_round, epoch - (self._first_epoch or 0)
-        )
+        return self.plan.schedule_epoch(epoch - self._first_epoch)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._load()
         self._point.set_model(self.model)
         self._point.on_train_begin()
+        self._load()
+        self._begun = False
         finite_weights(self.model, self.filters)
         # The masks of the first round: the first step is traced with them.
         masks = current_masks(self.model, self.filters)
         self._check_reachable(masks)
-        if self._progress is None:
+        masking.enforce(self.model, masks)
+        if self._state is None:
             self._initial_sparsity = sparsity_of(masks)
-            masking.enforce(self.model, masks)
-        else:
-            self._initial_sparsity = self._progress.initial_sparsity
-            self._point.snapshot = self._progress.rewind_point
-            self.tickets[-1].apply(self.model, weights="keep")
-            self._progress.state.restore(self.model)
+            self._save({})
+        elif self._directory is not None:
+            if self.ticket is not None:
+                self.ticket.apply(self.model, weights="keep")
+            self._directory.begin(self.model, self._state, self._epochs_done())
+        self._round_start = time.perf_counter()
 
     def on_epoch_begin(
         self, epoch: int, logs: dict[str, Any] | None = None
     ) -> None:
-        if self._first_epoch is None:
-            self._first_epoch = epoch
-            available = self.params["epochs"] - epoch
-            if available < self.epochs:
-                raise ValueError(
-                    f"These rounds need fit(epochs={self.epochs + epoch}): "
-                    "pass `epochs=imp.epochs`. Received: "
-                    f"epochs={self.params['epochs']}"
-                )
-            self._round_start = time.perf_counter()
-        if not self._rounds_done:
+        if not self._begun:
+            self._begun = True
+            self._check_start(epoch)
+        if self.rewind is not None and not self.tickets:
             self._point.on_epoch_begin(epoch - self._first_epoch)
 
     def on_train_batch_end(
         self, batch: int, logs: dict[str, Any] | None = None
     ) -> None:
-        if not self._rounds_done:
+        if self.rewind is not None and not self.tickets:
             self._point.on_train_batch_end(batch)
 
     def on_epoch_end(
@@ -232,17 +227,19 @@ class IterativeMagnitudePruning(MaskKeeper):
     ) -> None:
         super().on_epoch_end(epoch, logs)
         self._at_rewind_point = False
-        if self._rounds_done == self.plan.rounds:
+        if len(self.tickets) == self.plan.rounds:
             return  # epochs beyond the last round train the last ticket
         self._epoch_logs.append(dict(logs or {}))
-        if len(self._epoch_logs) == self.plan.epochs_of(self._rounds_done):
+        if len(self._epoch_logs) == self.plan.epochs_of(len(self.tickets)):
             self._end_round()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_end(logs)
-        if self._rounds_done < self.plan.rounds:
+        if self._directory is not None:
+            self._directory.end(self.model)
+        if len(self.tickets) < self.plan.rounds:
             warnings.warn(
-                f"Training ended in round {self._rounds_done + 1} of "
+                f"Training ended in round {len(self.tickets) + 1} of "
                 f"{self.plan.rounds}: the last ticket is not drawn.",
                 stacklevel=2,
             )
@@ -257,7 +254,7 @@ class IterativeMagnitudePruning(MaskKeeper):
                 "The first round ended before the rewind point. Received: "
                 f"rewind_step={self.rewind_step}"
             )
-        done = self._rounds_done + 1
+        done = len(self.tickets) + 1
         trained_sparsity = sparsity_of(current_masks(self.model, self.filters))
         trained_weights = values_of(named_weights(self.model))
         sparsity, scope = self.plan.demand(done, self._initial_sparsity)
@@ -292,33 +289,56 @@ class IterativeMagnitudePruning(MaskKeeper):
                 "seconds": time.perf_counter() - self._round_start,
             }
         )
-        self._rounds_done = done
         self._at_rewind_point = True
         self._epoch_logs = []
-        if self._directory is not None:
-            self._directory.save(
-                ticket,
-                Progress(
-                    done,
-                    self._initial_sparsity,
-                    self.history,
-                    Snapshot.take(self.model),
-                    self._point.snapshot if self.rewind else None,
-                ),
-            )
+        files: dict[str, Ticket | Snapshot] = {_file(done): ticket}
+        if done == 1 and self._point.snapshot is not None:
+            files["rewind_point.npz"] = self._point.snapshot
+        self._save(files)
         self._round_start = time.perf_counter()
 
     def _load(self) -> None:
         """Start anew, or where the directory's run stands."""
-        self.tickets, self._progress = (
-            ([], None) if self._directory is None else self._directory.load()
-        )
-        done = self._progress.rounds_done if self._progress else 0
-        self.history = list(self._progress.history) if self._progress else []
-        self._first_round = self._rounds_done = done
-        self._first_epoch = None
+        self._first_epoch = 0
         self._epoch_logs = []
         self._at_rewind_point = False
+        self.tickets, self.history, self._state = [], [], None
+        found = None if self._directory is None else self._directory.load()
+        if found is None or self._directory is None:
+            return
+        self._state, record = found
+        self.history = record["history"]
+        self._initial_sparsity = record["initial_sparsity"]
+        folder = self._directory.path
+        self.tickets = [
+            Ticket.load(folder / _file(row["round"])) for row in self.history
+        ]
+        if self.rewind is not None and self.tickets:
+            self._point.snapshot, _ = Snapshot.load(folder / "rewind_point.npz")
+
+    def _save(self, files: dict[str, Ticket | Snapshot]) -> None:
+        if self._directory is not None:
+            record = {
+                "initial_sparsity": self._initial_sparsity,
+                "history": self.history,
+            }
+            self._directory.save(self.model, record, files)
+
+    def _epochs_done(self) -> int:
+        return self.plan.epochs_before(len(self.tickets))
+
+    def _check_start(self, epoch: int) -> None:
+        """Meet a `fit` that is too short or begins elsewhere."""
+        if self._directory is not None:
+            self._directory.check(epoch, self._epochs_done())
+        self._first_epoch = epoch - self._epochs_done()
+        needed = self._first_epoch + self.epochs
+        if self.params["epochs"] < needed:
+            raise ValueError(
+                f"These rounds need fit(epochs={needed}): pass "
+                "`epochs=imp.epochs`. Received: "
+                f"epochs={self.params['epochs']}"
+            )
 
     def _check_reachable(self, masks: dict[str, np.ndarray]) -> None:
         """Meet an impossible target before training, not after a round."""
@@ -368,3 +388,7 @@ def summarize(epochs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 _HIGHER = re.compile(r"acc|auc|precision|recall|f1|f_?beta|iou|r2|cosine")
+
+
+def _file(number: int) -> str:
+    return f"ticket_{number:02d}.npz"

@@ -72,13 +72,13 @@ class RoundPlan:
         """Epochs of round ``index``, from 0."""
         return self.epochs_per_round - (self.skipped_epochs if index else 0)
 
-    def epochs_from(self, index: int) -> int:
-        """Epochs of round ``index`` and all that follow it."""
-        return sum(self.epochs_of(i) for i in range(index, self.rounds))
+    def epochs_before(self, index: int) -> int:
+        """Epochs of all rounds before round ``index``."""
+        return sum(self.epochs_of(i) for i in range(index))
 
-    def schedule_epoch(self, index: int, epoch: int) -> int:
-        """Epoch of the training schedule, ``epoch`` epochs after the start
-        of round ``index``, however many rounds later that is."""
+    def schedule_epoch(self, epoch: int) -> int:
+        """Epoch of the training schedule after ``epoch`` epochs in all."""
+        index = 0
         while index < self.rounds and epoch >= self.epochs_of(index):
             epoch -= self.epochs_of(index)
             index += 1

@@ -1,47 +1,33 @@
-"""A run of several rounds in a directory, resumable after a kill."""
+"""Training that goes on after a kill, from a directory of its own."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import keras
+
+from tf_tickets.distribute import is_chief
 from tf_tickets.snapshot import Snapshot
 from tf_tickets.ticket import Ticket
 
 
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """Where a run stands after its last finished round.
-
-    Attributes:
-        rounds_done: Finished rounds.
-        initial_sparsity: Sparsity before the first round.
-        history: One row a round.
-        state: The full training state, after pruning and rewinding.
-        rewind_point: The snapshot that rounds rewind to, if they do.
-    """
-
-    rounds_done: int
-    initial_sparsity: float
-    history: list[dict[str, Any]]
-    state: Snapshot
-    rewind_point: Snapshot | None
-
-
 class RunDirectory:
-    """Tickets and progress of one run, each file whole or absent.
+    """The state of one run, each file whole or absent.
 
-    ``ticket_01.npz``, ``ticket_02.npz``, ... hold the tickets;
-    ``rewind_point.npz`` the state to rewind to; ``progress.npz``, written
-    last, is what counts a round as finished. A kill at any moment loses at
-    most the round it fell into.
+    ``progress.npz`` is what counts: it holds the full training state, how many
+    epochs are done and what the callback must remember, and is replaced in one
+    step. Whatever else belongs to a state is written before it, under a name
+    of its own. So a kill at any moment leaves the last whole state.
 
     Args:
-        path: The directory; made when the first round ends.
+        path: The directory; made when something is saved.
         identity: JSON values that say which run this is.
+
+    Raises:
+        ValueError: If ``path`` is a file.
     """
 
     def __init__(
@@ -55,56 +41,72 @@ class RunDirectory:
                 f"Received: directory={str(path)!r}"
             )
 
-    def load(self) -> tuple[list[Ticket], Progress | None]:
-        """The finished rounds; ``([], None)`` if there is none.
+    def load(self) -> tuple[Snapshot, dict[str, Any]] | None:
+        """``(state, record)`` of the last save; `None` if there is none.
 
         Raises:
             ValueError: If the directory holds a run with other arguments, or
-                one of its files is damaged.
+                a file of it is damaged.
         """
-        if not (self.path / "progress.npz").exists():
-            return [], None
-        state, metadata = Snapshot.load(self.path / "progress.npz")
-        found: Any = metadata["identity"]
+        file = self.path / "progress.npz"
+        if not file.exists():
+            return None
+        state, record = Snapshot.load(file)
+        found = record.get("identity")
         if found != self.identity:
-            keys = sorted(set(found) | set(self.identity))
+            there = found if isinstance(found, dict) else {}
             differ = {
-                k: (found.get(k), self.identity.get(k))
-                for k in keys
-                if found.get(k) != self.identity.get(k)
+                key: (there.get(key), self.identity.get(key))
+                for key in sorted({*there, *self.identity})
+                if there.get(key) != self.identity.get(key)
             }
             raise ValueError(
-                f"{str(self.path)!r} holds a run with other arguments (there, "
-                f"here): {differ}. Choose another directory."
+                f"{str(self.path)!r} holds a run with other arguments. Choose "
+                f"another directory. Received (there, here): {differ}"
             )
-        rounds: Any = metadata["rounds_done"]
-        initial: Any = metadata["initial_sparsity"]
-        history: Any = metadata["history"]
-        point = self.path / "rewind_point.npz"
-        return [Ticket.load(self._ticket(r)) for r in range(rounds)], Progress(
-            rounds,
-            initial,
-            history,
-            state,
-            Snapshot.load(point)[0] if point.exists() else None,
-        )
+        return state, record
 
-    def save(self, ticket: Ticket, progress: Progress) -> None:
-        """Record a finished round; the rewind point only once."""
+    def save(
+        self,
+        model: keras.Model,
+        record: Mapping[str, Any],
+        files: Mapping[str, Ticket | Snapshot] | None = None,
+    ) -> None:
+        """Record the present state of ``model``; only the chief writes.
+
+        Args:
+            model: The model in training.
+            record: JSON values, ``epoch`` among them: how many are done.
+            files: ``{name: ticket or snapshot}`` that belong to the state.
+        """
+        if not is_chief(model.distribute_strategy):
+            return
         self.path.mkdir(parents=True, exist_ok=True)
-        point = self.path / "rewind_point.npz"
-        if progress.rewind_point is not None and progress.rounds_done == 1:
-            progress.rewind_point.save(point)
-        ticket.save(self._ticket(progress.rounds_done - 1))
-        progress.state.save(
-            self.path / "progress.npz",
-            {
-                "identity": self.identity,
-                "rounds_done": progress.rounds_done,
-                "initial_sparsity": progress.initial_sparsity,
-                "history": progress.history,
-            },
+        for name, value in (files or {}).items():
+            value.save(self.path / name)
+        Snapshot.take(model).save(
+            self.path / "progress.npz", {**record, "identity": self.identity}
         )
 
-    def _ticket(self, index: int) -> Path:
-        return self.path / f"ticket_{index + 1:02d}.npz"
+    def begin(self, model: keras.Model, state: Snapshot, epoch: int) -> None:
+        """Let the `fit` that begins go on from ``state`` at ``epoch``.
+
+        Keras has no public way to say so from a callback. This is what its
+        own `BackupAndRestore` does; `end` takes it back, so that a later `fit`
+        starts at its own first epoch.
+        """
+        state.restore(model)
+        model._initial_epoch = epoch
+
+    def check(self, epoch: int, expected: int) -> None:
+        """Raise if another callback has moved the start of training."""
+        if epoch != expected:
+            raise ValueError(
+                "Another callback has restored this training, too: list it "
+                "before the one with `directory`. Received: a start at epoch "
+                f"{epoch}, where {str(self.path)!r} goes on at {expected}"
+            )
+
+    def end(self, model: keras.Model) -> None:
+        """Take back what `begin` said."""
+        model._initial_epoch = None

@@ -1,0 +1,97 @@
+"""One process of the two-worker test: trains, then saves what it holds."""
+
+import json
+import os
+import sys
+
+
+def main(index: int, ports: list[str], out: str, alone: bool) -> None:
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    if not alone:
+        os.environ["TF_CONFIG"] = json.dumps(
+            {
+                "cluster": {"worker": [f"127.0.0.1:{p}" for p in ports]},
+                "task": {"type": "worker", "index": index},
+            }
+        )
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    import tf_tickets as tt
+
+    strategy = (
+        tf.distribute.get_strategy()
+        if alone
+        else tt.distribute.MultiWorkerMirroredStrategy()
+    )
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 8)).astype("float32")
+    y = (x @ rng.normal(size=(8, 4))).argmax(1)
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(
+        16, drop_remainder=True
+    )
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.experimental_distribute.auto_shard_policy = (
+        tf.data.experimental.AutoShardPolicy.DATA
+    )
+    data = data.with_options(options)
+    results = {}
+
+    def fit(name, *callbacks, epochs, validation=None):
+        keras.utils.set_random_seed(0)
+        with strategy.scope():
+            model = keras.Sequential(
+                [
+                    keras.Input((8,)),
+                    keras.layers.Dense(32, activation="relu", name="hidden"),
+                    keras.layers.Dense(4, name="head"),
+                ],
+                name="mlp",
+            )
+            model.compile(
+                keras.optimizers.SGD(0.1, momentum=0.9),
+                keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+                metrics=["accuracy"],
+            )
+        model.fit(
+            data,
+            epochs=epochs,
+            verbose=0,
+            callbacks=callbacks,
+            validation_data=validation,
+        )
+        for i, weight in enumerate(model.get_weights()):
+            results[f"{name}/weight{i}"] = weight
+        return model
+
+    directory = f"{out}.run{index}"
+    imp = tt.callbacks.IterativeMagnitudePruning(
+        target_sparsity=0.8,
+        rounds=2,
+        epochs_per_round=2,
+        rewind_epoch=1,
+        directory=directory,
+    )
+    fit("imp", imp, epochs=imp.epochs + 1, validation=data)
+    results["imp/files"] = np.array(
+        sorted(os.listdir(directory)) if os.path.isdir(directory) else [], str
+    )
+    for i, ticket in enumerate(imp.tickets):
+        for path, mask in ticket.masks.items():
+            results[f"imp/ticket{i}/mask/{path}"] = mask
+        for path, weight in ticket.weights.items():
+            results[f"imp/ticket{i}/start/{path}"] = weight
+    gradual = tt.callbacks.GradualPruning(
+        target_sparsity=0.8, end_step=6, frequency=2
+    )
+    fit("gradual", gradual, tt.callbacks.SparsityLogger(), epochs=2)
+    rewind = tt.callbacks.Rewind(step=3)
+    fit("rewind", tt.callbacks.EnforceTicket(imp.ticket), rewind, epochs=2)
+    np.savez(out, **results)
+
+
+if __name__ == "__main__":
+    rank = int(sys.argv[1])
+    main(max(rank, 0), sys.argv[3:], sys.argv[2], alone=rank < 0)

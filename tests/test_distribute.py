@@ -1,0 +1,120 @@
+"""Two worker processes end with the tickets and weights of one process."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_tickets import distribute
+
+WORKER = Path(__file__).parent / "distributed_worker.py"
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports = [str(s.getsockname()[1]) for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """``(first worker, second worker, one process alone)``."""
+    folder = tmp_path_factory.mktemp("workers")
+    ports = free_ports(2)
+    root = str(WORKER.parent.parent)
+    env = {**os.environ, "PYTHONPATH": root, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    env.pop("TF_CONFIG", None)
+    outs = [folder / f"{name}.npz" for name in ("w0", "w1", "alone")]
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(rank), str(out), *ports],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank, out in zip((0, 1, -1), outs, strict=True)
+    ]
+    try:
+        for job in jobs:
+            text, _ = job.communicate(timeout=300)
+            assert job.returncode == 0, text
+    finally:
+        for job in jobs:
+            job.kill()
+    return [dict(np.load(out)) for out in outs]
+
+
+def test_workers_agree_on_every_mask_and_weight(runs):
+    first, second, _ = runs
+    assert set(first) == set(second)
+    for name in first:
+        if name != "imp/files":
+            np.testing.assert_array_equal(first[name], second[name], name)
+
+
+def test_two_workers_equal_one_process_on_the_same_batches(runs):
+    first, _, alone = runs
+    masks = [name for name in alone if "/mask/" in name]
+    assert len(masks) == 4
+    for name in masks:
+        np.testing.assert_array_equal(first[name], alone[name], name)
+    for name in alone:
+        if name not in masks and name != "imp/files":
+            np.testing.assert_allclose(
+                first[name], alone[name], rtol=1e-4, atol=1e-5, err_msg=name
+            )
+
+
+def test_pruned_weights_are_zero_on_every_worker(runs):
+    for run in runs:
+        kernels = [run["gradual/weight0"], run["gradual/weight2"]]
+        zeros = sum(int((k == 0).sum()) for k in kernels)
+        assert zeros == round(0.8 * 384)
+        mask = run["imp/ticket1/mask/mlp/hidden/kernel"]
+        for name in ("imp/weight0", "rewind/weight0"):
+            assert (run[name][~mask] == 0).all()
+
+
+def test_only_the_chief_writes_files(runs):
+    first, second, alone = runs
+    assert "ticket_02.npz" in first["imp/files"]
+    assert list(first["imp/files"]) == list(alone["imp/files"])
+    assert second["imp/files"].size == 0
+
+
+def test_the_chief_is_the_first_worker_or_the_one_named_so():
+    class Resolver:
+        def __init__(self, task_type, task_id, chief=False):
+            self.task_type, self.task_id = task_type, task_id
+            self._jobs = {"worker": ["a:1", "b:1"]}
+            if chief:
+                self._jobs["chief"] = ["c:1"]
+
+        def cluster_spec(self):
+            return tf.train.ClusterSpec(self._jobs)
+
+    class Strategy:
+        def __init__(self, *arguments):
+            self.cluster_resolver = Resolver(*arguments)
+
+    chiefs = [
+        distribute.is_chief(Strategy(*arguments))
+        for arguments in [
+            ("worker", 0),
+            ("worker", 1),
+            ("worker", 0, True),
+            ("chief", 0, True),
+        ]
+    ]
+    assert chiefs == [True, False, False, True]
+    assert distribute.is_chief(tf.distribute.get_strategy())
