@@ -137,6 +137,46 @@ def test_gradual_pruning_of_a_sparser_model_is_refused(data):
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("backup", [False, True])
+def test_gradual_pruning_goes_on_after_a_kill(backup, data, tmp_path):
+    def run(name, die_at=None):
+        class Die(keras.callbacks.Callback):
+            def on_train_batch_end(self, batch, logs=None):
+                if int(self.model.optimizer.iterations.numpy()) == die_at:
+                    raise KeyboardInterrupt
+
+        keras.utils.set_random_seed(3)
+        model = compiled(mlp(), "adam")
+        pruning = C.GradualPruning(
+            target_sparsity=0.9,
+            end_step=14,
+            frequency=1,
+            directory=tmp_path / name,
+        )
+        others = (
+            [keras.callbacks.BackupAndRestore(tmp_path / f"{name}.backup")]
+            if backup
+            else []
+        )
+        try:
+            history = model.fit(
+                batches(*data), epochs=4, verbose=0,
+                callbacks=[*others, pruning, Die()],
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            return None
+        return history.epoch, pruning.ticket
+
+    assert run("killed", die_at=2) is None
+    assert run("killed", die_at=9) is None
+    epochs, resumed = run("killed")
+    assert epochs == [2, 3]
+    _, whole = run("whole")
+    assert resumed.hamming_distance(whole) == 0
+    for path, weight in whole.weights.items():
+        np.testing.assert_array_equal(weight, resumed.weights[path])
+
+
 @pytest.mark.parametrize("kind", ["weights", "learning_rate"])
 def test_rewind_goes_back_when_fit_ends(kind, data):
     model = compiled(mlp(), keras.optimizers.SGD(0.1, momentum=0.9))

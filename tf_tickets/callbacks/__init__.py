@@ -1,6 +1,7 @@
 """What a user adds to ``model.fit``."""
 
 from tf_tickets.callbacks.enforce import EnforceTicket
+from tf_tickets.callbacks.freezing import IterativeFreezing, freezing_rate
 from tf_tickets.callbacks.gradual import GradualPruning
 from tf_tickets.callbacks.imp import IterativeMagnitudePruning
 from tf_tickets.callbacks.logger import SparsityLogger
@@ -9,7 +10,9 @@ from tf_tickets.callbacks.rewind import Rewind
 __all__ = [
     "EnforceTicket",
     "GradualPruning",
+    "IterativeFreezing",
     "IterativeMagnitudePruning",
     "Rewind",
     "SparsityLogger",
+    "freezing_rate",
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tf_tickets import masking
 from tf_tickets.callbacks.enforce import MaskKeeper
+from tf_tickets.callbacks.resume import EpochRun
 from tf_tickets.callbacks.rewind import StepCounter, check_count
 from tf_tickets.pruning import criteria, scopes
 from tf_tickets.pruning.oneshot import (
@@ -41,6 +44,9 @@ class GradualPruning(MaskKeeper):
         criterion: As in `tf_tickets.prune`.
         scope: As in `tf_tickets.prune`, but not a mapping.
         filters: As in `tf_tickets.prunable_weights`.
+        directory: Where to keep the run. Every epoch is saved there; the same
+            call after a kill goes on after the last whole epoch. List the
+            callback after `keras.callbacks.BackupAndRestore` then.
         seed: For criteria that draw at random.
 
     Attributes:
@@ -81,6 +87,7 @@ class GradualPruning(MaskKeeper):
         criterion: str | criteria.Criterion = "magnitude",
         scope: scopes.Scope = "global",
         filters: Filters = None,
+        directory: str | os.PathLike[str] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -124,9 +131,16 @@ class GradualPruning(MaskKeeper):
         self._own_rhythm = isinstance(schedule(begin_step), tuple)
         self._steps = StepCounter()
         self._sparsity = 0.0
+        self._run = (
+            None
+            if directory is None
+            else EpochRun(directory, self._provenance())
+        )
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.ticket = None
+        if self._run is not None:
+            self._run.resume(self.model)
         self._steps = StepCounter(int(self.model.optimizer.iterations.numpy()))
         self._sparsity = sparsity_of(current_masks(self.model, self.filters))
         target = getattr(self.schedule, "target_sparsity", 1.0)
@@ -144,6 +158,15 @@ class GradualPruning(MaskKeeper):
         self, epoch: int, logs: dict[str, Any] | None = None
     ) -> None:
         self._steps.new_epoch()
+        if self._run is not None:
+            self._run.check_start(epoch)
+
+    def on_epoch_end(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        super().on_epoch_end(epoch, logs)
+        if self._run is not None:
+            self._run.save_epoch(self.model, epoch)
 
     def on_train_batch_end(
         self, batch: int, logs: dict[str, Any] | None = None
@@ -154,16 +177,9 @@ class GradualPruning(MaskKeeper):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_end(logs)
-        self.ticket = Ticket.from_model(
-            self.model,
-            metadata={
-                "source": "GradualPruning",
-                "schedule": repr(self.schedule),
-                **describe(
-                    self._sparsity, self.criterion, self.scope, self.seed
-                ),
-            },
-        )
+        if self._run is not None:
+            self._run.end(self.model)
+        self.ticket = Ticket.from_model(self.model, metadata=self._provenance())
         end = getattr(self.schedule, "end_step", -1)
         if self._steps.step < end:
             warnings.warn(
@@ -172,6 +188,14 @@ class GradualPruning(MaskKeeper):
                 f"{self.ticket.sparsity:.4f}.",
                 stacklevel=2,
             )
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "source": "GradualPruning",
+            "schedule": _described(self.schedule),
+            "frequency": self.frequency,
+            **describe(None, self.criterion, self.scope, self.seed),
+        }
 
     def _asked(self, steps: Iterable[int]) -> float | None:
         """The last sparsity that the schedule asks for in ``steps``."""
@@ -193,3 +217,8 @@ class GradualPruning(MaskKeeper):
         )
         masking.enforce(self.model, masks)
         self._sparsity = sparsity
+
+
+def _described(schedule: Schedule) -> str:
+    # The address in a default repr would make every process another run.
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(schedule))

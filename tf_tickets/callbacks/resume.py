@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from tf_tickets.distribute import is_chief
+from tf_tickets.masking import attached_masks
 from tf_tickets.snapshot import Snapshot
 from tf_tickets.ticket import Ticket
 
@@ -110,3 +111,74 @@ class RunDirectory:
     def end(self, model: keras.Model) -> None:
         """Take back what `begin` said."""
         model._initial_epoch = None
+
+
+class EpochRun:
+    """A run of one training under masks, saved after every epoch.
+
+    Args:
+        path: The directory.
+        identity: JSON values that say which run this is.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], identity: Mapping[str, Any]
+    ) -> None:
+        self.directory = RunDirectory(path, identity)
+        self._start: int | None = None
+
+    def resume(self, model: keras.Model) -> dict[str, Any]:
+        """Put masks and state of the last whole epoch into ``model``.
+
+        Returns:
+            What `save_epoch` was given to remember; empty for a new run.
+        """
+        self._start = None
+        found = self.directory.load()
+        if found is None:
+            return {}
+        state, record = found
+        masks = Ticket.load(self.directory.path / record["masks"])
+        masks.apply(model, weights="keep")
+        self._start = record["epoch"]
+        self.directory.begin(model, state, record["epoch"])
+        return record["remembered"]
+
+    def check_start(self, epoch: int) -> None:
+        """At the first epoch: raise if `fit` does not go on from here."""
+        if self._start is not None:
+            self.directory.check(epoch, self._start)
+            self._start = None
+
+    def save_epoch(
+        self,
+        model: keras.Model,
+        epoch: int,
+        remembered: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Record the end of epoch index ``epoch`` and forget the one before.
+
+        Args:
+            model: The model in training; its masks are saved with it.
+            epoch: As Keras counts, from 0.
+            remembered: JSON values that the callback needs to go on.
+        """
+        if not is_chief(model.distribute_strategy):
+            return
+        name = f"masks_{epoch + 1:05d}.npz"
+        self.directory.save(
+            model,
+            {
+                "epoch": epoch + 1,
+                "masks": name,
+                "remembered": dict(remembered or {}),
+            },
+            {name: Ticket(attached_masks(model))},
+        )
+        for old in self.directory.path.glob("masks_*.npz"):
+            if old.name != name:
+                old.unlink(missing_ok=True)
+
+    def end(self, model: keras.Model) -> None:
+        """When `fit` ends."""
+        self.directory.end(model)

@@ -1,0 +1,347 @@
+"""Freeze the lowest scores of a supermask, little by little."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from tf_tickets.callbacks.rewind import check_count
+from tf_tickets.layers import Supermask
+from tf_tickets.pruning import scopes
+from tf_tickets.pruning.oneshot import select
+from tf_tickets.selection import layers_of, values_of
+
+RateKind = Literal["code", "paper"]
+Arrays = dict[str, np.ndarray]
+
+
+def freezing_rate(
+    target_sparsity: float,
+    *,
+    epochs: int,
+    every: int,
+    rate: RateKind = "code",
+) -> float:
+    r"""Fraction of the weights still unfrozen that one freeze takes.
+
+    With density s in E epochs, a freeze every T of them: $1 - s^{1/n}$, where
+    $n = \lfloor (E - 1)/T \rfloor$ is the number of freezes in the published
+    runs (`"code"`), or $1 - s^{T/E} = 1 - e^{-cT}$ (`"paper"`; algorithm 1
+    prints the exponent without its sign).
+
+    Args:
+        target_sparsity: 1 − s.
+        epochs: E.
+        every: T, in epochs.
+        rate: `"code"` or `"paper"`.
+
+    Raises:
+        ValueError: On numbers out of range, or if no freeze fits into the
+            epochs.
+
+    Example:
+
+    >>> round(freezing_rate(1 - 0.0144, epochs=150, every=5), 5)
+    0.13604
+    >>> round(freezing_rate(1 - 0.0144, epochs=150, every=5, rate="paper"), 5)
+    0.13182
+    """
+    scopes.check_sparsity(target_sparsity, "target_sparsity")
+    _check_rate(rate)
+    count = len(_freezes(epochs, every, rate))
+    if not count:
+        raise ValueError(
+            "No freeze fits into the epochs: train longer, or freeze more "
+            f"often. Received: epochs={epochs}, every={every}, rate={rate!r}"
+        )
+    exponent = 1 / count if rate == "code" else every / epochs
+    return 1 - (1 - target_sparsity) ** exponent
+
+
+class IterativeFreezing(keras.callbacks.Callback):
+    r"""Bring a supermask to a sparsity while its scores are trained.
+
+    For masks by threshold or at random (Gem-Miner): every few epochs the
+    lowest scores of those that are unfrozen are frozen; their weights are out
+    for good (q ← 0). Density falls by equal factors. For top-k masks
+    (Edge-Popup): the sparsity of the mask rises along the same curve, from 0
+    when training begins; weights may come back. No step is traced again.
+
+    The logs get ``density_effective``, of the mask that the model computes
+    with, and ``density_frozen``, of q, which is at least as large; both after
+    the freeze of that epoch, if there was one. (An epoch's other logs are from
+    before it.)
+
+    If the score penalty has pushed every score under the threshold, the mask
+    is empty and training cannot go on. Then, as in the published runs, q is
+    brought to the target at once, by the scores, training is stopped, and a
+    warning says so; ``Ticket.from_supermask(miner, mask="frozen")`` still has
+    a ticket.
+
+    Args:
+        target_sparsity: Fraction of the prunable weights that are frozen in
+            the end. `None` takes it from a top-k mask.
+        every: T: epochs between two freezes. ("Long" Gem-Miner is the same
+            with more epochs and a longer period.)
+        exact: Freeze to the weight, and end at the target; of equal scores
+            the first are kept. With `False` as published: the fraction
+            `freezing_rate` of the unfrozen, rounded up, gives a threshold, and
+            everything at or below it goes. Scores are clipped at zero, so a
+            freeze can take far more than its share: the target is then only
+            the most that remains.
+        rate: `"code"`: freezes after the epochs T + 1, 2T + 1, ...; `"paper"`:
+            after T, 2T, ..., see `freezing_rate`. (Top-k masks become sparser
+            after T, 2T, ... in both.)
+        scope: Among which weights the lowest are looked for: `"global"`,
+            `"layer"`, or another of `tf_tickets.prune` that is no mapping. A
+            top-k mask has its own.
+
+    Attributes:
+        collapsed: Whether the mask became empty.
+
+    Raises:
+        ValueError: On bad arguments; when training begins, if the model has
+            no supermask, its density is below the target, or no freeze fits
+            into the epochs.
+
+    Reference:
+        Sreenivasan et al., "Rare Gems: Finding Lottery Tickets at
+        Initialization", NeurIPS 2022, algorithm 1 and table 3.
+
+    Example:
+
+    >>> import tf_tickets as tt
+    >>> model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(10)])
+    >>> miner = tt.supermask(model)
+    >>> miner.compile(keras.optimizers.SGD(0.1), "mse")
+    >>> freezing = IterativeFreezing(target_sparsity=0.9, every=1)
+    >>> history = miner.fit(
+    ...     np.ones((4, 10)), np.ones((4, 10)), epochs=3, verbose=0,
+    ...     callbacks=[freezing])
+    >>> [round(d, 2) for d in history.history["density_frozen"]]
+    [1.0, 0.32, 0.1]
+    """
+
+    def __init__(
+        self,
+        target_sparsity: float | None = None,
+        *,
+        every: int = 5,
+        exact: bool = True,
+        rate: RateKind = "code",
+        scope: scopes.Scope = "global",
+    ) -> None:
+        super().__init__()
+        if target_sparsity is not None:
+            scopes.check_sparsity(target_sparsity, "target_sparsity")
+        check_count("every", every, least=1)
+        _check_rate(rate)
+        scopes.check_scope(scope)
+        if isinstance(scope, Mapping) or (
+            not exact and scope not in ("global", "layer")
+        ):
+            raise ValueError(
+                "`scope` must be no mapping, and with exact=False 'global' or "
+                f"'layer'. Received: scope={scope!r}, exact={exact}"
+            )
+        self.target_sparsity = target_sparsity
+        self.every = every
+        self.exact = exact
+        self.rate = rate
+        self.scope = scope
+        self.collapsed = False
+        self._supermasks: list[Supermask] = []
+        # Densities after the freezes to come, by epoch.
+        self._plan: dict[int, float] | None = None
+        self._fraction = 0.0
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self.collapsed = False
+        self._plan = None
+        self._supermasks = [
+            layer
+            for layer in layers_of(self.model)
+            if isinstance(layer, Supermask)
+        ]
+        kinds = {layer.options.mask == "top_k" for layer in self._supermasks}
+        if len(kinds) != 1:
+            raise ValueError(
+                "The model needs supermasks, all of them top-k or none: make "
+                "one with tf_tickets.supermask. Received: "
+                f"{[layer.options.mask for layer in self._supermasks]}"
+            )
+        target = self._target()
+        freezing_rate(
+            target, epochs=self._epochs, every=self.every, rate=self.rate
+        )
+        density = self._density("frozen")
+        if not self._top_k and 1 - target > density:
+            raise ValueError(
+                "The target is below the current sparsity: frozen weights do "
+                f"not come back. Received: target_sparsity={target}, sparsity "
+                f"{1 - density:.6f} now"
+            )
+        if self._top_k:
+            for layer in self._supermasks:
+                layer.set_sparsity(target)  # fails now, if it has to
+
+    def on_epoch_begin(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        if self._plan is None:
+            self._make_plan(epoch)
+
+    def on_epoch_end(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        plan = self._plan or {}
+        if epoch in plan:
+            self._freeze(plan[epoch])
+        if not self._top_k and self._density("effective") == 0:
+            self._collapse()
+        if logs is not None:
+            if not self._top_k:
+                logs["density_frozen"] = self._density("frozen")
+            logs["density_effective"] = self._density("effective")
+
+    @property
+    def _epochs(self) -> int:
+        return int(self.params["epochs"])
+
+    @property
+    def _top_k(self) -> bool:
+        return self._supermasks[0].options.mask == "top_k"
+
+    def _target(self) -> float:
+        if self.target_sparsity is not None:
+            return float(self.target_sparsity)
+        found = {layer.options.sparsity for layer in self._supermasks}
+        target = found.pop() if len(found) == 1 else None
+        if target is None:
+            raise ValueError(
+                "`target_sparsity` is needed, unless all supermasks are top-k "
+                f"with one sparsity. Received: target_sparsity=None, {found}"
+            )
+        return float(target)
+
+    def _make_plan(self, first: int) -> None:
+        """Freezes from epoch ``first`` on, from the density there is now."""
+        target = 1 - self._target()
+        if self._top_k and first == 0:
+            for layer in self._supermasks:
+                layer.set_sparsity(0.0)
+        start = self._density("frozen")
+        epochs = [
+            e
+            for e in _freezes(
+                self._epochs, self.every, self.rate, early=self._top_k
+            )
+            if e >= first
+        ]
+        share = (
+            self.every / (self._epochs - first)
+            if self.rate == "paper"
+            else 1 / max(len(epochs), 1)
+        )
+        fall = target / start
+        self._fraction = 1 - fall**share
+        self._plan = {
+            e: start * fall ** (share * i) for i, e in enumerate(epochs, 1)
+        }
+        if epochs:
+            self._plan[epochs[-1]] = target  # with no rounding
+
+    def _freeze(self, density: float) -> None:
+        if self._top_k:
+            for layer in self._supermasks:
+                layer.set_sparsity(1 - density)
+        elif self.exact:
+            self._assign(self._lowest_counted(density))
+        else:
+            self._assign(self._above_threshold())
+
+    def _collapse(self) -> None:
+        self.collapsed = True
+        self._assign(self._lowest_counted(1 - self._target()))
+        self.model.stop_training = True
+        warnings.warn(
+            "Every score is under the threshold: the mask keeps no weight. "
+            "The search stops, and the scores as they are bring the frozen "
+            "mask to the target. Use Ticket.from_supermask(..., mask='frozen'),"
+            " or a lower score_penalty or learning rate.",
+            stacklevel=2,
+        )
+
+    def _lowest_counted(self, density: float) -> Arrays:
+        scores, kept = self._arrays()
+        capacity = {key: int(q.sum()) for key, q in kept.items()}
+        shapes = {key: q.shape for key, q in kept.items()}
+        total = sum(q.size for q in kept.values())
+        # Rounding the plan must not ask for more than earlier ties left.
+        sparsity = max(1 - density, 1 - sum(capacity.values()) / total)
+        pools = scopes.pools(self.scope, shapes, sparsity, capacity)
+        return select(scores, pools, kept)
+
+    def _above_threshold(self) -> Arrays:
+        scores, kept = self._arrays()
+        groups = [list(kept)] if self.scope == "global" else [[k] for k in kept]
+        for group in groups:
+            unfrozen = np.concatenate([scores[k][kept[k]] for k in group])
+            count = math.ceil(self._fraction * unfrozen.size)
+            if count:
+                threshold = np.partition(unfrozen, count - 1)[count - 1]
+                for key in group:
+                    kept[key] = kept[key] & (scores[key] > threshold)
+        return kept
+
+    def _arrays(self) -> tuple[Arrays, Arrays]:
+        """Scores and q of all supermasks, under keys of their own."""
+        scores: Arrays = {}
+        kept: Arrays = {}
+        for i, layer in enumerate(self._supermasks):
+            masks = layer.masks("frozen")
+            values = values_of(layer.scores)
+            scores.update({f"{i}:{key}": p for key, p in values.items()})
+            kept.update({f"{i}:{key}": q for key, q in masks.items()})
+        return scores, kept
+
+    def _assign(self, kept: Arrays) -> None:
+        for i, layer in enumerate(self._supermasks):
+            layer.freeze(
+                {
+                    key: kept[f"{i}:{key}"]
+                    for key in layer.scores
+                }
+            )
+
+    def _density(self, which: str) -> float:
+        masks = [
+            mask
+            for layer in self._supermasks
+            for mask in layer.masks(
+                "effective" if self._top_k else which
+            ).values()
+        ]
+        return sum(int(m.sum()) for m in masks) / sum(m.size for m in masks)
+
+
+def _freezes(
+    epochs: int, every: int, rate: str, *, early: bool = False
+) -> list[int]:
+    """Epochs, counted from 0, at whose end there is a freeze."""
+    if rate == "paper":
+        return [e for e in range(epochs) if (e + 1) % every == 0]
+    freezes = [e for e in range(1, epochs) if e % every == 0]
+    return [e - 1 for e in freezes] if early else freezes
+
+
+def _check_rate(rate: object) -> None:
+    if rate not in ("code", "paper"):
+        raise ValueError(
+            f"`rate` must be 'code' or 'paper'. Received: rate={rate!r}"
+        )
