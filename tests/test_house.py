@@ -15,7 +15,7 @@ PACKAGE = ROOT / "tf_tickets"
 FLOORS = [
     {"version"},
     {"archive", "selection", "initialization", "distribute"},
-    {"masking", "snapshot"},
+    {"foreign", "masking", "snapshot"},
     {"ticket"},
     {"pruning"},
     {"layers", "structured", "analysis"},

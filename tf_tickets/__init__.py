@@ -26,7 +26,17 @@ if keras.backend.backend() != "tensorflow":
         f"KERAS_BACKEND={keras.backend.backend()}"
     )
 
-from tf_tickets import callbacks, export, pruning  # noqa: E402
+from tf_tickets import (  # noqa: E402
+    analysis,
+    callbacks,
+    distribute,
+    export,
+    layers,
+    pruning,
+    retraining,
+    structured,
+)
+from tf_tickets.layers.model import supermask  # noqa: E402
 from tf_tickets.masking import release  # noqa: E402
 from tf_tickets.pruning import prune  # noqa: E402
 from tf_tickets.selection import prunable_weights  # noqa: E402
@@ -38,10 +48,16 @@ __all__ = [
     "Snapshot",
     "Ticket",
     "__version__",
+    "analysis",
     "callbacks",
+    "distribute",
     "export",
+    "layers",
     "prunable_weights",
     "prune",
     "pruning",
     "release",
+    "retraining",
+    "structured",
+    "supermask",
 ]

@@ -2,22 +2,26 @@
 
 A file is an uncompressed ``.npz``: a JSON manifest and numbered arrays. It is
 written beside its destination and renamed, so that a reader never meets half
-of one; it holds no pickles.
+of one; it holds no pickles. What is read is not trusted: a file can neither
+make `read` run code nor take more memory than the file is long.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import ml_dtypes
 import numpy as np
 
 FORMAT_VERSION = 1
+_KINDS = "biufc"
 
 
 def write(
@@ -38,6 +42,11 @@ def write(
         OSError: If the file cannot be written; nothing is left behind.
     """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"There is no directory {str(path.parent)!r} to write to. "
+            f"Received: path={str(path)!r}"
+        )
     names = list(arrays)
     described = {
         "format": f"tf_tickets.{kind}",
@@ -96,15 +105,29 @@ def read(
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no {kind} file {str(path)!r}.")
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"A {kind} is a file. Received: the directory {str(path)!r}"
+        )
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if "manifest" not in getattr(file, "files", ()):
-                raise ValueError("it has no tf_tickets manifest")
-            described = json.loads(file["manifest"].tobytes())
-            _check_described(described, kind)
+        if not path.is_file():
+            raise ValueError("it is no regular file")
+        with path.open("rb") as file, zipfile.ZipFile(file) as bundle:
+            members = _members(bundle, os.fstat(file.fileno()).st_size)
+            described = json.loads(
+                _array(bundle, members["manifest.npy"]).tobytes()
+            )
+            entries = _entries(described, kind)
+            if len(entries) != len(members) - 1:
+                raise ValueError(
+                    f"it has {len(members) - 1} arrays and describes "
+                    f"{len(entries)}"
+                )
             arrays = {
-                entry["name"]: _from_plain(file[f"array_{i}"], entry)
-                for i, entry in enumerate(described["arrays"])
+                entry["name"]: _from_plain(
+                    _array(bundle, members[f"array_{i}.npy"]), entry
+                )
+                for i, entry in enumerate(entries)
             }
         return described["manifest"], arrays
     except (
@@ -118,36 +141,108 @@ def read(
         OSError,
         ValueError,  # also JSON and Unicode errors
         RuntimeError,  # an encrypted member
+        RecursionError,  # JSON nested too deeply
         SyntaxError,  # a damaged array header
         MemoryError,
         OverflowError,
     ) as error:
-        if isinstance(error, PermissionError | IsADirectoryError):
+        if isinstance(error, PermissionError):
             raise
         raise ValueError(
             f"{str(path)!r} is not a whole tf_tickets {kind} file: {error}"
         ) from error
 
 
-def _check_described(described: Any, kind: str) -> None:
-    found = described["format"]
+def _members(bundle: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
+    """The members by name, none of which can be longer than the file."""
+    found = bundle.infolist()
+    expected = {"manifest.npy", *(f"array_{i}.npy" for i in range(len(found)))}
+    strange = [m.filename for m in found if m.filename not in expected]
+    members = {m.filename: m for m in found}
+    if strange or "manifest.npy" not in members:
+        raise ValueError(
+            f"it has a member {strange[0]!r}"
+            if strange
+            else "it has no tf_tickets manifest"
+        )
+    if len(members) != len(found):
+        raise ValueError("it has two members of one name")
+    for member in found:
+        if member.compress_type != zipfile.ZIP_STORED or (
+            member.compress_size != member.file_size
+        ):
+            raise ValueError(f"its member {member.filename!r} is compressed")
+    if sum(member.file_size for member in found) > size:
+        raise ValueError("its members are longer than the file")
+    return members
+
+
+def _array(bundle: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """One array, of exactly the bytes that its member has."""
+    with bundle.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"{member.filename!r} has format {version}")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        # Before the dtype is used: one of objects means pickles.
+        if dtype.kind not in _KINDS:
+            raise ValueError(f"{member.filename!r} holds {dtype}")
+        # Reads to the end, where the checksum is compared.
+        data = file.read()
+    if len(data) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(
+            f"{member.filename!r} has {len(data)} bytes for {dtype} of shape "
+            f"{shape}"
+        )
+    order: Literal["F", "C"] = "F" if fortran else "C"
+    return np.frombuffer(data, dtype).reshape(shape, order=order).copy()
+
+
+def _entries(described: Any, kind: str) -> list[dict[str, Any]]:
+    """The description of each array; raises on another kind of file."""
+    if not isinstance(described, dict):
+        raise ValueError("its manifest is no JSON object")
+    found = described.get("format")
     if found != f"tf_tickets.{kind}":
         raise ValueError(f"it says it holds {found!r}")
-    version = described["format_version"]
-    if version != FORMAT_VERSION:
+    version = described.get("format_version")
+    if version != FORMAT_VERSION or isinstance(version, bool):
         raise ValueError(
             f"it has format version {version!r}; this release reads version "
             f"{FORMAT_VERSION}"
         )
+    if not isinstance(described.get("manifest"), dict):
+        raise ValueError("its manifest describes nothing")
+    entries = described.get("arrays")
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("name"), str)
+        and isinstance(entry.get("dtype"), str)
+        and is_shape(entry.get("shape"))
+        for entry in entries
+    ):
+        raise ValueError("its list of arrays is damaged")
+    if len({entry["name"] for entry in entries}) != len(entries):
+        raise ValueError("it names two arrays alike")
+    return entries
+
+
+def is_shape(value: Any) -> bool:
+    """Whether a JSON value is a list of whole numbers, none negative."""
+    return isinstance(value, list) and all(
+        isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value
+    )
 
 
 def _as_plain(array: np.ndarray) -> np.ndarray:
     # NumPy writes the types of ml_dtypes (bfloat16, ...) as raw void bytes;
     # unsigned integers of the same width survive.
-    if array.dtype.kind == "V":
+    if str(array.dtype) in _extra_types():
         return array.view(f"u{array.dtype.itemsize}")
-    if array.dtype.hasobject:
-        raise TypeError(f"Arrays of objects are not stored: {array.dtype}")
+    if array.dtype.kind not in _KINDS:
+        raise TypeError(
+            f"Numbers and booleans are stored. Received: {array.dtype}"
+        )
     return array
 
 
@@ -156,11 +251,21 @@ def _from_plain(array: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray:
         raise ValueError(
             f"{entry['name']} has shape {array.shape}, not {entry['shape']}"
         )
-    if str(array.dtype) != entry["dtype"]:
-        import ml_dtypes
+    if str(array.dtype) == entry["dtype"]:
+        return array
+    extra = _extra_types().get(entry["dtype"])
+    if extra is None or array.dtype != np.dtype(f"u{extra.itemsize}"):
+        raise ValueError(
+            f"{entry['name']} is of {array.dtype}, not {entry['dtype']}"
+        )
+    return array.view(extra)
 
-        array = array.view(getattr(ml_dtypes, entry["dtype"]))
-    return array
+
+def _extra_types() -> dict[str, np.dtype]:
+    """The types that TensorFlow adds to NumPy's."""
+    kinds = ("bfloat", "float", "int", "uint")
+    names = [n for n in dir(ml_dtypes) if n.startswith(kinds)]
+    return {n: np.dtype(getattr(ml_dtypes, n)) for n in names}
 
 
 def _plain_number(value: Any) -> Any:

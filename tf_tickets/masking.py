@@ -8,6 +8,7 @@ mask is an assignment, and `release` leaves no trace.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable, Mapping
 
@@ -89,6 +90,7 @@ def enforce(model: keras.Model, masks: Mapping[str, np.ndarray]) -> None:
                 fresh = True
     if fresh:
         _forget_trace(model)
+        _warn_of_dense_updates(masks, weights)
     project(model)
 
 
@@ -136,6 +138,20 @@ def release(model: keras.Model) -> None:
         variable.constraint = variable.constraint.inner
     if found:
         _forget_trace(model)
+
+
+def _warn_of_dense_updates(
+    masks: Mapping[str, np.ndarray], weights: Mapping[str, keras.Variable]
+) -> None:
+    layers = {k.rpartition("/")[0] for k in weights if "/lora_" in k}
+    updated = [key for key in masks if key.rpartition("/")[0] in layers]
+    if updated:
+        warnings.warn(
+            "A low-rank update is added to these weights and has no zeros: "
+            "what the layer computes with is dense, and `model.save` merges "
+            f"the update into the kernel. Received: {updated}",
+            stacklevel=4,
+        )
 
 
 def _masked_weights(model: keras.Model) -> dict[str, keras.Variable]:

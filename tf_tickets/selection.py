@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -133,10 +134,19 @@ def prunable_weights(
             if variable.name in _KERNELS and _is_maskable(variable)
         }
         if not chosen:
+            quantized = any(
+                v.name in _KERNELS and "int" in str(v.dtype)
+                for v in weights.values()
+            )
             raise ValueError(
                 "The model has no prunable weights: no float kernel of rank "
-                "2 or more. Name your own weights with `filters`. Received: "
-                f"a model with the weights {_listing(weights)}"
+                "2 or more. "
+                + (
+                    "It is quantized: quantize it after pruning. "
+                    if quantized
+                    else "Name your own weights with `filters`. "
+                )
+                + f"Received: a model with the weights {_listing(weights)}"
             )
         return chosen
     maskable = {p: v for p, v in weights.items() if _is_maskable(v)}
@@ -153,18 +163,19 @@ def prunable_weights(
 
 
 def match_keys(
-    shapes: Mapping[str, Shape], variables: Mapping[str, keras.Variable]
+    shapes: Mapping[str, Shape], variables: Mapping[str, Any]
 ) -> dict[str, str]:
     """Find each stored key among a model's variables.
 
-    Exact paths first. Keras numbers layers as they are made (``dense``,
+    Exact paths first; then paths that differ only in the names of models
+    around the layers. Keras numbers layers as they are made (``dense``,
     ``dense_1``, ...), so the same model has other paths in another process:
     then the two lists are aligned by order, when every shape agrees and
     either no path or every path without its numbers does.
 
     Args:
         shapes: ``{stored key: shape}``, in the stored order.
-        variables: ``{key: variable}``, in the model's order.
+        variables: ``{key: variable or array}``, in the model's order.
 
     Returns:
         ``{stored key: key of the variable}``.
@@ -184,6 +195,12 @@ def match_keys(
     if not problems:
         return {key: key for key in shapes}
     stored, present = list(shapes), list(variables)
+    below = _by_ending(stored, present)
+    if all(
+        tuple(shapes[key]) == tuple(variables[found].shape)
+        for key, found in below.items()
+    ) and len(below) == len(stored):
+        return below
     if [tuple(s) for s in shapes.values()] == [
         tuple(v.shape) for v in variables.values()
     ]:
@@ -250,11 +267,25 @@ def _agrees(entry: Filter, path: str, variable: keras.Variable) -> bool:
         ) from error
 
 
+def _by_ending(stored: list[str], present: list[str]) -> dict[str, str]:
+    """Pairs of which one path ends with the whole other, if all are clear."""
+    found = {
+        key: [p for p in present if f"/{p}".endswith(f"/{key}")]
+        or [p for p in present if f"/{key}".endswith(f"/{p}")]
+        for key in stored
+    }
+    if any(len(paths) != 1 for paths in found.values()) or len(
+        {path for paths in found.values() for path in paths}
+    ) < len(stored):
+        return {}
+    return {key: paths[0] for key, paths in found.items()}
+
+
 def _unnumbered(path: str) -> str:
     return re.sub(r"_\d+(?=/|#|$)", "", path)
 
 
-def _listing(variables: Mapping[str, keras.Variable]) -> str:
+def _listing(variables: Mapping[str, Any]) -> str:
     rows = [f"{p} {tuple(v.shape)}" for p, v in variables.items()]
     shown = ", ".join(rows[:20])
     return shown + (f", and {len(rows) - 20} more" if len(rows) > 20 else "")

@@ -126,9 +126,21 @@ class Snapshot:
         manifest, arrays = archive.read(path, "snapshot")
         parts: dict[str, dict[str, np.ndarray]] = {"model": {}, "optimizer": {}}
         for name, array in arrays.items():
-            part, key = name.split(":", 1)
-            parts[part][key] = array
-        return cls(parts["model"], parts["optimizer"]), manifest["metadata"]
+            part, _, key = name.partition(":")
+            if part in parts:
+                parts[part][key] = array
+        metadata = manifest.get("metadata")
+        if (
+            not isinstance(metadata, dict)
+            or not parts["model"]
+            or len(parts["model"]) != manifest.get("variables")
+        ):
+            raise ValueError(
+                f"{str(path)!r} is not a whole tf_tickets snapshot file: it "
+                f"has {len(parts['model'])} variables and says "
+                f"{manifest.get('variables')!r}"
+            )
+        return cls(parts["model"], parts["optimizer"]), metadata
 
 
 def _matched(

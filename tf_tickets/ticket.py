@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import keras
 import numpy as np
 
-from tf_tickets import archive, initialization, masking
+from tf_tickets import archive, foreign, initialization, masking
 from tf_tickets.selection import (
     Filters,
+    layers_of,
     match_keys,
     named_weights,
     prunable_weights,
@@ -123,6 +125,179 @@ class Ticket:
                 for key in prunable_weights(model, filters)
             }
         return cls(masks, values, {"source": "model", **(metadata or {})})
+
+    @classmethod
+    def from_weights(
+        cls,
+        weights: foreign.Weights,
+        *,
+        filters: Filters = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Ticket:
+        """The ticket that the zeros of some weights are, from any framework.
+
+        A weight that pruning may touch counts as kept where it is not zero.
+
+        Args:
+            weights: ``{path: array}``, or the variables of a model: those of
+                a tf_keras model after ``strip_pruning``, for example. All of
+                them, in the model's order, biases and statistics included.
+            filters: As in `tf_tickets.prunable_weights`.
+            metadata: Added to the ticket's own.
+
+        Raises:
+            ValueError: If these are no weights, none can be pruned, or they
+                are still wrapped for pruning.
+
+        Example:
+
+        >>> import tf_tickets as tt
+        >>> ticket = tt.Ticket.from_weights(
+        ...     {"head/kernel:0": np.eye(4), "head/bias:0": np.zeros(4)})
+        >>> ticket.sparsity, list(ticket.masks)
+        (0.75, ['head/kernel'])
+        """
+        collection = foreign.collect(weights)
+        values = foreign.arrays_of(collection)
+        masks = {
+            key: values[key] != 0
+            for key in prunable_weights(cast(keras.Model, collection), filters)
+        }
+        return cls(masks, values, {"source": "weights", **(metadata or {})})
+
+    def to_weights(
+        self, like: foreign.Weights | None = None
+    ) -> dict[str, np.ndarray]:
+        """Mask ⊙ start weights, as arrays: the inverse of `from_weights`.
+
+        Args:
+            like: The weights, as in `from_weights`, of a model that is to get
+                them; `None` for the ticket's own paths.
+
+        Returns:
+            ``{path: array}``: every weight of the ticket, by the paths of
+            ``like`` and in its order.
+
+        Raises:
+            ValueError: If the ticket has no start weights or does not fit.
+
+        Example:
+
+        >>> import tf_tickets as tt
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> values = tt.prune(model, 0.5).to_weights(model.weights)
+        >>> for variable, value in zip(model.weights, values.values()):
+        ...     variable.assign(value)
+        """
+        if self._weights is None:
+            raise ValueError(
+                "This ticket has masks and no start weights. "
+                f"Received: {self!r}"
+            )
+        values = {
+            key: np.where(self._masks[key], value, np.zeros((), value.dtype))
+            if key in self._masks
+            else value.copy()
+            for key, value in self._weights.items()
+        }
+        if like is None:
+            return values
+        theirs = foreign.arrays_of(foreign.collect(like))
+        keys = match_keys(_shapes(values), theirs)
+        mine = {theirs_key: key for key, theirs_key in keys.items()}
+        if len(mine) < len(theirs):
+            raise ValueError(
+                "The ticket does not have all of these weights. Received: "
+                f"{sorted(set(theirs) - set(mine))}"
+            )
+        return {key: values[mine[key]] for key in theirs}
+
+    @classmethod
+    def from_supermask(
+        cls,
+        miner: keras.Model,
+        mask: Literal["effective", "frozen"] = "effective",
+        *,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Ticket:
+        """The ticket that score training found, before any weight is trained.
+
+        Its keys are the paths of the model that the supermask was made of, so
+        that `apply` puts it there: the start weights are the frozen ones
+        (normalization statistics as mining left them), the scores those of
+        the moment. A model built of `tf_tickets.layers.Supermask` layers gives
+        a ticket for the same model without them.
+
+        Args:
+            miner: A model from `tf_tickets.supermask`, or one that contains
+                `tf_tickets.layers.Supermask` layers.
+            mask: `"effective"`: what the miner computes with, m(p) ⊙ q, the
+                output of the paper's algorithm. `"frozen"`: q alone, all that
+                freezing has left, which is denser and meets the target to the
+                weight. The published runs finetune that one ("unflag").
+            metadata: Added to the ticket's own.
+
+        Raises:
+            ValueError: If there is no supermask, the mask keeps nothing, or
+                `"frozen"` is asked of a top-k mask.
+
+        Reference:
+            Sreenivasan et al., "Rare Gems: Finding Lottery Tickets at
+            Initialization", NeurIPS 2022, algorithm 1.
+
+        Example:
+
+        >>> import tf_tickets as tt
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+        >>> miner = tt.supermask(model, mask="top_k", sparsity=0.75)
+        >>> ticket = tt.Ticket.from_supermask(miner)
+        >>> ticket.apply(model)
+        >>> int((model.layers[0].kernel.numpy() != 0).sum())
+        8
+        """
+        masks: dict[str, np.ndarray] = {}
+        weights: dict[str, np.ndarray] = {}
+        scores: dict[str, np.ndarray] = {}
+        # In the order of the model's weights, which `apply` may have to
+        # align by: a supermask stands where its first variable does.
+        owners = {
+            id(variable): layer
+            for layer in layers_of(miner)
+            if hasattr(layer, "ticket_parts")
+            for variable in layer.weights
+        }
+        told: set[int] = set()
+        for key, variable in named_weights(miner).items():
+            owner = owners.get(id(variable))
+            if owner is None:
+                name = _free_key(key, weights)
+                weights.update(values_of({name: variable}))
+            elif id(owner) not in told:
+                told.add(id(owner))
+                parts = owner.ticket_parts(mask)
+                # Layers that were built apart may have one path.
+                names = {k: _free_key(k, weights) for k in parts[1]}
+                for mine, part in zip(
+                    (masks, weights, scores), parts, strict=True
+                ):
+                    mine.update({names[k]: a for k, a in part.items()})
+        if not told:
+            raise ValueError(
+                "There is no supermask in this model: make one with "
+                f"tf_tickets.supermask. Received: {miner!r}"
+            )
+        if not any(m.any() for m in masks.values()):
+            raise ValueError(
+                "The mask keeps no weight: the score penalty has pushed every "
+                "score under the threshold. Lower it, or take "
+                f"mask='frozen'. Received: mask={mask!r}"
+            )
+        return cls(
+            masks,
+            weights,
+            {"source": "supermask", "mask": mask, **(metadata or {})},
+            scores=scores,
+        )
 
     @property
     def masks(self) -> Mapping[str, np.ndarray]:
@@ -272,7 +447,7 @@ class Ticket:
         manifest, arrays = archive.read(path, "ticket")
         try:
             masks = {
-                key: _unpacked(arrays[f"mask:{key}"], tuple(shape))
+                key: _unpacked(arrays[f"mask:{key}"], shape)
                 for key, shape in manifest["masks"].items()
             }
             weights, scores = (
@@ -374,6 +549,14 @@ class Ticket:
         )
 
 
+def _free_key(key: str, taken: Mapping[str, object]) -> str:
+    count, free = 0, key
+    while free in taken:
+        count += 1
+        free = f"{key}#{count}"
+    return free
+
+
 def _as_mask(key: str, mask: np.ndarray) -> np.ndarray:
     array = np.asarray(mask)
     if array.dtype != bool:
@@ -401,9 +584,15 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def _unpacked(bits: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    count = int(np.prod(shape, dtype=np.int64))
-    if bits.ndim != 1 or bits.dtype != np.uint8 or bits.size != -(-count // 8):
+def _unpacked(bits: np.ndarray, shape: list[int]) -> np.ndarray:
+    # Not NumPy's product, which wraps around: the shape is from a file.
+    count = math.prod(shape) if archive.is_shape(shape) else -1
+    if (
+        count < 0
+        or bits.ndim != 1
+        or bits.dtype != np.uint8
+        or bits.size != -(-count // 8)
+    ):
         raise ValueError(f"a mask of shape {shape} has {bits.size} bytes")
     return np.unpackbits(bits, count=count).astype(bool).reshape(shape)
 

@@ -156,7 +156,7 @@ class IterativeFreezing(keras.callbacks.Callback):
         self.scope = scope
         self.collapsed = False
         self._supermasks: list[Supermask] = []
-        # Densities after the freezes to come, by epoch.
+        # Sparsities after the freezes to come, by epoch.
         self._plan: dict[int, float] | None = None
         self._fraction = 0.0
 
@@ -186,9 +186,14 @@ class IterativeFreezing(keras.callbacks.Callback):
                 f"not come back. Received: target_sparsity={target}, sparsity "
                 f"{1 - density:.6f} now"
             )
-        if self._top_k:
-            for layer in self._supermasks:
-                layer.set_sparsity(target)  # fails now, if it has to
+        if self._top_k and any(
+            isinstance(layer.options.scope, Mapping)
+            for layer in self._supermasks
+        ):
+            raise ValueError(
+                "The scope of a top-k mask that becomes sparser must be no "
+                "mapping. Received: a mapping"
+            )
 
     def on_epoch_begin(
         self, epoch: int, logs: dict[str, Any] | None = None
@@ -231,7 +236,7 @@ class IterativeFreezing(keras.callbacks.Callback):
 
     def _make_plan(self, first: int) -> None:
         """Freezes from epoch ``first`` on, from the density there is now."""
-        target = 1 - self._target()
+        target = self._target()
         if self._top_k and first == 0:
             for layer in self._supermasks:
                 layer.set_sparsity(0.0)
@@ -248,26 +253,27 @@ class IterativeFreezing(keras.callbacks.Callback):
             if self.rate == "paper"
             else 1 / max(len(epochs), 1)
         )
-        fall = target / start
+        fall = (1 - target) / start
         self._fraction = 1 - fall**share
         self._plan = {
-            e: start * fall ** (share * i) for i, e in enumerate(epochs, 1)
+            e: 1 - start * fall ** (share * i) for i, e in enumerate(epochs, 1)
         }
         if epochs:
             self._plan[epochs[-1]] = target  # with no rounding
 
-    def _freeze(self, density: float) -> None:
+    def _freeze(self, sparsity: float) -> None:
         if self._top_k:
             for layer in self._supermasks:
-                layer.set_sparsity(1 - density)
+                layer.set_sparsity(sparsity)
         elif self.exact:
-            self._assign(self._lowest_counted(density))
+            self._assign(self._lowest_counted(sparsity))
         else:
             self._assign(self._above_threshold())
 
     def _collapse(self) -> None:
         self.collapsed = True
-        self._assign(self._lowest_counted(1 - self._target()))
+        if self._density("frozen"):
+            self._assign(self._lowest_counted(self._target()))
         self.model.stop_training = True
         warnings.warn(
             "Every score is under the threshold: the mask keeps no weight. "
@@ -277,13 +283,13 @@ class IterativeFreezing(keras.callbacks.Callback):
             stacklevel=2,
         )
 
-    def _lowest_counted(self, density: float) -> Arrays:
+    def _lowest_counted(self, sparsity: float) -> Arrays:
         scores, kept = self._arrays()
         capacity = {key: int(q.sum()) for key, q in kept.items()}
         shapes = {key: q.shape for key, q in kept.items()}
         total = sum(q.size for q in kept.values())
-        # Rounding the plan must not ask for more than earlier ties left.
-        sparsity = max(1 - density, 1 - sum(capacity.values()) / total)
+        # Ties of exact=False may have left less than the target.
+        sparsity = max(sparsity, 1 - sum(capacity.values()) / total)
         pools = scopes.pools(self.scope, shapes, sparsity, capacity)
         return select(scores, pools, kept)
 
@@ -312,12 +318,7 @@ class IterativeFreezing(keras.callbacks.Callback):
 
     def _assign(self, kept: Arrays) -> None:
         for i, layer in enumerate(self._supermasks):
-            layer.freeze(
-                {
-                    key: kept[f"{i}:{key}"]
-                    for key in layer.scores
-                }
-            )
+            layer.freeze({key: kept[f"{i}:{key}"] for key in layer.scores})
 
     def _density(self, which: str) -> float:
         masks = [

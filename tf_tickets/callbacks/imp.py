@@ -191,6 +191,8 @@ class IterativeMagnitudePruning(MaskKeeper):
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self._point.set_model(self.model)
         self._point.on_train_begin()
+        if self._directory is not None:
+            self._directory.hold(self.model)
         self._load()
         self._begun = False
         finite_weights(self.model, self.filters)

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from tf_tickets.callbacks import lock
 from tf_tickets.distribute import is_chief
 from tf_tickets.masking import attached_masks
 from tf_tickets.snapshot import Snapshot
@@ -41,6 +42,17 @@ class RunDirectory:
                 "`directory` must be a directory or not exist yet. "
                 f"Received: directory={str(path)!r}"
             )
+
+    def hold(self, model: keras.Model) -> None:
+        """Keep other processes out until `end`, before anything is read.
+
+        Raises:
+            ValueError: If another process is training here.
+            OSError: If the directory cannot be made or written to.
+        """
+        if is_chief(model.distribute_strategy):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(self.path)
 
     def load(self) -> tuple[Snapshot, dict[str, Any]] | None:
         """``(state, record)`` of the last save; `None` if there is none.
@@ -109,8 +121,9 @@ class RunDirectory:
             )
 
     def end(self, model: keras.Model) -> None:
-        """Take back what `begin` said."""
+        """Take back what `begin` and `hold` did."""
         model._initial_epoch = None
+        lock.release(self.path)
 
 
 class EpochRun:
@@ -134,6 +147,7 @@ class EpochRun:
             What `save_epoch` was given to remember; empty for a new run.
         """
         self._start = None
+        self.directory.hold(model)
         found = self.directory.load()
         if found is None:
             return {}

@@ -8,7 +8,8 @@ The model is only read. Weights that ``masks`` has pruned stay pruned whatever
 their score.
 
 A criterion that must be scored anew as weights go (SynFlow) says in how many
-drawings with an attribute ``iterations``.
+drawings with an attribute ``iterations``. If it can share work among them, it
+has an attribute ``prepare(model, *, data, seed) -> (masks -> scores)``.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def magnitude(
     Example:
 
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    >>> model.layers[0].kernel.assign([[-2.0], [1.0]])
+    >>> _ = model.layers[0].kernel.assign([[-2.0], [1.0]])
     >>> path = model.layers[0].kernel.path
     >>> magnitude(model, {path: np.ones((2, 1), bool)})[path].tolist()
     [[2.0], [1.0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +45,8 @@ def prune(
             `tf_tickets.pruning.criteria`).
         scope: `"global"` ranks all weights together; `"layer"` gives every
             tensor the same sparsity; `"erk"` keeps small tensors denser;
+            `"smart_ratio"` keeps early layers denser (more names are in
+            `tf_tickets.pruning.SCOPES`);
             ``{pattern: sparsity}`` says it for each; a callable
             ``(shapes, density) -> {path: density}`` decides.
         data: What the criterion scores on, for criteria that need it.
@@ -104,8 +107,10 @@ def draw_masks(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """``(masks, scores)`` of `prune`, without the ticket around them."""
     score = criteria.get(criterion)
+    # A criterion with options set is a functools.partial of itself.
+    whole = getattr(score, "func", score)
     if iterations is None:
-        iterations = getattr(score, "iterations", 1)
+        iterations = getattr(whole, "iterations", 1)
     if isinstance(iterations, bool) or iterations < 1:
         raise ValueError(
             "`iterations` must be a whole number of at least 1. "
@@ -119,8 +124,14 @@ def draw_masks(
         for i in range(1, iterations + 1)
     ]
     _pools(targets[-1], masks)
+    prepare = getattr(whole, "prepare", None) if iterations > 1 else None
+    if prepare is None:
+        score_of = functools.partial(score, model, data=data, seed=seed)
+    else:
+        options = {**getattr(score, "keywords", {}), "data": data, "seed": seed}
+        score_of = prepare(model, **options)
     for target in targets:
-        scores = dict(score(model, masks, data=data, seed=seed))
+        scores = dict(score_of(masks))
         masks = select(scores, _pools(target, masks), masks)
     return masks, scores
 
@@ -239,6 +250,7 @@ def describe(
 
 
 def _name(choice: object) -> str:
+    choice = getattr(choice, "func", choice)
     return (
         choice
         if isinstance(choice, str)

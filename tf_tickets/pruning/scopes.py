@@ -58,20 +58,32 @@ def erk(shapes: Shapes, density: float) -> Densities:
     """
     sizes = {p: float(np.prod(s)) for p, s in shapes.items()}
     raw = {p: sum(s) / max(sizes[p], 1.0) for p, s in shapes.items()}
-    budget = density * sum(sizes.values())
+    return meet_budget(raw, sizes, density * sum(sizes.values()))
+
+
+def meet_budget(
+    raw: Mapping[str, float], sizes: Mapping[str, float], budget: float
+) -> Densities:
+    r"""$d_l = \min(1, \epsilon r_l)$ with $\sum_l d_l n_l$ equal to a budget.
+
+    Args:
+        raw: ``{path: r}``, not negative.
+        sizes: ``{path: n}``, how many weights.
+        budget: How many weights to keep, at most all.
+    """
     full: set[str] = set()
     while True:
         # ε · Σ_sparse rawₗ nₗ = budget − Σ_full nₗ
         free = budget - sum(sizes[p] for p in full)
-        weight = sum(raw[p] * sizes[p] for p in shapes if p not in full)
+        weight = sum(raw[p] * sizes[p] for p in raw if p not in full)
         epsilon = free / weight if weight else 0.0
-        over = {p for p in shapes if p not in full and epsilon * raw[p] > 1.0}
+        over = {p for p in raw if p not in full and epsilon * raw[p] > 1.0}
         if not over:
             break
         # One at a time would reach the same end: a tensor over 1 stays so,
         # because setting others to 1 can only raise ε.
         full |= over
-    return {p: 1.0 if p in full else epsilon * raw[p] for p in shapes}
+    return {p: 1.0 if p in full else epsilon * raw[p] for p in raw}
 
 
 SCOPES: dict[str, Callable[[Shapes, float], Densities]] = {
@@ -89,9 +101,10 @@ def pools(
     """Spread a budget over tensors.
 
     Args:
-        scope: ``"global"``, ``"layer"``, ``"erk"``; ``{pattern: sparsity}``,
+        scope: ``"global"`` or a name in `SCOPES`; ``{pattern: sparsity}``,
             where a tensor takes the sparsity of the first pattern found in
-            its path and stays as dense as it is if there is none; or a
+            its path and stays as dense as it is if there is none, and a
+            pattern that is a whole path names its tensor alone; or a
             callable ``(shapes, density) -> {path: density}``.
         shapes: ``{path: shape}``.
         sparsity: Fraction of all weights to prune; `None` with a mapping.
@@ -142,7 +155,7 @@ def pools(
         )
     return [
         Pool((p,), keep)
-        for p, keep in _apportion(ideal, total, capacity).items()
+        for p, keep in apportion(ideal, total, capacity).items()
     ]
 
 
@@ -200,7 +213,7 @@ def check_sparsity(sparsity: float | None, name: str = "sparsity") -> None:
         )
 
 
-def _apportion(
+def apportion(
     ideal: Mapping[str, float], total: int, capacity: Mapping[str, int]
 ) -> dict[str, int]:
     """Whole counts near ``ideal`` that add up to ``total``.
@@ -232,7 +245,12 @@ def _mapped(scope: Mapping[str, float], shapes: Shapes) -> dict[str, float]:
     wanted: dict[str, float] = {}
     for pattern, sparsity in scope.items():
         check_sparsity(sparsity, f"scope[{pattern!r}]")
-        hits = [p for p in shapes if p == pattern or re.search(pattern, p)]
+        # A whole path names its tensor alone, though it may be found in others.
+        hits = (
+            [pattern]
+            if pattern in shapes
+            else [p for p in shapes if re.search(pattern, p)]
+        )
         if not hits:
             raise ValueError(
                 f"A pattern matches no prunable weight of {list(shapes)}. "

@@ -1,0 +1,1 @@
+"""Measured ratios behind the claims in ``docs/benchmarks.md``."""

@@ -1,0 +1,233 @@
+"""Time of a training step under a mask against the dense step.
+
+For a convolutional network and for a parameter-bound MLP, with and without
+``jit_compile``: a Keras 3 model under a ticket against the same model without,
+and the TensorFlow Model Optimization toolkit's ``prune_low_magnitude`` against
+the same model in tf_keras. All four take turns in one process.
+
+    python -m benchmarks.masked_step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+from benchmarks import networks, timing
+from tf_tickets import masking
+from tf_tickets.pruning.oneshot import draw_masks
+
+# Flags of a script that is imported, by a test, must not meet those of others.
+FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
+
+timing.define_flags(FLAGS)
+flags.DEFINE_multi_enum(
+    "network",
+    ["resnet20", "mlp"],
+    ["resnet20", "mlp"],
+    "What to train; may be given twice.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_multi_enum(
+    "jit_compile",
+    ["false", "true"],
+    ["false", "true"],
+    "Settings to time; may be given twice.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_float(
+    "sparsity", 0.9, "Of the masks.", 0.0, 0.999, flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "rounds", 200, "Timed steps of each side.", 1, flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "redraws", 5, "Timed redraws of the masks.", 1, flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "image_batch", 64, "Batch size of the ResNet.", 1, flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "mlp_batch", 32, "Batch size of the MLP.", 1, flag_values=FLAGS
+)
+flags.DEFINE_bool(
+    "tfmot", True, "Time the toolkit beside it.", flag_values=FLAGS
+)
+
+# Of the network and its data, given in full and for a smoke test.
+SIZES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
+    "resnet20": ({}, {"size": 8, "width": 4, "blocks": 1}),
+    "mlp": ({}, {"width": 32, "depth": 2}),
+}
+BUILDERS: dict[str, Callable[..., Any]] = {
+    "resnet20": networks.resnet,
+    "mlp": networks.mlp,
+}
+
+DENSE, MASKED = "dense, Keras 3", "masked, tf_tickets"
+TWIN, TOOLKIT = "dense, tf_keras", "masked, tfmot"
+
+# A frequency at which the toolkit draws its masks in the first step and not
+# again while steps are timed.
+_NEVER = 10**9
+
+Step = Callable[[], object]
+
+
+class Toolkit:
+    """``prune_low_magnitude`` around a tf_keras model.
+
+    Args:
+        model: A tf_keras model, not compiled.
+        sparsity: Of every layer.
+
+    Attributes:
+        model: The wrapped model.
+    """
+
+    def __init__(self, model: Any, sparsity: float) -> None:
+        import tensorflow_model_optimization as tfmot
+
+        self._api = tfmot.sparsity.keras
+        self.model = self._api.prune_low_magnitude(
+            model,
+            self._api.ConstantSparsity(
+                sparsity, begin_step=1, frequency=_NEVER
+            ),
+        )
+
+    def begin(self) -> None:
+        """What the toolkit's callback does when `fit` begins."""
+        callback = self._api.UpdatePruningStep()
+        callback.set_model(self.model)
+        callback.on_train_begin()
+
+    def redraw_next(self) -> None:
+        """Let the next step be one that draws masks."""
+        for layer in self._wrapped():
+            layer.pruning_step.assign(0)
+
+    def masks(self) -> list[np.ndarray]:
+        """The masks, as they lie in memory."""
+        return [
+            mask.numpy()
+            for layer in self._wrapped()
+            for _, mask, _ in layer.pruning_vars
+        ]
+
+    def _wrapped(self) -> list[Any]:
+        # All layers but the input.
+        return [x for x in self.model.layers if hasattr(x, "pruning_vars")]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Time every network with every setting of ``jit_compile``."""
+    del argv
+    rows: list[timing.Row] = []
+    notes: dict[str, Any] = {"sparsity": FLAGS.sparsity}
+    for name in FLAGS.network:
+        for setting in FLAGS.jit_compile:
+            keras.utils.clear_session()
+            timed = time_network(name, setting == "true", notes)
+            # Shown at once: all of them take a quarter of an hour.
+            print(timing.table(timed, unit="ms", per_unit=1e-3), flush=True)
+            rows += timed
+    timing.report(
+        "masked_step",
+        rows,
+        unit="ms",
+        per_unit=1e-3,
+        output=FLAGS.output,
+        notes=notes,
+    )
+
+
+def time_network(
+    name: str, jit_compile: bool, notes: dict[str, Any]
+) -> list[timing.Row]:
+    """The rows of one network; ``notes`` gets what its masks take."""
+    full, smoke = SIZES[name]
+    sizes = smoke if FLAGS.smoke else full
+
+    def build(module: ModuleType) -> Any:
+        return BUILDERS[name](module, **sizes)
+
+    def stepper(module: ModuleType, model: Any) -> Step:
+        return step_of(
+            networks.compile_for_training(
+                module, model, jit_compile=jit_compile
+            ),
+            batches,
+        )
+
+    dense, masked = build(keras), build(keras)
+    batch_size = FLAGS.image_batch if name == "resnet20" else FLAGS.mlp_batch
+    batches = networks.random_batches(
+        dense.input_shape[1:], 4 if FLAGS.smoke else batch_size
+    )
+    steps = {DENSE: stepper(keras, dense)}
+    redraw(masked)
+    steps[MASKED] = stepper(keras, masked)
+    redraws: dict[str, Callable[[], None]] = {MASKED: lambda: redraw(masked)}
+    masks = {MASKED: list(masking.attached_masks(masked).values())}
+    pairs = [(MASKED, DENSE)]
+    if FLAGS.tfmot:
+        import tf_keras
+
+        toolkit = Toolkit(build(tf_keras), FLAGS.sparsity)
+        steps[TWIN] = stepper(tf_keras, build(tf_keras))
+        steps[TOOLKIT] = stepper(tf_keras, toolkit.model)
+        toolkit.begin()
+        redraws[TOOLKIT] = toolkit.redraw_next
+        masks[TOOLKIT] = toolkit.masks()
+        pairs.append((TOOLKIT, TWIN))
+    for side, arrays in masks.items():
+        notes[f"mask bytes per weight, {side}"] = sum(
+            a.nbytes for a in arrays
+        ) / sum(a.size for a in arrays)
+
+    def redrawing(side: str) -> Step:
+        return lambda: (redraws[side](), steps[side]())
+
+    case = f"{name}, {'XLA' if jit_compile else 'no XLA'}"
+    times = timing.interleaved(steps, rounds=3 if FLAGS.smoke else FLAGS.rounds)
+    redrawn = timing.interleaved(
+        {
+            side: redrawing(side) if side in redraws else step
+            for side, step in steps.items()
+        },
+        rounds=1 if FLAGS.smoke else FLAGS.redraws,
+        warmup=1,
+    )
+    return [timing.compare(times, *pair, case=case) for pair in pairs] + [
+        timing.compare(
+            redrawn, *pair, case=case, label=f"{pair[0]}, masks redrawn"
+        )
+        for pair in pairs
+    ]
+
+
+def redraw(model: keras.Model) -> None:
+    """Draw masks from the weights of the moment and enforce them."""
+    masks, _ = draw_masks(
+        model, FLAGS.sparsity, criterion="magnitude", scope="layer"
+    )
+    masking.enforce(model, masks)
+
+
+def step_of(model: Any, batches: tf.data.Dataset) -> Step:
+    """One training step as `fit` runs it, without callbacks."""
+    iterator = iter(batches)
+    # tf_keras returns the function, Keras 3 only keeps it.
+    step = model.make_train_function() or model.train_function
+    return lambda: step(iterator)
+
+
+if __name__ == "__main__":
+    app.run(main)

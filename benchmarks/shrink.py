@@ -1,0 +1,155 @@
+"""Time of a shrunk network against the dense one, and what its FLOPs promise.
+
+Half of the channels of every layer go. Networks take turns in one process; a
+ratio of times is to be read beside the ratio of FLOPs, which is in the notes:
+the gain in time over the gain in FLOPs says how much of the saving arrives.
+
+    python -m benchmarks.shrink
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+import tf_tickets as tt
+from benchmarks import networks, timing
+from tf_tickets.zoo import models
+
+# Flags of a script that is imported, by a test, must not meet those of others.
+FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
+
+timing.define_flags(FLAGS)
+flags.DEFINE_multi_enum(
+    "network",
+    ["resnet20", "vgg16", "mobilenet_v2"],
+    ["resnet20", "vgg16", "mobilenet_v2"],
+    "What to shrink; may be given more than once.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_multi_enum(
+    "mode",
+    ["inference", "training"],
+    ["inference", "training"],
+    "What to time; may be given twice.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_multi_enum(
+    "jit_compile",
+    ["false", "true"],
+    ["false", "true"],
+    "Settings to time; may be given twice.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_float(
+    "sparsity",
+    0.5,
+    "Share of the channels of each layer that go.",
+    0.0,
+    0.99,
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "rounds", 50, "Timed runs of each side.", 1, flag_values=FLAGS
+)
+flags.DEFINE_integer("batch", 32, "Images in a batch.", 1, flag_values=FLAGS)
+
+
+def build(name: str, *, smoke: bool) -> keras.Model:
+    """The dense network."""
+    if smoke:
+        return networks.resnet(keras, size=8, width=4, blocks=1)
+    if name == "resnet20":
+        return networks.resnet(keras)
+    return models.get(name)
+
+
+def shrunk(model: keras.Model, sparsity: float) -> keras.Model:
+    """``model`` without that share of the channels of every layer.
+
+    Layers whose channels can only go together lose the same ones, so every
+    scale is given the same scores by position.
+    """
+    masks = {}
+    for key, variable in tt.selection.named_weights(model).items():
+        if variable.name == "gamma":
+            channels = variable.shape[0]
+            # Spread evenly: one in two, for a sparsity of a half.
+            steps = np.floor(np.arange(channels + 1) * (1 - sparsity))
+            masks[key] = np.diff(steps) > 0
+    return tt.structured.shrink(model, masks)
+
+
+def side(
+    model: keras.Model, mode: str, *, jit_compile: bool, batch: int
+) -> Callable[[], object]:
+    """One run of what is timed."""
+    if mode == "training":
+        networks.compile_for_training(keras, model, jit_compile=jit_compile)
+        data = networks.random_batches(model.input_shape[1:], batch)
+        return lambda: model.fit(data, steps_per_epoch=4, verbose=0)
+    x = tf.random.normal((batch, *model.input_shape[1:]), seed=0)
+    infer = tf.function(
+        lambda: model(x, training=False), jit_compile=jit_compile
+    )
+    return lambda: infer().numpy()
+
+
+def measure(
+    name: str, mode: str, jit_compile: bool
+) -> tuple[timing.Row, timing.Row, dict[str, Any]]:
+    """The dense row, the shrunk row, and the gains."""
+    dense = build(name, smoke=FLAGS.smoke)
+    small = shrunk(dense, FLAGS.sparsity)
+    times = timing.interleaved(
+        {
+            which: side(model, mode, jit_compile=jit_compile, batch=FLAGS.batch)
+            for which, model in (("dense", dense), ("shrunk", small))
+        },
+        rounds=2 if FLAGS.smoke else FLAGS.rounds,
+    )
+    case = f"{name}, {mode}{', XLA' if jit_compile else ''}"
+    rows = [
+        timing.compare(times, which, "dense", case=case)
+        for which in ("dense", "shrunk")
+    ]
+    promised = tt.analysis.flops(dense).macs / tt.analysis.flops(small).macs
+    gain = 1 / rows[1].ratio
+    notes = {
+        f"{case}: gain in FLOPs": round(promised, 3),
+        f"{case}: gain in time": round(gain, 3),
+        f"{case}: time over FLOPs": round(gain / promised, 3),
+    }
+    return rows[0], rows[1], notes
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    rows: list[timing.Row] = []
+    notes: dict[str, Any] = {
+        "sparsity": FLAGS.sparsity,
+        "batch": FLAGS.batch,
+    }
+    for name in FLAGS.network:
+        for mode in FLAGS.mode:
+            for jit_compile in FLAGS.jit_compile:
+                dense, small, found = measure(name, mode, jit_compile == "true")
+                rows += [dense, small]
+                notes |= found
+    timing.report(
+        "shrink",
+        rows,
+        unit="ms",
+        per_unit=1e-3,
+        output=FLAGS.output,
+        notes=notes,
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,167 @@
+"""Time of a step that trains scores against the dense step that trains weights.
+
+For a convolutional network and a parameter-bound MLP, with and without
+``jit_compile``: a Gem-Miner step with its penalty against the dense step, and
+an Edge-Popup step, which selects its k largest scores anew in every step,
+against the same step with a mask that stays; beside it one that selects by
+sorting. All take turns in one process.
+
+    python -m benchmarks.supermask_step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+import tf_tickets as tt
+from benchmarks import networks, timing
+from benchmarks.masked_step import BUILDERS, SIZES, step_of
+from tf_tickets.layers import ranking
+
+# Flags of a script that is imported, by a test, must not meet those of others.
+FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
+
+timing.define_flags(FLAGS)
+flags.DEFINE_multi_enum(
+    "network",
+    ["resnet20", "mlp"],
+    ["resnet20", "mlp"],
+    "What to train; may be given twice.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_multi_enum(
+    "jit_compile",
+    ["false", "true"],
+    ["false", "true"],
+    "Settings to time; may be given twice.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_multi_enum(
+    "scope",
+    ["layer", "global"],
+    ["layer", "global"],
+    "Of top-k masks; may be given twice.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_float(
+    "sparsity", 0.98, "Of top-k masks.", 0.0, 0.999, flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "rounds", 50, "Timed steps of each side.", 1, flag_values=FLAGS
+)
+flags.DEFINE_bool(
+    "sort", True, "Time selection by sorting beside it.", flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "image_batch", 64, "Batch size of the ResNet.", 1, flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "mlp_batch", 128, "Batch size of the MLP.", 1, flag_values=FLAGS
+)
+
+DENSE, THRESHOLD = "dense", "threshold"
+
+Largest = Callable[..., list[tf.Tensor]]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Time every network with every setting of ``jit_compile``."""
+    del argv
+    rows: list[timing.Row] = []
+    for name in FLAGS.network:
+        for setting in FLAGS.jit_compile:
+            keras.utils.clear_session()
+            rows += time_network(name, setting == "true")
+    timing.report(
+        "supermask_step",
+        rows,
+        unit="ms",
+        per_unit=1e-3,
+        output=FLAGS.output,
+        notes={"sparsity": FLAGS.sparsity},
+    )
+
+
+def time_network(name: str, jit_compile: bool) -> list[timing.Row]:
+    """The rows of one network."""
+    full, smoke = SIZES[name]
+    sizes = smoke if FLAGS.smoke else full
+    model = BUILDERS[name](keras, **sizes)
+    batch_size = FLAGS.image_batch if name == "resnet20" else FLAGS.mlp_batch
+    batches = networks.random_batches(
+        model.input_shape[1:], 4 if FLAGS.smoke else batch_size
+    )
+
+    def step(model: keras.Model, largest: Largest | None = None) -> Any:
+        networks.compile_for_training(keras, model, jit_compile=jit_compile)
+        run = step_of(model, batches)
+        if largest is None:
+            return run
+        # The first call traces, with this way to select.
+        original, ranking.largest = ranking.largest, largest
+        try:
+            run()
+        finally:
+            ranking.largest = original
+        return run
+
+    def edge_popup(scope: str) -> keras.Model:
+        return tt.supermask(
+            model, mask="top_k", sparsity=FLAGS.sparsity, scope=scope
+        )
+
+    steps = {
+        DENSE: step(BUILDERS[name](keras, **sizes)),
+        THRESHOLD: step(tt.supermask(model, score_penalty=1e-4)),
+    }
+    pairs = [(THRESHOLD, DENSE)]
+    for scope in FLAGS.scope:
+        selected, fixed, sort = (
+            f"top-k, {scope}",
+            f"fixed mask, {scope}",
+            f"top-k by sorting, {scope}",
+        )
+        steps[selected] = step(edge_popup(scope))
+        steps[fixed] = step(edge_popup(scope), not_again)
+        pairs.append((selected, fixed))
+        if FLAGS.sort:
+            steps[sort] = step(edge_popup(scope), by_sorting)
+            pairs.append((sort, fixed))
+    times = timing.interleaved(steps, rounds=3 if FLAGS.smoke else FLAGS.rounds)
+    case = f"{name}, {'XLA' if jit_compile else 'no XLA'}"
+    return [timing.compare(times, *pair, case=case) for pair in pairs]
+
+
+def not_again(
+    scores: Sequence[tf.Tensor], keep: tf.Tensor, pools: ranking.Pools
+) -> list[tf.Tensor]:
+    """Masks that are constants of the step: no selection at all."""
+    del keep, pools
+    rng = np.random.default_rng(0)
+    return [tf.constant(rng.random(s.shape) > FLAGS.sparsity) for s in scores]
+
+
+def by_sorting(
+    scores: Sequence[tf.Tensor], keep: tf.Tensor, pools: ranking.Pools
+) -> list[tf.Tensor]:
+    """The same masks, but for ties, with a sort of every pool."""
+    masks: list[Any] = [None] * len(scores)
+    for p, pool in enumerate(pools):
+        sizes = tf.concat(
+            [tf.reshape(tf.abs(scores[i]), [-1]) for i in pool], 0
+        )
+        ordered = tf.sort(sizes, direction="DESCENDING")
+        threshold = tf.gather(ordered, keep[p] - 1)
+        for i in pool:
+            masks[i] = tf.abs(scores[i]) >= threshold
+    return masks
+
+
+if __name__ == "__main__":
+    app.run(main)

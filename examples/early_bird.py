@@ -1,0 +1,355 @@
+r"""Find the channels to keep in the first epochs, and train only those.
+
+    python examples/early_bird.py                    # digits, 2-3 minutes
+    python examples/early_bird.py --dataset=cifar10  # the published recipe
+
+One run follows the channel masks of several sparsities to the end of
+training, so that tickets drawn early can be compared with later ones; the
+search itself ends where the masks stand still. A second search does the same
+in 8-bit block floating point. Each ticket becomes a physically smaller network
+that goes on from the weights it inherits.
+
+The output directory gets the tickets, `results.csv` and the heat map of mask
+distances.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+from harness import Progress, Task, adjusted, prepare, write_csv
+
+import tf_tickets as tt
+from tf_tickets.structured import ChannelTicket, draw_channels, shrink
+from tf_tickets.zoo import datasets, models, recipes
+
+FLAGS = flags.FLAGS
+flags.DEFINE_enum("dataset", "digits", list(datasets.names()), "Data set.")
+flags.DEFINE_enum(
+    "model", None, list(models.names()), "Network; default: the recipe's."
+)
+flags.DEFINE_integer("epochs", None, "Epochs in all; default: the recipe's.")
+flags.DEFINE_integer("batch_size", None, "Default: the recipe's.")
+flags.DEFINE_list("sparsities", None, "Shares of channels that go.")
+flags.DEFINE_float("epsilon", None, "Largest mask distance of a hit.")
+flags.DEFINE_bool(
+    "coupled", False, "Rank channels that can only go together as one."
+)
+flags.DEFINE_list(
+    "other_epochs", None, "Also train tickets drawn after these epochs."
+)
+flags.DEFINE_integer("timing_rounds", 100, "Timed steps of each network.")
+flags.DEFINE_string("output_dir", None, "Default: runs/early_bird_<dataset>.")
+flags.DEFINE_string("data_dir", None, "Where the data set is prepared.")
+flags.DEFINE_integer("seed", 0, "Seed of weights and batches.")
+
+_DIGITS = recipes.EarlyBirdRecipe(
+    model="digits_cnn",
+    dataset="digits",
+    epochs=60,
+    batch_size=128,
+    initial_learning_rate=0.1,
+    schedule="multistep",
+    milestones=(30, 45),
+    weight_decay=1e-4,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A ticket to train: drawn after ``epoch``, trained from ``begin`` on."""
+
+    kind: str
+    epoch: int
+    begin: int
+    ticket: ChannelTicket
+
+
+@dataclasses.dataclass
+class Search:
+    """One run that looks for tickets."""
+
+    task: Task
+    early_bird: tt.callbacks.EarlyBird
+    others: dict[int, ChannelTicket]
+    test_accuracy: float
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"Unknown arguments: {argv[1:]}")
+    started = time.monotonic()
+    output = Path(FLAGS.output_dir or f"runs/early_bird_{FLAGS.dataset}")
+    output.mkdir(parents=True, exist_ok=True)
+    print("Search in full precision, followed to the end of training")
+    full = search(bits=32, stop=False)
+    print("Search in 8 bits")
+    low = search(bits=8, stop=True)
+    show_search(full, low, output)
+    timer = Timer(full.task)
+    rows = [dense_row(full)]
+    rows += [retrain(full.task, c, timer) for c in candidates(full, low)]
+    write_csv(output / "results.csv", rows)
+    show(rows)
+    show_ledgers(full, low)
+    print(f"\nDone in {time.monotonic() - started:.0f} s; see {output}.")
+
+
+def recipe() -> recipes.EarlyBirdRecipe:
+    """The recipe for the data set and network, with the flags' changes."""
+    if FLAGS.dataset == "digits":
+        found = _DIGITS
+    else:
+        found = recipes.early_bird("vgg16", FLAGS.dataset)
+    fractions = FLAGS.sparsities and tuple(map(float, FLAGS.sparsities))
+    return adjusted(
+        found,
+        model=FLAGS.model,
+        epochs=FLAGS.epochs,
+        batch_size=FLAGS.batch_size,
+        prune_fractions=fractions,
+        threshold=FLAGS.epsilon,
+    )
+
+
+def search(*, bits: int, stop: bool) -> Search:
+    """Train with an Early-Bird callback, in full precision or in few bits."""
+    task = prepare(recipe(), data_dir=FLAGS.data_dir, seed=FLAGS.seed)
+    for weight in task.model.trainable_variables:
+        if weight.name == "gamma":
+            weight.assign(np.full(weight.shape, task.recipe.initial_scale))
+    early_bird = tt.callbacks.EarlyBird(
+        task.recipe.prune_fractions,
+        window=task.recipe.window,
+        epsilon=task.recipe.threshold,
+        slimming=task.recipe.scale_penalty,
+        coupled=FLAGS.coupled,
+        stop=stop,
+    )
+    others: dict[int, ChannelTicket] = {}
+    callbacks: list[Any] = [early_bird, Progress(f"{bits} bits")]
+    if bits < 32:
+        callbacks.insert(0, tt.callbacks.LowPrecision(bits=bits))
+    else:
+        callbacks.append(DrawAt(other_epochs(task), middle(task), others))
+    task.fit(task.recipe.epochs, callbacks)
+    return Search(task, early_bird, others, task.test_accuracy())
+
+
+class DrawAt(keras.callbacks.Callback):
+    """Draw a ticket after chosen epochs, hit or not."""
+
+    def __init__(
+        self,
+        epochs: list[int],
+        sparsity: float,
+        tickets: dict[int, ChannelTicket],
+    ) -> None:
+        super().__init__()
+        self.epochs = epochs
+        self.sparsity = sparsity
+        self.tickets = tickets
+
+    def on_epoch_end(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        if epoch + 1 in self.epochs:
+            self.tickets[epoch + 1] = draw_channels(
+                self.model, self.sparsity, coupled=FLAGS.coupled
+            )
+
+
+def other_epochs(task: Task) -> list[int]:
+    """After which epochs tickets are drawn for comparison."""
+    if FLAGS.other_epochs is not None:
+        return [int(epoch) for epoch in FLAGS.other_epochs]
+    total = task.recipe.epochs
+    return sorted({1, max(1, total // 3), max(1, 2 * total // 3), total})
+
+
+def middle(task: Task) -> float:
+    """The sparsity at which epochs are compared."""
+    fractions = sorted(task.recipe.prune_fractions)
+    return fractions[len(fractions) // 2]
+
+
+def candidates(full: Search, low: Search) -> list[Candidate]:
+    """All tickets that are trained."""
+    found = []
+    for kind, run in (("early bird", full), ("early bird, 8 bits", low)):
+        for sparsity in run.task.recipe.prune_fractions:
+            ticket = run.early_bird.tickets.get(sparsity)
+            if ticket is None:
+                print(f"  {kind}: no ticket of sparsity {sparsity}")
+                continue
+            epoch = run.early_bird.epochs[sparsity]
+            found.append(Candidate(kind, epoch, epoch, ticket))
+    sparsity = middle(full.task)
+    ticket = full.early_bird.tickets.get(sparsity)
+    begin = full.early_bird.epochs.get(sparsity, full.task.recipe.window)
+    # Whenever it was drawn, it is trained for as long as the early one.
+    found += [
+        Candidate("other epoch", epoch, begin, other)
+        for epoch, other in full.others.items()
+    ]
+    if ticket is not None:
+        rng = np.random.default_rng(FLAGS.seed)
+        random = {k: rng.permutation(m) for k, m in ticket.masks.items()}
+        control = ChannelTicket(random, ticket.weights)
+        found.append(Candidate("random channels", begin, begin, control))
+    return found
+
+
+def retrain(dense: Task, candidate: Candidate, timer: Timer) -> dict[str, Any]:
+    """Make the small network and train it for what is left of the schedule."""
+    ticket, recipe = candidate.ticket, dense.recipe
+    small, summary = shrink(
+        dense.model, ticket, weights="start", return_report=True
+    )
+    steps = dense.data.steps_per_epoch
+    optimizer = recipe.optimizer(steps)
+    small.compile(
+        optimizer,
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    optimizer.build(small.trainable_variables)
+    optimizer.iterations.assign(candidate.begin * steps)
+    task = Task(dense.data, small, recipe)
+    epochs = recipe.epochs - candidate.begin
+    label = f"{candidate.kind}, {ticket.sparsity:.0%} at {candidate.epoch}"
+    task.fit(epochs, [Progress(label)])
+    macs = [tt.analysis.flops(m).macs for m in (dense.model, small)]
+    return {
+        "kind": candidate.kind,
+        "sparsity": ticket.sparsity,
+        "epoch": candidate.epoch,
+        "retrained": epochs,
+        "test_accuracy": task.test_accuracy(),
+        "channels_removed": summary.removed,
+        "channels_asked": summary.asked,
+        "parameters": small.count_params(),
+        "macs": macs[1],
+        "flops_gain": macs[0] / macs[1],
+        **timer.gains(small),
+    }
+
+
+class Timer:
+    """Times of a small network against the dense one, taken in turns."""
+
+    def __init__(self, dense: Task) -> None:
+        self.batch = next(iter(dense.data.train))
+        self.dense = self._sides(dense.model)
+
+    def gains(self, small: keras.Model) -> dict[str, float]:
+        """How many times faster a training step and an inference are."""
+        found = {}
+        for name, side in self._sides(small).items():
+            ratios = []
+            for index in range(FLAGS.timing_rounds + 3):
+                seconds = []
+                for run in (self.dense[name], side):
+                    begun = time.perf_counter()
+                    run()
+                    seconds.append(time.perf_counter() - begun)
+                if index >= 3:  # after tracing
+                    ratios.append(seconds[0] / seconds[1])
+            found[f"{name}_gain"] = float(np.median(ratios))
+        return found
+
+    def _sides(self, model: keras.Model) -> dict[str, Any]:
+        x, y = self.batch
+        infer = tf.function(lambda: model(x, training=False))
+        return {
+            "step": lambda: model.train_on_batch(x, y),
+            "inference": lambda: infer().numpy(),
+        }
+
+
+def dense_row(run: Search) -> dict[str, Any]:
+    """The network that was never pruned."""
+    return {
+        "kind": "dense",
+        "sparsity": 0.0,
+        "epoch": 0,
+        "retrained": run.task.recipe.epochs,
+        "test_accuracy": run.test_accuracy,
+        "parameters": run.task.model.count_params(),
+        "macs": tt.analysis.flops(run.task.model).macs,
+        "flops_gain": 1.0,
+        "step_gain": 1.0,
+        "inference_gain": 1.0,
+    }
+
+
+def show_search(full: Search, low: Search, output: Path) -> None:
+    """Epochs found, how far the two searches are apart, the heat map."""
+    for sparsity in full.task.recipe.prune_fractions:
+        epochs = [r.early_bird.epochs.get(sparsity) for r in (full, low)]
+        tickets = [r.early_bird.tickets.get(sparsity) for r in (full, low)]
+        line = f"  sparsity {sparsity:.0%}: epoch {epochs[0]}, {epochs[1]}"
+        if tickets[0] is not None and tickets[1] is not None:
+            apart = tickets[0].hamming_distance(tickets[1])
+            line += f" in 8 bits; the two masks differ in {apart:.1%}"
+        print(line)
+        for ticket, bits in zip(tickets, (32, 8), strict=True):
+            if ticket is not None:
+                ticket.save(output / f"ticket_{sparsity:g}_{bits}bits.npz")
+    # Before the first epoch all scales are equal, and no mask means anything.
+    drawings = full.early_bird.drawings[middle(full.task)][1:]
+    tt.analysis.plot_mask_distances(
+        tt.analysis.mask_distance_matrix(drawings),
+        output / "mask_distances.png",
+        labels=range(1, len(drawings) + 1),
+        title=f"{full.task.recipe.model}, {middle(full.task):.0%} of channels",
+    )
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The table."""
+    print(
+        f"\n{'network':<20}{'sparsity':>9}{'drawn at':>9}{'trained':>8}"
+        f"{'test acc.':>10}{'parameters':>12}{'MACs':>13}"
+        f"{'FLOPs':>7}{'step':>7}{'infer':>7}"
+    )
+    for row in rows:
+        print(
+            f"{row['kind']:<20}{row['sparsity']:>9.2f}{row['epoch']:>9}"
+            f"{row['retrained']:>8}{row['test_accuracy']:>10.4f}"
+            f"{row['parameters']:>12,}{row['macs']:>13,}"
+            f"{row['flops_gain']:>6.2f}x{row['step_gain']:>6.2f}x"
+            f"{row['inference_gain']:>6.2f}x"
+        )
+    print("FLOPs, step, infer: how many times less than the dense network.")
+
+
+def show_ledgers(full: Search, low: Search) -> None:
+    """Training FLOPs of search and retraining against dense training."""
+    task = full.task
+    for run, bits in ((full, 32), (low, 8)):
+        for sparsity, ticket in sorted(run.early_bird.tickets.items()):
+            ledger = tt.analysis.TrainingLedger(
+                task.model,
+                epochs=task.recipe.epochs,
+                samples=task.data.steps_per_epoch * task.data.batch_size,
+            )
+            epoch = run.early_bird.epochs[sparsity]
+            ledger.add("search", task.model, epochs=epoch, bits=bits)
+            ledger.add(
+                "retrain",
+                shrink(task.model, ticket),
+                epochs=task.recipe.epochs - epoch,
+            )
+            print(f"\nTraining FLOPs, sparsity {sparsity:.0%}\n{ledger}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,70 @@
+"""Real networks, pruned at random: equal outputs, and as small as promised."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tf_tickets as tt
+from tests.export.conftest import close, prune_at_random
+from tf_tickets.export import manifest, packing
+from tf_tickets.zoo import models as zoo
+
+applications = keras.applications
+NETWORKS = {
+    "lenet_300_100": lambda: zoo.lenet_300_100(),
+    "resnet20": lambda: zoo.resnet20(),
+    "vgg16": lambda: zoo.vgg16(),
+    "mobilenet_v1": lambda: zoo.mobilenet_v1(input_shape=(32, 32, 3)),
+    "MobileNetV2": lambda: applications.MobileNetV2(
+        weights=None, input_shape=(32, 32, 3), classes=10
+    ),
+    "ResNet50": lambda: applications.ResNet50(
+        weights=None, input_shape=(32, 32, 3), classes=10
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_are_served_to_five_digits(name, all_sparse, tmp_path):
+    model = prune_at_random(NETWORKS[name](), 0.05)
+    path = tt.export.saved_model(model, tmp_path / "m", format="auto")
+    served = tf.saved_model.load(path).signatures["serving_default"]
+    for batch in (1, 7, 32):
+        rng = np.random.default_rng(batch)
+        x = tf.constant(
+            rng.normal(size=(batch, *model.input_shape[1:])), tf.float32
+        )
+        close(next(iter(served(x).values())), model(x))
+    methods = {row["method"] for row in manifest.read(path)["weights"]}
+    assert methods - {"dense"}
+
+
+@pytest.mark.parametrize("name", ["vgg16", "wide"])
+def test_packed_networks_are_close_to_the_entropy(name, tmp_path):
+    if name == "wide":
+        model = keras.Sequential(
+            [keras.Input((2048,)), keras.layers.Dense(4096)]
+        )
+    else:
+        model = zoo.vgg16()
+    start = [np.array(w) for w in model.get_weights()]
+    dense = tt.export.saved_model(model, tmp_path / "dense")
+    for density in (0.2, 0.05, 0.014, 0.005):
+        model.set_weights(start)
+        prune_at_random(model, density)
+        path = tt.export.saved_model(
+            model, tmp_path / f"{density}", format="packed"
+        )
+        weights = model.get_weights()
+        floor = sum(
+            packing.entropy_floor(w.size, int(np.count_nonzero(w)))
+            for w in weights
+        )
+        data = manifest.directory_bytes(path / "variables")
+        # A checkpoint describes each of its tensors, in a few hundred bytes.
+        assert data <= 1.1 * floor + 20_000
+        # The rest is the graph, which a dense export has too.
+        graph = manifest.directory_bytes(dense / "saved_model.pb")
+        rest = manifest.directory_bytes(path) - data
+        assert rest <= graph + 50_000

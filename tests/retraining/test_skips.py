@@ -1,0 +1,299 @@
+import keras
+import numpy as np
+import pytest
+
+import tf_tickets as tt
+from tests.conftest import ZerosHold, compiled
+from tests.retraining.networks import (
+    block_net,
+    difference,
+    images,
+    train_a_little,
+)
+from tf_tickets import masking
+from tf_tickets.retraining import (
+    inject_skip_connections,
+    merge_skip_connections,
+)
+from tf_tickets.retraining.sites import find_sites
+from tf_tickets.selection import named_weights
+from tf_tickets.zoo import models
+
+
+def test_a_branch_is_the_normalized_1x1_convolution_of_the_input():
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            keras.layers.Conv2D(
+                3, 3, strides=2, padding="same", use_bias=False, name="conv"
+            ),
+            keras.layers.BatchNormalization(epsilon=1e-3, name="norm"),
+        ]
+    )
+    deeper = inject_skip_connections(model, filters="conv", scale=0.02)
+    x = images((6, 6, 2))[0]
+    branch = deeper(x, training=True).numpy() - model(x, training=True).numpy()
+    total = 0.02 * x[:, ::2, ::2].sum(-1)  # the same for every output channel
+    expected = (total - total.mean()) / np.sqrt(total.var() + 1e-5)
+    np.testing.assert_allclose(
+        branch, np.repeat(expected[..., None], 3, -1), atol=1e-5
+    )
+
+
+def test_epsilon_decides_how_much_of_the_branch_arrives():
+    """With the defaults, 0.25 of it at a deviation of 8; Keras' own: 0.025."""
+    x = 8 * images((4, 4, 1), count=512)[0]
+    x /= x.std() / 8
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 1)),
+            keras.layers.Conv2D(1, 3, padding="same", name="conv"),
+            keras.layers.BatchNormalization(),
+        ]
+    )
+    for epsilon, share in ((1e-5, 0.25), (1e-3, 0.025)):
+        deeper = inject_skip_connections(model, filters="conv", epsilon=epsilon)
+        branch = deeper(x, training=True) - model(x, training=True)
+        assert float(np.std(branch)) == pytest.approx(share, rel=0.03)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_skip_with_zero_weight_changes_nothing(training):
+    model = block_net()
+    deeper = inject_skip_connections(model, scale=0.0)
+    x = images()[0]
+    assert difference(model, deeper, x, training=training) == 0
+
+
+def test_the_identity_form_adds_the_input():
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            keras.layers.Conv2D(
+                2, 3, padding="same", activation="relu", name="conv"
+            ),
+        ],
+        name="chain",
+    )
+    deeper, report = inject_skip_connections(
+        model, branch="identity", filters="conv", return_report=True
+    )
+    x = images((6, 6, 2))[0]
+    linear = keras.ops.conv(x, model.layers[0].kernel, padding="same")
+    np.testing.assert_allclose(
+        deeper(x), np.maximum(linear.numpy() + x, 0), atol=1e-5
+    )
+    assert report.added == 0
+    assert dict(report.branches) == {"conv": "identity"}
+
+
+def test_masks_weights_and_keys_stay():
+    model = block_net()
+    ticket = tt.prune(model, sparsity=0.8)
+    ticket.apply(model)
+    deeper, report = inject_skip_connections(model, return_report=True)
+    masks = masking.attached_masks(deeper)
+    assert list(masks) == list(ticket.masks)
+    for key, mask in masks.items():
+        np.testing.assert_array_equal(mask, ticket.masks[key])
+    fresh = inject_skip_connections(block_net())
+    ticket.apply(fresh)
+    for key, variable in named_weights(model).items():
+        np.testing.assert_array_equal(
+            variable.numpy(), named_weights(fresh)[key].numpy()
+        )
+    assert dict(report.branches) == {"conv1": "conv", "conv2": "conv"}
+    assert report.refused == {"stem": "it reads the model's input"}
+
+
+def test_what_is_added_is_counted():
+    model = block_net()
+    ticket = tt.prune(model, sparsity=0.8)
+    ticket.apply(model)
+    _, report = inject_skip_connections(model, return_report=True)
+    added = 4 * 6 + 2 * 6 + 6 * 6 + 2 * 6
+    size = 27 * 4 + 24 + 36 * 6 + 54 * 6 + 18
+    assert (report.added, report.size) == (added, size)
+    assert report.kept == ticket.kept
+    assert report.sparsity == pytest.approx(ticket.sparsity)
+    assert report.sparsity_with_skips == pytest.approx(
+        1 - (ticket.kept + added) / (size + added)
+    )
+    assert f"{added} parameters" in str(report)
+
+
+def test_resnet18_gets_the_papers_branches():
+    """Two in each basic block: 1,220,608 weights, 10.9 % of all in convs."""
+    sites, refused = find_sites(models.resnet18(), None)
+    branches = [s.input_shape[-1] * s.conv.filters for s in sites]
+    assert (len(sites), sum(branches)) == (16, 1_220_608)
+    assert list(refused) == ["stem_conv"]
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_ticket_trains_on_with_branches(jit):
+    model = compiled(block_net(), "adam", jit_compile=jit)
+    ticket = tt.prune(model, sparsity=0.8)
+    deeper = inject_skip_connections(model)
+    ticket.apply(deeper)
+    hold = ZerosHold(ticket.masks)
+    x, y = images()
+    branch = deeper.get_layer("conv2_skip_conv").kernel
+    before = branch.numpy()
+    deeper.fit(x, y, batch_size=8, verbose=0, callbacks=[hold])
+    assert hold.checked == 2 * len(ticket.masks)
+    assert (branch.numpy() != before).all()
+
+
+def chain(*layers, shape=(8, 8, 4), norm=True):
+    parts = [keras.Input(shape), *layers]
+    if norm:
+        parts.append(keras.layers.BatchNormalization(momentum=0.5))
+    parts += [keras.layers.Flatten(), keras.layers.Dense(3)]
+    return keras.Sequential(parts, name="chain")
+
+
+def conv(*args, **options):
+    return keras.layers.Conv2D(*args, name="conv", **options)
+
+
+MERGEABLE = {
+    "plain": lambda: chain(conv(4, 3, padding="same")),
+    "fused activation": lambda: chain(
+        conv(4, 3, padding="same", activation="relu"), norm=False
+    ),
+    "strides, even size": lambda: chain(conv(6, 3, padding="same", strides=2)),
+    "strides, odd size": lambda: chain(
+        conv(6, 3, padding="same", strides=2), shape=(9, 9, 4)
+    ),
+    "5x5, strides 3": lambda: chain(
+        conv(6, 5, padding="same", strides=3), shape=(10, 7, 4)
+    ),
+    "padded": lambda: chain(
+        keras.layers.ZeroPadding2D(1), conv(6, 3, strides=2)
+    ),
+    "even kernel": lambda: chain(conv(4, 4, padding="same")),
+    "dilated": lambda: chain(conv(4, 3, padding="same", dilation_rate=2)),
+    "groups": lambda: chain(conv(6, 3, padding="same", groups=2)),
+    "depthwise": lambda: chain(
+        keras.layers.DepthwiseConv2D(
+            3, padding="same", depth_multiplier=2, name="conv"
+        )
+    ),
+    "depthwise identity": lambda: chain(
+        keras.layers.DepthwiseConv2D(3, padding="same", name="conv")
+    ),
+    "1d": lambda: chain(
+        keras.layers.Conv1D(4, 3, padding="same", name="conv"), shape=(8, 4)
+    ),
+    "nested": lambda: chain(
+        keras.Sequential(
+            [
+                conv(4, 3, padding="same", use_bias=False),
+                keras.layers.BatchNormalization(scale=False),
+            ],
+            name="inner",
+        ),
+        norm=False,
+    ),
+}
+
+
+@pytest.mark.parametrize("branch", ["conv", "identity"])
+@pytest.mark.parametrize("kind", MERGEABLE)
+def test_a_merged_skip_gives_the_same_outputs(kind, branch):
+    model = MERGEABLE[kind]()
+    deeper = inject_skip_connections(
+        model, filters="conv/", branch=branch, scale=0.3
+    )
+    x, y = images(model.input_shape[1:])
+    train_a_little(deeper, x, y)
+    merged = merge_skip_connections(deeper)
+    expected = deeper.predict(x, verbose=0)
+    np.testing.assert_allclose(
+        merged.predict(x, verbose=0),
+        expected,
+        atol=2e-5 * np.abs(expected).max(),
+    )
+    names = {layer.name for layer in merged.layers}
+    assert not any(name.endswith(("_skip_add", "_skip_bn")) for name in names)
+    assert difference(model, merged, x) > 1e-3
+
+
+def test_the_price_of_merging_is_reported():
+    model = block_net()
+    tt.prune(model, sparsity=0.9).apply(model)
+    deeper = inject_skip_connections(model)
+    train_a_little(deeper, *images())
+    merged, report = merge_skip_connections(deeper, return_report=True)
+    for name in ("conv1", "conv2"):
+        mask = masking.attached_masks(deeper)[f"{name}/kernel"].copy()
+        before = int(mask.sum())
+        mask[1, 1] = True  # the pixel of the branch is dense
+        assert report.kernels[name] == (before, int(mask.sum()), mask.size)
+    assert set(masking.attached_masks(merged)) == {
+        "stem/kernel",
+        "shortcut/kernel",
+        "head/kernel",
+    }
+    assert report.parameters == (deeper.count_params(), merged.count_params())
+
+
+def test_strides_on_an_unknown_size_cannot_be_merged():
+    model = keras.Sequential(
+        [
+            keras.Input((None, None, 4)),
+            conv(4, 3, padding="same", strides=2),
+            keras.layers.GlobalAveragePooling2D(),
+        ]
+    )
+    deeper = inject_skip_connections(model, filters="conv")
+    with pytest.raises(ValueError, match="needs a known input size"):
+        merge_skip_connections(deeper)
+
+
+def test_what_gets_no_branch_is_named():
+    x = i = keras.Input((12, 12, 4))
+    shared = keras.layers.Conv2D(4, 3, padding="same", name="shared")
+    x = keras.layers.Conv2D(4, 3, padding="same", name="first")(x)
+    x = shared(shared(x))
+    x = keras.layers.Conv2D(4, 3, name="valid")(x)
+    x = keras.layers.Conv2D(4, 1, name="pointwise")(x)
+    x = keras.layers.Conv2D(4, 3, padding="same", name="good")(x)
+    _, report = inject_skip_connections(keras.Model(i, x), return_report=True)
+    assert list(report.branches) == ["good"]
+    assert {k: v.split(" (")[0] for k, v in report.refused.items()} == {
+        "first": "it reads the model's input",
+        "shared": "it is shared between several places",
+        "valid": "its output is smaller than its input",
+    }
+
+
+@pytest.mark.parametrize(
+    "model, options, message",
+    [
+        (block_net, {"branch": "1x1"}, "'conv' or 'identity'"),
+        (block_net, {"epsilon": 0}, "epsilon"),
+        (block_net, {"filters": "none"}, "matches no prunable weight"),
+        (
+            lambda: keras.Sequential(
+                [keras.Input((4,)), keras.layers.Dense(2)]
+            ),
+            {},
+            "no spatial convolution",
+        ),
+        (
+            lambda: keras.Sequential([keras.layers.Dense(2)]),
+            {},
+            "in its `call`",
+        ),
+    ],
+)
+def test_bad_requests_get_one_clear_error(model, options, message):
+    with pytest.raises(ValueError, match=message):
+        inject_skip_connections(model(), **options)
+
+
+def test_merging_without_skips_is_refused():
+    with pytest.raises(ValueError, match="no skip connection to merge"):
+        merge_skip_connections(block_net())

@@ -1,0 +1,431 @@
+"""The smaller model computes what the big one does with channels at zero."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import tf_tickets as tt
+from tests.conftest import batches, compiled
+from tests.structured.networks import (
+    NETWORKS,
+    coupled_masks,
+    outputs,
+    random_graph,
+    settle,
+    zeroed,
+)
+from tf_tickets import masking
+from tf_tickets.selection import named_weights
+from tf_tickets.structured import ChannelTicket, shrink
+from tf_tickets.zoo import models
+
+ZOO = {
+    "vgg16": lambda: models.vgg16(),
+    "resnet20": lambda: models.resnet20(),
+    "mobilenet_v2": lambda: models.mobilenet_v2(),
+}
+
+
+@pytest.fixture
+def float64():
+    """Rounding errors out of sight: what is left would be a mistake."""
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def assert_exact(model, masks, x, tolerance=1e-5):
+    small, report = shrink(model, masks, return_report=True)
+    zeroed(model, masks)
+    expected, found = outputs(model, x), outputs(small, x)
+    assert np.abs(expected).max() > 1e-3  # not dead, so there is a test
+    assert expected.std(axis=0).max() > 1e-4
+    scale = max(1.0, np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * scale)
+    return small, report
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, *ZOO])
+def test_shrinking_is_exact(name, float64):
+    model = {**NETWORKS, **ZOO}[name]()
+    x = settle(model)
+    masks = coupled_masks(model, 0.5)
+    small, report = assert_exact(model, masks, x, tolerance=1e-9)
+    assert report.removed > 0 and not report.stops and not report.floored
+    assert report.parameters == (model.count_params(), small.count_params())
+    assert small.count_params() < 0.8 * model.count_params()
+    assert type(small) is type(model)
+
+
+@pytest.mark.parametrize("name", ["resnet20"])
+def test_shrinking_is_exact_in_float32(name):
+    model = ZOO[name]()
+    assert_exact(model, coupled_masks(model, 0.5), settle(model))
+
+
+APPLICATIONS = {
+    "ResNet50": 32,
+    "MobileNetV2": 32,
+    "MobileNetV3Small": 64,
+    "MobileNetV3Large": 64,
+    "DenseNet121": 32,
+    "EfficientNetB0": 32,
+}
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_models_of_keras_applications_shrink(name, float64):
+    size = APPLICATIONS[name]
+    model = getattr(keras.applications, name)(
+        weights=None,
+        input_shape=(size, size, 3),
+        classes=5,
+        classifier_activation=None,
+    )
+    x = settle(model)
+    small, report = assert_exact(
+        model, coupled_masks(model, 0.5), x, tolerance=1e-9
+    )
+    assert report.removed == report.asked and not report.stops
+
+
+def test_masks_that_disagree_keep_the_channel_and_zero_its_scale():
+    model = ZOO["resnet20"]()
+    x = settle(model)
+    rng = np.random.default_rng(0)
+    masks = {
+        key: rng.random(weight.shape[0]) < 0.5
+        for key, weight in named_weights(model).items()
+        if weight.name == "gamma"
+    }
+    small, report = assert_exact(model, masks, x)
+    # Channels of the residual stream are named by many layers.
+    assert "another layer that shares them" in report.stops[0].reason
+    assert 0 < report.removed < report.asked
+    # Within a block nobody else has a say.
+    mask = next(m for k, m in masks.items() if "stage1_block1_conv1" in k)
+    kernel = small.get_layer("stage1_block1_conv1").kernel
+    assert kernel.shape[-1] == mask.sum()
+
+
+def test_a_padded_shortcut_pads_fewer_channels():
+    model = ZOO["resnet20"]()
+    settle(model)
+    small = shrink(model, coupled_masks(model, 0.5))
+    pads = [
+        layer
+        for layer in small.layers
+        if isinstance(layer, layers.ZeroPadding2D)
+        and layer.data_format == "channels_first"
+    ]
+    assert len(pads) == 2
+    for layer in pads:
+        before, after = layer.padding[1]
+        assert before + after < layer.output.shape[-1]
+        assert layer.input.shape[-1] + before + after == layer.output.shape[-1]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_graphs_shrink_exactly(seed, float64):
+    model = random_graph(seed)
+    x = settle(model, seed)
+    masks = coupled_masks(model, 0.4, seed)
+    assert_exact(model, masks, x, tolerance=1e-9)
+
+
+def block_with(layer):
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(6, 3, padding="same", use_bias=False, name="conv")(image)
+    x = layers.BatchNormalization(name="norm")(x)
+    x = layer(x)
+    x = layers.Conv2D(4, 3, name="next", use_bias=False)(x)
+    x = layers.BatchNormalization(name="next_norm")(x)
+    x = layers.GlobalAveragePooling2D()(layers.ReLU()(x))
+    return keras.Model(image, layers.Dense(2)(x))
+
+
+@keras.saving.register_keras_serializable("tests")
+class Unheard(layers.Layer):
+    def call(self, x):
+        return keras.ops.cumsum(x, axis=-1)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Sub(layers.ReLU):
+    def call(self, x):
+        return keras.ops.flip(super().call(x), axis=-1)
+
+
+def backwards(x):
+    return x[..., ::-1]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: Unheard(name="stopper"),
+        lambda: Sub(name="stopper"),
+        lambda: layers.LayerNormalization(name="stopper"),
+        lambda: layers.Softmax(name="stopper"),
+        lambda: layers.Activation("softmax", name="stopper"),
+        lambda: layers.GroupNormalization(2, name="stopper"),
+        lambda: layers.Permute((3, 1, 2), name="stopper"),
+        lambda: layers.Lambda(lambda x: x[..., ::-1], name="stopper"),
+        lambda: layers.Rescaling([1.0] * 6, name="stopper"),
+        lambda: layers.TimeDistributed(layers.Conv1D(4, 1), name="stopper"),
+        lambda: layers.Conv2D(6, 1, activation=backwards, name="stopper"),
+    ],
+)
+def test_what_cannot_be_followed_keeps_its_channels_and_is_named(layer):
+    model = block_with(layer())
+    x = settle(model)
+    masks = {
+        named: np.arange(size) % 2 == 0
+        for named, size in (("norm/gamma", 6), ("next_norm/gamma", 4))
+    }
+    small, report = assert_exact(model, masks, x)
+    assert small.get_layer("next").kernel.shape[-1] == 2
+    stopper = model.get_layer("stopper")
+    if isinstance(stopper, layers.Conv2D):  # it reads channels like any other
+        assert small.get_layer("conv").kernel.shape[-1] == 3
+        assert small.get_layer("stopper").kernel.shape[-1] == 6
+        return
+    assert small.get_layer("conv").kernel.shape[-1] == 6
+    # A permutation is followed; the layer after it reads another axis.
+    name = "next" if isinstance(stopper, layers.Permute) else "stopper"
+    [stop] = report.stops
+    assert name in stop.reason and stop.layers == ("conv",)
+    assert stop.channels == 3
+
+
+def test_instance_normalization_has_a_group_for_each_channel():
+    model = block_with(layers.GroupNormalization(-1, name="instance"))
+    x = settle(model)
+    masks = {"norm/gamma": np.arange(6) < 4}
+    # A channel of zeros leaves instance normalisation as its offset.
+    beta = model.get_layer("instance").beta
+    beta.assign(np.where(masks["norm/gamma"], beta, 0))
+    small, _ = assert_exact(model, masks, x)
+    assert small.get_layer("instance").groups == 4
+
+
+def test_a_kernel_names_channels_where_there_is_no_normalization():
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            layers.Dense(6, activation="relu", name="one"),
+            layers.Dense(3, name="two"),
+        ]
+    )
+    x = settle(model)
+    mask = np.array([1, 0, 1, 1, 0, 1], bool)
+    kernel = model.get_layer("one").kernel
+    small = shrink(model, {kernel.path: mask})
+    one = model.get_layer("one")
+    one.kernel.assign(one.kernel * mask)
+    one.bias.assign(one.bias * mask)
+    np.testing.assert_allclose(outputs(small, x), outputs(model, x), atol=1e-6)
+    assert small.get_layer("one").units == 4
+
+
+def test_a_layer_never_loses_all_its_channels():
+    model = block_with(layers.ReLU())
+    x = settle(model)
+    gamma = model.get_layer("norm").gamma.numpy()
+    with pytest.warns(UserWarning, match=r"each keeps one: \['conv'\]"):
+        small, report = shrink(
+            model, {"norm/gamma": np.zeros(6, bool)}, return_report=True
+        )
+    assert report.floored == ("conv",)
+    assert small.get_layer("conv").kernel.shape[-1] == 1
+    # The strongest stays, as it was.
+    assert small.get_layer("norm").gamma.numpy() == gamma.max()
+    only = np.arange(6) == gamma.argmax()
+    zeroed(model, {"norm/gamma": only})
+    np.testing.assert_allclose(outputs(small, x), outputs(model, x), atol=1e-5)
+
+
+def test_channels_of_the_output_stay():
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(3), layers.BatchNormalization()]
+    )
+    x = settle(model)
+    gamma = model.layers[-1].gamma.path
+    small, report = assert_exact(model, {gamma: [1, 0, 1]}, x)
+    assert "output of the model" in report.stops[0].reason
+    assert small.output_shape == (None, 3)
+
+
+def test_the_small_model_trains_saves_and_loads(tmp_path, data):
+    model = compiled(
+        keras.Sequential(
+            [
+                keras.Input((8,)),
+                layers.Dense(32, use_bias=False),
+                layers.BatchNormalization(name="norm"),
+                layers.ReLU(),
+                layers.Dense(4),
+            ]
+        ),
+        jit_compile=True,
+    )
+    model.fit(batches(*data), epochs=2, verbose=0)
+    gamma = model.get_layer("norm").gamma.path
+    small = shrink(model, {gamma: np.arange(32) % 2 == 0})
+    assert small.jit_compile and small.compiled
+    small.fit(batches(*data), epochs=2, verbose=0)
+    small.save(tmp_path / "small.keras")
+    again = keras.models.load_model(tmp_path / "small.keras")
+    np.testing.assert_array_equal(
+        again.predict(data[0], verbose=0), small.predict(data[0], verbose=0)
+    )
+    assert model.count_params() > small.count_params()
+    # Training the one leaves the other alone.
+    assert not {id(v) for v in model.variables} & {
+        id(v) for v in small.variables
+    }
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: keras.optimizers.SGD(0.05, momentum=0.9),
+        lambda: keras.optimizers.Adam(0.01),
+        lambda: keras.optimizers.AdamW(0.01, use_ema=True),
+    ],
+)
+def test_an_inherited_optimizer_goes_on_where_the_big_one_would(
+    optimizer, data
+):
+    """Two steps of the small model equal two of the big, masked one."""
+
+    def build():
+        keras.utils.set_random_seed(1)
+        return compiled(
+            keras.Sequential(
+                [
+                    keras.Input((8,)),
+                    layers.Dense(6, activation="relu", name="one"),
+                    layers.Dense(6, activation="relu", name="two"),
+                    layers.Dense(4, name="head"),
+                ]
+            ),
+            optimizer(),
+        )
+
+    model = build()
+    model.fit(batches(*data), epochs=2, verbose=0)
+    mask = np.arange(6) % 3 > 0
+    path = model.get_layer("one").kernel.path
+    ticket = ChannelTicket({path: mask})
+    small = shrink(model, ticket, inherit_optimizer=True)
+    assert int(small.optimizer.iterations) == 8
+    rows = np.where(mask[:, None], 1, 0).astype(bool)
+    ticket.apply(model, weights="keep")
+    # What follows from a pruned channel: the weights that read it.
+    two = model.get_layer("two").kernel
+    masking.enforce(
+        model,
+        {
+            **masking.attached_masks(model),
+            two.path: np.broadcast_to(rows, two.shape),
+        },
+    )
+    for each in (model, small):
+        each.fit(batches(*data), epochs=1, verbose=0)
+    np.testing.assert_allclose(
+        outputs(small, data[0]), outputs(model, data[0]), atol=1e-5
+    )
+    fresh = shrink(model, ticket)
+    assert int(fresh.optimizer.iterations) == 0
+
+
+def test_masks_in_force_are_cut_and_stay_in_force():
+    model = compiled(
+        keras.Sequential(
+            [
+                keras.Input((8,)),
+                layers.Dense(16, activation="relu", name="one"),
+                layers.Dense(4, name="head"),
+            ]
+        )
+    )
+    ticket = tt.prune(model, sparsity=0.5)
+    ticket.apply(model)
+    path = model.get_layer("one").kernel.path
+    keep = np.arange(16) < 10
+    small = shrink(model, {path: keep})
+    masks = masking.attached_masks(small)
+    np.testing.assert_array_equal(
+        masks[small.get_layer("one").kernel.path], ticket.masks[path][:, keep]
+    )
+    rng = np.random.default_rng(0)
+    small.fit(rng.normal(size=(16, 8)), np.zeros(16), verbose=0)
+    for key, mask in masks.items():
+        assert (named_weights(small)[key].numpy()[~mask] == 0).all()
+
+
+def test_frozen_layers_stay_frozen():
+    model = block_with(layers.ReLU())
+    model.get_layer("conv").trainable = False
+    small = shrink(model, {"norm/gamma": np.arange(6) < 4})
+    assert not small.get_layer("conv").trainable
+    assert len(small.trainable_variables) == len(model.trainable_variables)
+
+
+def test_tickets_bring_their_own_weights():
+    model = block_with(layers.ReLU())
+    settle(model)
+    from tf_tickets.selection import values_of
+
+    ticket = ChannelTicket(
+        {"norm/gamma": np.arange(6) < 4}, values_of(named_weights(model))
+    )
+    before = model.get_layer("conv").kernel.numpy()
+    model.get_layer("conv").kernel.assign(before + 1)
+    small = shrink(model, ticket, weights="start")
+    np.testing.assert_array_equal(
+        small.get_layer("conv").kernel, before[..., :4]
+    )
+    small = shrink(model, ticket)
+    np.testing.assert_array_equal(
+        small.get_layer("conv").kernel, before[..., :4] + 1
+    )
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(2)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channels": {"nothing/gamma": [1, 0]}}, "does not have"),
+        ({"channels": {"norm/gamma": [1, 0]}}, "does not have"),
+        ({"channels": {"norm/beta": [1, 0, 1, 1, 1, 1]}}, "name no channels"),
+        ({"channels": {"norm/gamma": [1, 2, 3, 1, 1, 1]}}, "zeros and ones"),
+        ({"channels": {}}, "needs a mask"),
+        ({"weights": "none"}, "`weights`"),
+        ({"weights": "start"}, "no weights to start"),
+        ({"inherit_optimizer": True}, "no optimizer"),
+    ],
+)
+def test_bad_input_is_one_clear_error(options, message):
+    model = block_with(layers.ReLU())
+    channels = options.pop("channels", {"norm/gamma": np.arange(6) < 4})
+    with pytest.raises(ValueError, match=message) as error:
+        shrink(model, channels, **options)
+    assert "Received: " in str(error.value)
+
+
+def test_a_subclassed_model_is_refused():
+    model = Subclassed()
+    model(np.ones((1, 3)))
+    with pytest.raises(ValueError, match="subclassed .* Received: Subclassed"):
+        shrink(model, {model.dense.kernel.path: [1, 0]})

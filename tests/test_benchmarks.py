@@ -1,0 +1,169 @@
+"""The benchmarks run and report whole rows; no timing is asserted here."""
+
+import importlib.util
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import masked_step, retraces, selection, timing
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """Run a script's `main` with flags: its printed rows and its JSON."""
+
+    def run(script, *arguments):
+        output = tmp_path / "rows.json"
+        script.FLAGS.unparse_flags()
+        script.FLAGS([script.__name__, "--smoke", *arguments])
+        script.FLAGS.output = str(output)
+        script.main([])
+        return table_of(capsys.readouterr().out), json.loads(output.read_text())
+
+    return run
+
+
+def table_of(text):
+    """``{(case, what): ratio}`` of the Markdown table in ``text``."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
+    header, _, *body = rows
+    assert header[:2] == ["case", "what"] and header[4] == "ratio"
+    return {(row[0], row[1]): float(row[4]) for row in body}
+
+
+def sound(table, written):
+    """Every ratio is a number above 0, on paper and in the file."""
+    assert len(written["rows"]) == len(table)
+    for row in written["rows"]:
+        assert row["seconds"] > 0 and row["rounds"] > 0
+        assert math.isfinite(row["ratio"]) and row["ratio"] > 0
+        assert row["interval"][0] <= row["ratio"] <= row["interval"][1]
+        assert row["quartiles"][0] <= row["ratio"] <= row["quartiles"][1]
+        assert table[row["case"], row["name"]] == pytest.approx(
+            row["ratio"], abs=6e-4
+        )
+    assert set(written["machine"]) >= {"cpu_cores", "tensorflow", "keras"}
+    return True
+
+
+def test_ratios_are_taken_within_a_round_and_bracketed():
+    """By hand: the machine is ten times slower in the last three rounds."""
+    dense = np.array([1.0, 1.0, 10.0, 10.0, 10.0])
+    masked = np.array([2.0, 3.0, 20.0, 20.0, 10.0])
+    row = timing.compare(
+        {"dense": dense, "masked": masked}, "masked", "dense", case="c"
+    )
+    # Ratios 1, 2, 2, 2, 3; the ratio of the medians would be 2 as well, that
+    # of the means 55 / 32.
+    assert (row.ratio, row.quartiles) == (2.0, (2.0, 2.0))
+    assert row.interval == (1.0, 3.0)
+    assert (row.seconds, row.rounds) == (10.0, 5)
+
+
+def test_sides_take_turns_and_warm_up_untimed():
+    calls = []
+    times = timing.interleaved(
+        {name: lambda name=name: calls.append(name) for name in "abc"},
+        rounds=3,
+        warmup=1,
+    )
+    assert [t.size for t in times.values()] == [3, 3, 3]
+    assert "".join(calls) == "cab" + "abc" + "bca" + "cab"
+
+
+@pytest.mark.parametrize(
+    "network,jit_compile", [("mlp", "true"), ("resnet20", "false")]
+)
+def test_masked_step(run, network, jit_compile):
+    table, written = run(
+        masked_step,
+        f"--network={network}",
+        f"--jit_compile={jit_compile}",
+        "--notfmot",
+    )
+    case = f"{network}, {'XLA' if jit_compile == 'true' else 'no XLA'}"
+    assert set(table) == {
+        (case, "masked, tf_tickets"),
+        (case, "masked, tf_tickets, masks redrawn"),
+    }
+    assert sound(table, written)
+    assert written["notes"]["mask bytes per weight, masked, tf_tickets"] == 1
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow_model_optimization") is None,
+    reason="tfmot is not installed",
+)
+def test_masked_step_beside_tfmot(tmp_path):
+    """In a process of its own: importing tfmot switches tf.keras over."""
+    output = tmp_path / "rows.json"
+    ran = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "benchmarks.masked_step",
+            "--smoke",
+            "--network=mlp",
+            "--jit_compile=false",
+            f"--output={output}",
+        ],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    table = table_of(ran.stdout)
+    assert {what for _, what in table} == {
+        side + suffix
+        for side in ("masked, tf_tickets", "masked, tfmot")
+        for suffix in ("", ", masks redrawn")
+    }
+    assert sound(table, json.loads(output.read_text()))
+
+
+def test_selection(run):
+    table, written = run(selection)
+    assert {what for _, what in table} == {
+        "keep_largest",
+        "keep_largest, threshold among ties",
+        "np.partition",
+        "np.partition, threshold among ties",
+        "np.sort",
+        "select, from dense",
+        "select, under masks",
+        "whole draw, from dense",
+        "whole draw, under masks",
+        "tf.sort",
+        "tf.math.top_k, of the kept",
+        "tf.math.top_k, of all (as tfmot)",
+    }
+    assert sound(table, written)
+
+
+def test_retraces(run):
+    table, written = run(retraces)
+    assert set(table) == {
+        (case, what)
+        for case in ("one fit", "compiled each round")
+        for what in ("first round", "later round")
+    }
+    assert sound(table, written)
+    # Not a time: the promise that all rounds share the first one's traces.
+    notes = written["notes"]
+    first, *later = notes["traces in each round, one fit"]
+    assert first > 0 and later == [0, 0]
+    assert all(notes["traces in each round, compiled each round"])

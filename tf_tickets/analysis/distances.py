@@ -1,0 +1,126 @@
+"""How far masks lie apart, and the heat map of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+
+class HasMasks(Protocol):
+    """A ticket over weights or over channels."""
+
+    @property
+    def masks(self) -> Mapping[str, np.ndarray]: ...
+
+
+def mask_distance_matrix(tickets: Sequence[HasMasks]) -> np.ndarray:
+    """Normalised Hamming distances between all masks.
+
+    Args:
+        tickets: At least one; all over the same weights, or all over the same
+            channels, such as the drawings of one sparsity that
+            `tf_tickets.callbacks.EarlyBird` keeps.
+
+    Returns:
+        Symmetric matrix of shape ``(n, n)``: the fraction of the positions in
+        which two masks differ; zeros on the diagonal.
+
+    Raises:
+        ValueError: If there is no ticket or they cover different weights.
+
+    Reference:
+        You et al., "Drawing Early-Bird Tickets", ICLR 2020, figure 3.
+
+    Example:
+
+    >>> import tf_tickets as tt
+    >>> tickets = [
+    ...     tt.structured.ChannelTicket({"bn/gamma": mask})
+    ...     for mask in ([1, 1, 0, 0], [1, 0, 1, 0], [1, 0, 1, 0])]
+    >>> mask_distance_matrix(tickets)
+    array([[0. , 0.5, 0.5],
+           [0.5, 0. , 0. ],
+           [0.5, 0. , 0. ]])
+    """
+    if not len(tickets):
+        raise ValueError(
+            f"Distances need a ticket. Received: tickets={tickets!r}"
+        )
+    first = tickets[0]
+    shapes = {key: mask.shape for key, mask in first.masks.items()}
+    rows = []
+    for index, ticket in enumerate(tickets):
+        found = {key: mask.shape for key, mask in ticket.masks.items()}
+        if found != shapes:
+            raise ValueError(
+                "The tickets cover different weights. Received: ticket "
+                f"{index} with {sorted(found.items() ^ shapes.items())[:6]}"
+            )
+        rows.append(np.concatenate([ticket.masks[k].ravel() for k in shapes]))
+    bits = np.stack(rows)
+    # Row by row: all pairs at once would be n times the memory.
+    return np.stack([(bits != row).mean(axis=1) for row in bits])
+
+
+def plot_mask_distances(
+    matrix: np.ndarray,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    labels: Sequence[object] | None = None,
+    title: str | None = None,
+    axes: Any = None,
+) -> Any:
+    """The heat map of the paper: yellow where masks agree.
+
+    Args:
+        matrix: From `mask_distance_matrix`, in the order of epochs.
+        path: An image file to write, or `None`.
+        labels: Names of the masks, the epochs say; numbers from 0 if `None`.
+        title: Over the map.
+        axes: Matplotlib axes to draw on; a new figure if `None`.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ImportError: If matplotlib is missing.
+        ValueError: If the matrix is not square or ``labels`` do not fit.
+
+    Example:
+
+    >>> axes = plot_mask_distances(np.array([[0.0, 0.5], [0.5, 0.0]]))
+    >>> axes.get_xlabel()
+    'epoch'
+    """
+    matrix = np.asarray(matrix)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(
+            f"The matrix must be square. Received: shape {matrix.shape}"
+        )
+    if labels is not None and len(labels) != len(matrix):
+        raise ValueError(
+            f"There must be {len(matrix)} labels. Received: {len(labels)}"
+        )
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Plots need matplotlib: pip install 'tf_tickets[plots]'."
+        ) from error
+    if axes is None:
+        axes = Figure(figsize=(4.5, 4), layout="constrained").subplots()
+    image = axes.imshow(matrix, cmap="viridis_r", origin="lower", vmin=0.0)
+    axes.figure.colorbar(image, ax=axes, label="mask distance")
+    axes.set(xlabel="epoch", ylabel="epoch", title=title)
+    if labels is not None:
+        step = max(1, len(matrix) // 10)
+        ticks = range(0, len(matrix), step)
+        names = [str(labels[i]) for i in ticks]
+        axes.set_xticks(ticks, names)
+        axes.set_yticks(ticks, names)
+    if path is not None:
+        axes.figure.savefig(path, dpi=150)
+    return axes

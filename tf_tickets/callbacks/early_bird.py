@@ -1,0 +1,223 @@
+"""Find the channels to keep in the first epochs of training."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tf_tickets.callbacks.rewind import check_count
+from tf_tickets.pruning.scopes import check_sparsity
+from tf_tickets.selection import named_weights, values_of
+from tf_tickets.structured.draw import (
+    ChannelScores,
+    Criterion,
+    Drawing,
+    check_criterion,
+)
+from tf_tickets.structured.slimming import check_strength, slimming
+from tf_tickets.structured.ticket import ChannelTicket
+
+
+class EarlyBird(keras.callbacks.Callback):
+    r"""Draw a channel ticket as soon as the channels to keep stand still.
+
+    Before the first epoch and after each one, the channels of all
+    normalisation layers are ranked together by :math:`|\gamma|`, and the
+    lowest are masked. The last ``window`` masks wait in a queue. Once it is
+    full, the newest mask is compared with all older ones; when the largest
+    normalised Hamming distance is at most ``epsilon``, the ticket is drawn:
+    its masks, and the weights of that moment to inherit.
+    `tf_tickets.structured.shrink` makes the small network of it.
+
+    Several sparsities are followed in one run, each with its own ticket. A
+    channel whose fate only a tie decides counts as different in every
+    comparison: before training, when all scales are equal, any mask would do,
+    and no mask has been found. The first ticket can thus come after as many
+    epochs as the window is long, and one epoch earlier if the scales differ
+    from the start.
+
+    Args:
+        sparsities: Fractions of the channels that go, each in [0, 1).
+        window: Masks in the queue, at least 2.
+        epsilon: Largest distance that still counts as standing still.
+        stop: Stop training once every sparsity has its ticket. `False` trains
+            on, to the end.
+        criterion: As in `tf_tickets.structured.draw_channels`: `"gamma"`,
+            `"filter_norm"`, or `"auto"`.
+        coupled: As there: rank channels that can only go together as one.
+        slimming: Strength s of the L1 penalty while training: s·sign(γ) is
+            added to the gradient of every scale γ. 0 for none.
+
+    Attributes:
+        tickets: ``{sparsity: ticket}`` of those found.
+        epochs: ``{sparsity: epochs trained when it was found}``.
+        distances: ``{sparsity: largest distance after each epoch}``; also in
+            the logs, as ``"mask_distance_<sparsity>"``.
+        drawings: ``{sparsity: one ticket of masks alone for each state}``,
+            from before the first epoch on: what the heat map of
+            `tf_tickets.analysis.mask_distance_matrix` shows.
+
+    Raises:
+        ValueError: On bad arguments; when training begins, if the model has
+            no channels to rank; later, if a weight is not finite.
+
+    Reference:
+        You et al., "Drawing Early-Bird Tickets: Towards More Efficient
+        Training of Deep Networks", ICLR 2020, algorithm 1. The published code
+        keeps what is strictly above its threshold, which is fewer by one and
+        by all ties; here the count is exact.
+
+    Example:
+
+    >>> import tf_tickets as tt
+    >>> model = keras.Sequential([
+    ...     keras.Input((8,)),
+    ...     keras.layers.Dense(16, use_bias=False),
+    ...     keras.layers.BatchNormalization(),
+    ...     keras.layers.ReLU(),
+    ...     keras.layers.Dense(2),
+    ... ])
+    >>> model.compile("sgd", "mse")
+    >>> early_bird = EarlyBird([0.5], epsilon=1.0, window=3)
+    >>> history = model.fit(
+    ...     np.ones((8, 8)), np.ones((8, 2)), epochs=10, verbose=0,
+    ...     callbacks=[early_bird],
+    ... )
+    >>> len(history.history["mask_distance_0.5"])
+    2
+    >>> tt.structured.shrink(model, early_bird.tickets[0.5]).layers[0].units
+    8
+    """
+
+    def __init__(
+        self,
+        sparsities: Sequence[float] = (0.3, 0.5, 0.7),
+        *,
+        window: int = 5,
+        epsilon: float = 0.1,
+        stop: bool = True,
+        criterion: Criterion = "auto",
+        coupled: bool = False,
+        slimming: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        if (
+            isinstance(sparsities, str)
+            or not isinstance(sparsities, Sequence)
+            or not sparsities
+            or len(set(sparsities)) < len(sparsities)
+        ):
+            raise ValueError(
+                "`sparsities` must be a list of different numbers. "
+                f"Received: sparsities={sparsities!r}"
+            )
+        for sparsity in sparsities:
+            check_sparsity(sparsity, "sparsities")
+        check_count("window", window, least=2)
+        if (
+            isinstance(epsilon, bool)
+            or not isinstance(epsilon, int | float)
+            or not 0 <= epsilon <= 1
+        ):
+            raise ValueError(
+                "`epsilon` must be a number in [0, 1]. "
+                f"Received: epsilon={epsilon!r}"
+            )
+        check_criterion(criterion)
+        check_strength(slimming)
+        self.sparsities = tuple(sparsities)
+        self.window = window
+        self.epsilon = epsilon
+        self.stop = stop
+        self.criterion = criterion
+        self.coupled = coupled
+        self.slimming = slimming
+        self._penalty = contextlib.ExitStack()
+        self._reset()
+
+    def _reset(self) -> None:
+        self.tickets: dict[float, ChannelTicket] = {}
+        self.epochs: dict[float, int] = {}
+        self.distances: dict[float, list[float]] = {
+            s: [] for s in self.sparsities
+        }
+        self.drawings: dict[float, list[ChannelTicket]] = {
+            s: [] for s in self.sparsities
+        }
+        self._queues: dict[float, collections.deque[Drawing]] = {
+            s: collections.deque(maxlen=self.window) for s in self.sparsities
+        }
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._reset()
+        self._penalty.close()  # a run that was broken off left it
+        self._ranking = ChannelScores(self.model, self.criterion, self.coupled)
+        for sparsity in self.sparsities:
+            drawing, _ = self._ranking.draw(sparsity)
+            self._push(sparsity, drawing)
+        self._penalty.enter_context(slimming(self.model, self.slimming))
+
+    def on_epoch_end(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        for sparsity in self.sparsities:
+            drawing, scores = self._ranking.draw(sparsity)
+            distance = self._push(sparsity, drawing)
+            self.distances[sparsity].append(distance)
+            if logs is not None:
+                logs[f"mask_distance_{sparsity:g}"] = distance
+            full = len(self._queues[sparsity]) == self.window
+            if full and distance <= self.epsilon:
+                self._found(sparsity, drawing, scores, epoch + 1)
+        if self.stop and len(self.tickets) == len(self.sparsities):
+            self.model.stop_training = True
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        self._penalty.close()
+        missing = [s for s in self.sparsities if s not in self.tickets]
+        if missing:
+            last = {s: self.distances[s][-1:] for s in missing}
+            warnings.warn(
+                "Training ended before these sparsities had a ticket; their "
+                f"last mask distances are {last}, epsilon is {self.epsilon}.",
+                stacklevel=2,
+            )
+
+    def _push(self, sparsity: float, drawing: Drawing) -> float:
+        """Queue a mask; the largest distance to the older ones, or NaN."""
+        queue = self._queues[sparsity]
+        queue.append(drawing)
+        self.drawings[sparsity].append(ChannelTicket(drawing.masks))
+        older = list(queue)[:-1]
+        return max((drawing.distance(o) for o in older), default=np.nan)
+
+    def _found(
+        self,
+        sparsity: float,
+        drawing: Drawing,
+        scores: dict[str, np.ndarray],
+        epoch: int,
+    ) -> None:
+        if sparsity in self.tickets:
+            return
+        self.epochs[sparsity] = epoch
+        self.tickets[sparsity] = ChannelTicket(
+            drawing.masks,
+            values_of(named_weights(self.model)),
+            {
+                "source": "EarlyBird",
+                "requested_sparsity": float(sparsity),
+                "epoch": epoch,
+                "window": self.window,
+                "epsilon": float(self.epsilon),
+                "criterion": self._ranking.criterion,
+                "coupled": self.coupled,
+            },
+            scores=scores,
+        )

@@ -1,0 +1,15 @@
+"""Layers that compute under a mask, and the masks that are trained."""
+
+from tf_tickets.layers.initializers import Bernoulli, Beta, SignedConstant
+from tf_tickets.layers.masked import Masked
+from tf_tickets.layers.model import SupermaskModel
+from tf_tickets.layers.supermask import Supermask
+
+__all__ = [
+    "Bernoulli",
+    "Beta",
+    "Masked",
+    "SignedConstant",
+    "Supermask",
+    "SupermaskModel",
+]

@@ -1,0 +1,212 @@
+"""The k largest of many scores inside a compiled step, without sorting.
+
+Non-negative floats are ordered as their bit patterns are, so a threshold is
+found on 31-bit integers: count the scores at or above a guess, narrow, repeat,
+until exactly k are. Guesses are interpolated in the counts and aimed a little
+to the far side of k, so that the bracket closes from both ends; where that does
+not help (long tails), the next guess halves the bit patterns. Some ten to
+twenty passes over the scores, each a comparison and a sum, in place of a sort.
+Shapes are static, so it compiles under XLA; the counts may be tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+Pools = Sequence[Sequence[int]]
+
+
+def largest(
+    scores: Sequence[tf.Tensor], keep: tf.Tensor, pools: Pools
+) -> list[tf.Tensor]:
+    """Masks of the scores that are largest in absolute value.
+
+    Args:
+        scores: Float32 tensors of static shape.
+        keep: Integer vector: how many scores each pool keeps.
+        pools: For each pool, the positions in ``scores`` of the tensors that
+            compete in it; every tensor is in one pool.
+
+    Returns:
+        A boolean tensor for each tensor of ``scores``. Exactly as many are
+        true as were asked for; of equal scores the first are, in the order of
+        the tensors and, within a tensor, of the indices.
+
+    Example:
+
+    >>> s = tf.constant([3.0, -5.0, 1.0, 3.0])
+    >>> largest([s], tf.constant([2]), [[0]])[0].numpy().tolist()
+    [True, True, False, False]
+    """
+    keep = tf.cast(keep, tf.int32)
+    bits = [
+        tf.bitcast(tf.abs(tf.reshape(s, [-1])), tf.int32)
+        for s in map(tf.stop_gradient, scores)
+    ]
+    pool_of = {i: p for p, pool in enumerate(pools) for i in pool}
+    threshold, count, above = _search(bits, keep, pools)
+
+    def without_ties() -> list[tf.Tensor]:
+        return [b >= threshold[pool_of[i]] for i, b in enumerate(bits)]
+
+    def with_ties() -> list[tf.Tensor]:
+        ends = _first_ties(bits, threshold, keep - above, pools)
+        return [
+            (b > threshold[pool_of[i]])
+            | ((b == threshold[pool_of[i]]) & (tf.range(b.shape[0]) < ends[i]))
+            for i, b in enumerate(bits)
+        ]
+
+    masks = tf.cond(
+        tf.reduce_any(count > keep), lambda: with_ties(), without_ties
+    )
+    return [tf.reshape(m, s.shape) for m, s in zip(masks, scores, strict=True)]
+
+
+def _search(
+    bits: Sequence[tf.Tensor], keep: tf.Tensor, pools: Pools
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """``(t, #(bits ≥ t), #(bits > t))`` of each pool, with the largest t that
+    has at least ``keep`` at or above it, or any t with exactly so many."""
+
+    def counts(t: tf.Tensor) -> tf.Tensor:
+        return tf.stack(
+            [
+                tf.add_n([_count(bits[i] >= t[p]) for i in pool])
+                for p, pool in enumerate(pools)
+            ]
+        )
+
+    sizes = [sum(bits[i].shape[0] for i in pool) for pool in pools]
+    low = tf.zeros([len(pools)], tf.int32)
+    high = 1 + tf.stack(
+        [
+            tf.reduce_max([tf.reduce_max(bits[i]) for i in pool])
+            for pool in pools
+        ]
+    )
+    # Nothing to keep: no score is as large as `high`.
+    low = tf.where(keep == 0, high, low)
+    at_low = tf.where(keep == 0, 0, tf.constant(sizes, tf.int32))
+
+    def searching(
+        low: tf.Tensor, at_low: tf.Tensor, high: tf.Tensor
+    ) -> tf.Tensor:
+        return (at_low > keep) & (high - low > 1)
+
+    def body(
+        low: tf.Tensor,
+        at_low: tf.Tensor,
+        high: tf.Tensor,
+        at_high: tf.Tensor,
+        slow: tf.Tensor,
+    ) -> tuple[tf.Tensor, ...]:
+        guess = _guess(low, at_low, high, at_high, keep)
+        guess = tf.where(slow, low + (high - low) // 2, guess)
+        guess = tf.clip_by_value(guess, low + 1, tf.maximum(high - 1, low + 1))
+        count = counts(guess)
+        active = searching(low, at_low, high)
+        up = active & (count >= keep)
+        down = active & (count < keep)
+        before = at_low - at_high
+        low, at_low = tf.where(up, guess, low), tf.where(up, count, at_low)
+        high = tf.where(down, guess, high)
+        at_high = tf.where(down, count, at_high)
+        slow = ~slow & (4 * (at_low - at_high) > before)
+        return low, at_low, high, at_high, slow
+
+    low, at_low, _, at_high, _ = tf.while_loop(
+        lambda low, at_low, high, *_: tf.reduce_any(
+            searching(low, at_low, high)
+        ),
+        body,
+        (
+            low,
+            at_low,
+            high,
+            tf.zeros_like(low),
+            tf.zeros([len(pools)], tf.bool),
+        ),
+    )
+    return low, at_low, at_high
+
+
+def _guess(
+    low: tf.Tensor,
+    at_low: tf.Tensor,
+    high: tf.Tensor,
+    at_high: tf.Tensor,
+    keep: tf.Tensor,
+) -> tf.Tensor:
+    """Where, by linear interpolation, the count should be near ``keep``."""
+    width = tf.cast(at_low - at_high, tf.float32)
+    over = tf.cast(at_low - keep, tf.float32)
+    under = tf.cast(keep - at_high, tf.float32)
+    # Between two counts the rank of a value is uncertain by about the root of
+    # their difference. Overshooting by that much moves the farther end.
+    slack = tf.where(width > 16, tf.sqrt(width), 0.0)
+    goal = tf.where(
+        over >= under,
+        over - tf.minimum(slack, over / 2),
+        over + tf.minimum(slack, under / 2),
+    )
+    left, right = tf.bitcast(low, tf.float32), tf.bitcast(high, tf.float32)
+    value = left + (right - left) * goal / tf.maximum(width, 1)
+    return tf.bitcast(value, tf.int32)
+
+
+def _first_ties(
+    bits: Sequence[tf.Tensor],
+    threshold: tf.Tensor,
+    wanted: tf.Tensor,
+    pools: Pools,
+) -> list[tf.Tensor]:
+    """For each tensor, before which index a score equal to the threshold is
+    kept, so that each pool keeps its first ``wanted`` of them."""
+    starts = [0] * len(bits)
+    sizes = []
+    pool_of = {i: p for p, pool in enumerate(pools) for i in pool}
+    for pool in pools:
+        size = 0
+        for i in pool:
+            starts[i] = size
+            size += bits[i].shape[0]
+        sizes.append(size)
+
+    def counts(end: tf.Tensor) -> tf.Tensor:
+        return tf.stack(
+            [
+                tf.add_n(
+                    [
+                        _count(
+                            (bits[i] == threshold[p])
+                            & (tf.range(bits[i].shape[0]) < end[p] - starts[i])
+                        )
+                        for i in pool
+                    ]
+                )
+                for p, pool in enumerate(pools)
+            ]
+        )
+
+    # At `high` there are enough ties, at `low` too few.
+    def body(low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        middle = low + (high - low) // 2
+        count = counts(middle)
+        exact = count == wanted
+        high = tf.where(count >= wanted, middle, high)
+        low = tf.where(exact, middle, tf.where(count < wanted, middle, low))
+        return low, high
+
+    _, ends = tf.while_loop(
+        lambda low, high: tf.reduce_any(high - low > 1),
+        body,
+        (tf.zeros([len(pools)], tf.int32), tf.constant(sizes, tf.int32)),
+    )
+    return [ends[pool_of[i]] - starts[i] for i in range(len(bits))]
+
+
+def _count(condition: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_sum(tf.cast(condition, tf.int32))

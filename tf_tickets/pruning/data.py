@@ -1,0 +1,151 @@
+"""What a criterion scores on: every form of data becomes batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+class Batch(NamedTuple):
+    """Inputs, labels and weights of some samples, as tensors.
+
+    Inputs and labels have the structure that the model takes and returns.
+    """
+
+    x: Any
+    y: Any = None
+    sample_weight: Any = None
+
+    @property
+    def size(self) -> int:
+        """How many samples the batch has."""
+        return int(keras.tree.flatten(self.x)[0].shape[0])
+
+
+def batches(
+    data: Any,
+    *,
+    needed_by: str,
+    batch_size: int = 256,
+    limit: int | None = None,
+    labels: bool = True,
+) -> Iterator[Batch]:
+    """Read ``data`` batch by batch.
+
+    Args:
+        data: A tuple ``(x, y)`` or ``(x, y, sample_weight)`` of arrays or of
+            nested structures of arrays, which is cut into batches; a
+            ``tf.data.Dataset``, a ``keras.utils.PyDataset`` or a list of such
+            tuples, each of which is a batch; or the array ``x`` alone, where
+            no labels are needed.
+        needed_by: Whose data it is, for error messages.
+        batch_size: Of the batches that arrays are cut into.
+        limit: Read at most so many batches; `None` for all.
+        labels: Whether a batch without labels is an error.
+
+    Yields:
+        Batches, at least one.
+
+    Raises:
+        ValueError: If there is no data, or it is of another form, endless
+            without a ``limit``, unlabelled, or of unequal lengths.
+    """
+    for name, count in (("batch_size", batch_size), ("batches", limit)):
+        if count is not None and (isinstance(count, bool) or count < 1):
+            raise ValueError(
+                f"`{name}` must be a whole number of at least 1. "
+                f"Received: {name}={count!r}"
+            )
+    source = _source(data, needed_by, batch_size, limit)
+    empty = True
+    for item in islice(source, limit):
+        empty = False
+        batch = _as_batch(item, needed_by)
+        if labels and batch.y is None:
+            raise ValueError(
+                f"{needed_by} needs labels: give `data` as (x, y). "
+                "Received: inputs alone"
+            )
+        yield batch
+    if empty:
+        raise ValueError(
+            f"{needed_by} needs at least one batch. Received: empty data"
+        )
+
+
+def _source(
+    data: Any, needed_by: str, batch_size: int, limit: int | None
+) -> Iterable[Any]:
+    if data is None:
+        raise ValueError(
+            f"{needed_by} scores on data: give `data` as arrays (x, y), a "
+            "tf.data.Dataset or a list of batches. Received: data=None"
+        )
+    if isinstance(data, tf.data.Dataset):
+        endless = data.cardinality() == tf.data.INFINITE_CARDINALITY
+        if endless and limit is None:
+            raise ValueError(
+                f"{needed_by} would read an endless dataset: use "
+                "`data.take(n)` or the option `batches`. "
+                f"Received: data={data!r}"
+            )
+        return data
+    if isinstance(data, keras.utils.PyDataset):
+        return (data[i] for i in range(len(data)))
+    if isinstance(data, tuple | Mapping) or _is_array(data):
+        return _slices(data, needed_by, batch_size)
+    if isinstance(data, Iterable) and not isinstance(data, Iterator | str):
+        return data
+    raise ValueError(
+        "`data` must be arrays (x, y), a tf.data.Dataset or a list of "
+        "batches (an iterator could be read only once). "
+        f"Received: data={data!r} of type {type(data).__name__}"
+    )
+
+
+def _slices(data: Any, needed_by: str, batch_size: int) -> Iterator[Any]:
+    parts = data if isinstance(data, tuple) else (data,)
+    leaves = [np.shape(a) for a in keras.tree.flatten(parts) if a is not None]
+    lengths = {shape[0] if shape else None for shape in leaves}
+    if len(lengths) != 1 or None in lengths:
+        raise ValueError(
+            f"{needed_by} needs arrays with one length along their first "
+            f"axis. Received: shapes {leaves}"
+        )
+    for start in range(0, lengths.pop() or 0, batch_size):
+        yield tuple(
+            None
+            if part is None
+            else keras.tree.map_structure(
+                lambda a, start=start: a[start : start + batch_size], part
+            )
+            for part in parts
+        )
+
+
+def _as_batch(item: Any, needed_by: str) -> Batch:
+    # A dataset element or an item of a list: Keras reads a tuple as x, y,
+    # sample_weight and everything else as x.
+    parts = item if isinstance(item, tuple) else (item,)
+    if not 1 <= len(parts) <= 3:
+        raise ValueError(
+            f"{needed_by} needs batches (x, y) or (x, y, sample_weight). "
+            f"Received: a batch of {len(parts)} parts"
+        )
+    return Batch(
+        *(
+            None
+            if part is None
+            else keras.tree.map_structure(tf.convert_to_tensor, part)
+            for part in parts
+        )
+    )
+
+
+def _is_array(data: Any) -> bool:
+    return hasattr(data, "shape") and hasattr(data, "__getitem__")

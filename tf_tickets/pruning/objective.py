@@ -1,0 +1,166 @@
+"""A model's loss as a function of weights that are not the model's own.
+
+Criteria ask what the loss would be with other weights: masked, perturbed, a
+few steps further. The weights are substituted inside ``keras.StatelessScope``,
+so nothing is assigned and nothing has to be restored: moving statistics,
+random seeds and metrics stay as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_tickets.masking import masked
+from tf_tickets.pruning.data import Batch
+from tf_tickets.selection import layers_of, named_weights
+
+Tensors = dict[str, tf.Tensor]
+Loss = str | Callable[[Any, Any], Any]
+
+
+class Objective:
+    """$L(w)$ on one batch, for any values $w$ of the model's weights.
+
+    Args:
+        model: A built model; only read.
+        needed_by: Whose loss it is, for error messages.
+        loss: `None` for the loss that the model is compiled with, added and
+            regularisation losses included; or a Keras loss, its name or a
+            callable ``(y_true, y_pred)``, whose mean is taken.
+        training: Whether the model runs as in training: batch statistics in
+            normalisation, dropout active.
+        transform: ``(y_pred) -> y_pred`` between the model and its loss.
+
+    Raises:
+        ValueError: If the model is not compiled and there is no ``loss``.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        needed_by: str,
+        loss: Loss | None = None,
+        training: bool = False,
+        transform: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.variables = named_weights(model)
+        self.training = training
+        self.transform = transform
+        self.loss = None if loss is None else keras.losses.get(loss)
+        own = type(model).compute_loss is not keras.Model.compute_loss
+        compiled = getattr(model, "compiled", False)
+        compiled_loss = getattr(model, "loss", None) if compiled else None
+        if self.loss is None and not (own or compiled_loss or model.losses):
+            raise ValueError(
+                f"{needed_by} needs a loss: compile the model with one or "
+                f"give `loss`. Received: model={model.name!r}, "
+                + ("compiled without a loss" if compiled else "not compiled")
+            )
+        self.needs_labels = bool(self.loss or compiled_loss)
+
+    def __call__(self, values: Mapping[str, tf.Tensor], batch: Batch) -> Any:
+        """The loss, a scalar tensor, at ``values`` of the named weights."""
+        with substituted(self.variables, values):
+            y_pred = call(self.model, batch.x, self.training)
+            if self.transform is not None:
+                y_pred = self.transform(y_pred)
+            if self.loss is not None:
+                value = self.loss(batch.y, y_pred)
+            else:
+                options = {"training": self.training}
+                accepted = inspect.signature(self.model.compute_loss).parameters
+                if "training" not in accepted and not _takes_any(accepted):
+                    options = {}
+                value = self.model.compute_loss(
+                    x=batch.x,
+                    y=batch.y,
+                    y_pred=y_pred,
+                    sample_weight=batch.sample_weight,
+                    **options,
+                )
+        return tf.reduce_mean(value)
+
+    def values(self, masks: Mapping[str, Any]) -> Tensors:
+        """The model's weights under ``masks``, at least in float32."""
+        tensors = {}
+        for key, variable in self.variables.items():
+            value = tf.convert_to_tensor(variable)
+            if value.dtype in (tf.float16, tf.bfloat16):
+                value = tf.cast(value, tf.float32)
+            if key in masks:
+                value = masked(value, tf.convert_to_tensor(masks[key]))
+            tensors[key] = value
+        return tensors
+
+    def trainable(self) -> list[str]:
+        """Keys of the weights that training would change."""
+        ids = {id(v) for v in self.model.trainable_variables}
+        return [k for k, v in self.variables.items() if id(v) in ids]
+
+
+@contextlib.contextmanager
+def substituted(
+    variables: Mapping[str, keras.Variable], values: Mapping[str, tf.Tensor]
+) -> Iterator[None]:
+    """Inside, each variable reads as its tensor of ``values``, in its dtype.
+
+    Every variable is substituted: a regulariser asks the scope alone.
+    """
+    with keras.StatelessScope(collect_losses=True) as scope:
+        for key, variable in variables.items():
+            value = values[key] if key in values else variable.value
+            # The constructor of the scope would cast to the variable's dtype.
+            scope.add_update((variable, value))
+        yield
+
+
+def call(model: keras.Model, x: Any, training: bool) -> Any:
+    """``model(x)``, with ``training`` where the model takes it."""
+    accepted = inspect.signature(model.call).parameters
+    if "training" in accepted or _takes_any(accepted):
+        return model(x, training=training)
+    return model(x)
+
+
+@contextlib.contextmanager
+def computing_in(
+    model: keras.Model, dtype: str | None = None
+) -> Iterator[None]:
+    """Inside, the layers of ``model`` compute in ``dtype``.
+
+    Mixed precision loses scores: the gradients of a loss that no one scales
+    underflow in float16. The dtype policies are put back on the way out;
+    quantized layers keep theirs.
+
+    Args:
+        model: A built model.
+        dtype: `None` for float32 in place of half precision only.
+    """
+    half = ("float16", "bfloat16")
+    with contextlib.ExitStack() as undo:
+        for layer in layers_of(model):
+            policy = layer.dtype_policy
+            if (
+                isinstance(policy, keras.dtype_policies.DTypePolicyMap)
+                or policy.quantization_mode is not None
+                or "float" not in str(policy.compute_dtype)
+                or (dtype is None and policy.compute_dtype not in half)
+            ):
+                continue
+            undo.callback(setattr, layer, "dtype_policy", policy)
+            layer.dtype_policy = keras.DTypePolicy(dtype or "float32")
+        yield
+
+
+def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    return any(
+        p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()
+    )

@@ -1,0 +1,138 @@
+"""Distillation from the dense teacher, with its logits computed once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+
+def distiller(
+    student: keras.Model,
+    teacher: keras.Model | None = None,
+    *,
+    temperature: float = 3.0,
+    student_loss_weight: float = 0.5,
+    cached: bool = False,
+) -> keras.distillation.Distiller:
+    r"""A `keras.distillation.Distiller` of a ticket.
+
+    $w\,L(y, s) + (1-w)\,T^2\,KL(softmax(t/T)\,\|\,softmax(s/T))$ with the
+    student's logits $s$ and the teacher's $t$. Compile and fit it; then use
+    ``student``. Masks on the student's weights hold while it trains. (An
+    optimizer with ``use_ema=True`` belongs to the distiller and is not seen
+    by the student's masks: call `tf_tickets.masking.project` after it.)
+
+    Args:
+        student: The ticket's model; it returns logits.
+        teacher: The trained dense model, which gets frozen; `None` if its
+            logits are ``cached``.
+        temperature: $T$.
+        student_loss_weight: $w$.
+        cached: Whether the inputs come from `with_teacher_logits`, as pairs
+            (input, logits), so that the teacher need not run.
+
+    Returns:
+        The distiller, not compiled.
+
+    Raises:
+        ValueError: If there are both a teacher and cached logits or neither,
+            or the student's inputs are not known.
+
+    Reference:
+        Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
+
+    Example:
+
+    >>> import tf_tickets as tt
+    >>> student, teacher = (
+    ...     keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    ...     for _ in range(2))
+    >>> tt.prune(student, sparsity=0.5).apply(student)
+    >>> distiller = tt.retraining.distiller(student, teacher)
+    >>> distiller.compile("sgd", keras.losses.SparseCategoricalCrossentropy(
+    ...     from_logits=True))
+    >>> _ = distiller.fit(np.ones((8, 4)), np.zeros(8), verbose=0)
+    >>> int((student.layers[0].kernel.numpy() == 0).sum())
+    6
+    """
+    if cached == (teacher is not None):
+        raise ValueError(
+            "Give either a `teacher` or `cached=True`. "
+            f"Received: teacher={teacher!r}, cached={cached!r}"
+        )
+    pupil = student
+    if cached:
+        if len(getattr(student, "inputs", None) or ()) != 1:
+            raise ValueError(
+                "With cached logits the student must have one known input. "
+                f"Received: student={student.name!r}"
+            )
+        pupil, teacher = _readers(student)
+    return keras.distillation.Distiller(
+        teacher=teacher,
+        student=pupil,
+        # An instance: named by its string, as by default, Keras 3.15 computes
+        # the divergence of the raw logits, without a softmax.
+        distillation_losses=keras.distillation.LogitsDistillation(
+            temperature=temperature, loss=keras.losses.KLDivergence()
+        ),
+        student_loss_weight=student_loss_weight,
+    )
+
+
+def with_teacher_logits(
+    teacher: keras.Model, dataset: tf.data.Dataset, path: str = ""
+) -> tf.data.Dataset:
+    """Run the teacher over a dataset once: ``(x, y)`` to ``((x, logits), y)``.
+
+    The first pass runs the teacher, later ones read what it said. So order
+    and augmentation of the first pass are kept: shuffle after this, and
+    augment only what does not change the teacher's opinion.
+
+    Args:
+        teacher: A trained model that returns logits.
+        dataset: Finite, of batches (x, y).
+        path: File prefix of the cache; empty for memory.
+
+    Returns:
+        A dataset for ``distiller(student, cached=True)``.
+
+    Raises:
+        ValueError: If the dataset is endless.
+
+    Example:
+
+    >>> import tensorflow as tf, tf_tickets as tt
+    >>> teacher = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> data = tf.data.Dataset.from_tensor_slices(
+    ...     (np.ones((8, 4), "float32"), np.zeros(8))).batch(4)
+    >>> ready = tt.retraining.with_teacher_logits(teacher, data)
+    >>> (x, logits), y = next(iter(ready))
+    >>> tuple(logits.shape)
+    (4, 3)
+    """
+    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise ValueError(
+            "An endless dataset cannot be cached: cache before `repeat`. "
+            f"Received: dataset={dataset!r}"
+        )
+    return dataset.map(lambda x, y: ((x, teacher(x, training=False)), y)).cache(
+        path
+    )
+
+
+def _readers(student: keras.Model) -> tuple[keras.Model, keras.Model]:
+    """The student beside the logits, and a teacher that reads them aloud."""
+    x = keras.Input(
+        batch_shape=student.inputs[0].shape, dtype=student.inputs[0].dtype
+    )
+    logits = keras.Input(
+        batch_shape=student.outputs[0].shape, dtype=student.outputs[0].dtype
+    )
+    aloud: Any = keras.layers.Identity()
+    return (
+        keras.Model((x, logits), student(x), name="student"),
+        keras.Model((x, logits), aloud(logits), name="teacher"),
+    )

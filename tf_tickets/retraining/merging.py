@@ -1,0 +1,283 @@
+"""Fold skip connections into the convolutions they go around."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, overload
+
+import keras
+import numpy as np
+
+from tf_tickets.retraining.graph import Call, Calls, calls_of, graphs_of
+from tf_tickets.retraining.sites import is_linear, reach
+from tf_tickets.retraining.surgery import (
+    Copier,
+    copy_of,
+    count,
+    require_graph,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeReport:
+    """What merging made of a model.
+
+    Attributes:
+        kernels: ``{convolution: (weights not zero before, after, size)}``:
+            before without the branch, after with it in the kernel.
+        refused: ``{convolution: reason}`` of the skips that stay.
+        parameters: ``(before, after)``, of the whole model.
+    """
+
+    kernels: Mapping[str, tuple[int, int, int]]
+    refused: Mapping[str, str]
+    parameters: tuple[int, int]
+
+    def __str__(self) -> str:
+        before, after = self.parameters
+        lines = [
+            f"{len(self.kernels)} skip connections merged, parameters "
+            f"{before:,} -> {after:,}"
+        ]
+        lines += [
+            f"  {k}: density {a / size:.4f} -> {b / size:.4f}"
+            for k, (a, b, size) in self.kernels.items()
+        ]
+        lines += [f"  kept at {k}: {why}" for k, why in self.refused.items()]
+        return "\n".join(lines)
+
+
+@overload
+def merge_skip_connections(
+    model: keras.Model, *, return_report: Literal[False] = ...
+) -> keras.Model: ...
+
+
+@overload
+def merge_skip_connections(
+    model: keras.Model, *, return_report: Literal[True]
+) -> tuple[keras.Model, MergeReport]: ...
+
+
+def merge_skip_connections(
+    model: keras.Model, *, return_report: bool = False
+) -> keras.Model | tuple[keras.Model, MergeReport]:
+    r"""Serve without the branches that `inject_skip_connections` added.
+
+    In inference mode a normalization is a scale and an offset for each
+    channel, and a 1x1 kernel is a larger one that is zero but for one pixel:
+    $BN(k*x) + BN'(k'*x) = (\gamma k/\sigma + E(\gamma'k'/\sigma'))*x + b$.
+    So convolution, branch and both normalizations become one convolution
+    with a bias, and the outputs are those of ``model.predict``. The price:
+    that one pixel of each kernel is dense now, 1/9 of the weights of a 3x3
+    kernel; the report counts it. Such kernels lose their mask.
+
+    Args:
+        model: A trained model that has skip connections. It is not changed.
+        return_report: Also return what was merged and what it cost.
+
+    Returns:
+        The model for serving; with ``return_report`` a pair of it and the
+        report. Its training would be another one.
+
+    Raises:
+        ValueError: If there is nothing to merge.
+
+    Reference:
+        Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR
+        2021, section 3.3.
+
+    Example:
+
+    >>> import tf_tickets as tt
+    >>> model = keras.Sequential([
+    ...     keras.Input((8, 8, 4)),
+    ...     keras.layers.Conv2D(4, 3, padding="same", name="conv"),
+    ... ])
+    >>> deeper = tt.retraining.inject_skip_connections(
+    ...     model, filters="conv")
+    >>> merged = tt.retraining.merge_skip_connections(deeper)
+    >>> [layer.name for layer in merged.layers[1:]]
+    ['conv']
+    """
+    require_graph(
+        model,
+        "Merging skip connections",
+        "Merge before the model is built into another one.",
+    )
+    merges: list[_Merge] = []
+    refused: dict[str, str] = {}
+    for graph in graphs_of(model):
+        calls = calls_of(graph)
+        for call in calls.calls:
+            if not call.operation.name.endswith("_skip_add"):
+                continue
+            found = _merge_at(calls, call)
+            if isinstance(found, str):
+                refused[call.operation.name.removesuffix("_skip_add")] = found
+            else:
+                merges.append(found)
+    if not merges:
+        raise ValueError(
+            "There is no skip connection to merge. Received: "
+            f"model={model.name!r}"
+            + (f", where these stay: {refused}" if refused else "")
+        )
+    convs = {id(m.conv): m for m in merges}
+    dropped = {id(x) for m in merges for x in m.dropped}
+
+    def replace(layer: Any) -> Any:
+        if id(layer) not in convs:
+            return None
+        return copy_of(layer, {**layer.get_config(), "use_bias": True})
+
+    def connect(layer: Any, copy: Any, args: Any, kwargs: Any) -> Any:
+        if id(layer) in dropped:
+            return keras.tree.flatten(args)[0]
+        return copy(*args, **kwargs)
+
+    copier = Copier(replace=replace, connect=connect, fresh=convs)
+    merged = copier.copy(model)
+    kernels = {}
+    for m in merges:
+        before = np.array(m.conv.kernel.numpy())
+        kernel, bias = m.folded()
+        copy = copier.copied(m.conv)
+        copy.kernel.assign(kernel)
+        copy.bias.assign(bias)
+        kernels[m.conv.name] = (
+            int(np.count_nonzero(before)),
+            int(np.count_nonzero(kernel)),
+            kernel.size,
+        )
+    if not return_report:
+        return merged
+    parameters = count(model.weights), count(merged.weights)
+    return merged, MergeReport(kernels, refused, parameters)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Merge:
+    """A convolution and the layers that become part of it."""
+
+    conv: Any
+    norm: Any
+    small: Any
+    small_norm: Any
+    add: Any
+    tap: tuple[int, ...]
+
+    @property
+    def dropped(self) -> list[Any]:
+        layers = (self.norm, self.small, self.small_norm, self.add)
+        return [layer for layer in layers if layer is not None]
+
+    def folded(self) -> tuple[np.ndarray, np.ndarray]:
+        """The one kernel and its bias."""
+        conv = self.conv
+        kernel = conv.kernel.numpy().astype(np.float64)
+        outputs = kernel.shape[-1] * (
+            kernel.shape[-2] if _is_depthwise(conv) else 1
+        )
+        bias = np.zeros(outputs)
+        if conv.use_bias:
+            bias += conv.bias.numpy()
+        kernel, bias = _normalized(conv, kernel, bias, self.norm)
+        if self.small is None:
+            kernel[self.tap] += _identity(conv, kernel.shape)
+        else:
+            pixel, offset = _normalized(
+                conv,
+                self.small.kernel.numpy().astype(np.float64),
+                np.zeros(outputs),
+                self.small_norm,
+            )
+            kernel[self.tap] += pixel[(0,) * len(self.tap)]
+            bias += offset
+        return kernel, bias
+
+
+def _merge_at(calls: Calls, add: Call) -> _Merge | str:
+    main, side = add.inputs
+    maker = calls.maker(main)
+    norm = None
+    if maker and isinstance(maker.operation, keras.layers.BatchNormalization):
+        norm, maker = maker.operation, calls.maker(maker.inputs[0])
+    name = add.operation.name.removesuffix("_skip_add")
+    if maker is None or maker.operation.name != name:
+        return "another layer than the convolution leads to the addition"
+    conv: Any = maker.operation
+    if not is_linear(conv):
+        return "the convolution has an activation"
+    small = small_norm = None
+    side_maker = calls.maker(side)
+    if side_maker and side_maker.operation.name == f"{name}_skip_bn":
+        small_norm = side_maker.operation
+        small_maker = calls.maker(side_maker.inputs[0])
+        if small_maker is None or small_maker.operation.name != (
+            f"{name}_skip_conv"
+        ):
+            return "the branch is not a 1x1 convolution and a normalization"
+        small = small_maker.operation
+        side = small_maker.inputs[0]
+    tap = _tap(conv, calls.shapes[side])
+    if isinstance(tap, str):
+        return tap
+    return _Merge(conv, norm, small, small_norm, add.operation, tap)
+
+
+def _tap(conv: Any, shape: tuple[int | None, ...]) -> tuple[int, ...] | str:
+    """The pixel of the kernel that sees what the branch sees."""
+    sizes = shape[2:] if conv.data_format == "channels_first" else shape[1:-1]
+    strides = _each(conv.strides, len(sizes))
+    gaps = _each(conv.dilation_rate, len(sizes))
+    tap = []
+    for size, span, stride, gap in zip(
+        sizes, reach(conv), strides, gaps, strict=True
+    ):
+        before = (span - 1) // 2
+        if conv.padding == "same" and stride > 1:
+            # "same" pads as little as it must, the far side first.
+            if size is None:
+                return "with strides, merging needs a known input size"
+            total = max((-(-size // stride) - 1) * stride + span - size, 0)
+            before = total // 2
+        if before % gap:
+            return "no pixel of the dilated kernel sees what the branch sees"
+        tap.append(before // gap)
+    return tuple(tap)
+
+
+def _normalized(
+    conv: Any, kernel: np.ndarray, bias: np.ndarray, norm: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    if norm is None:
+        return kernel, bias
+    mean = norm.moving_mean.numpy().astype(np.float64)
+    variance = norm.moving_variance.numpy().astype(np.float64)
+    factor = 1 / np.sqrt(variance + norm.epsilon)
+    if norm.scale:
+        factor = factor * norm.gamma.numpy()
+    bias = (bias - mean) * factor
+    if norm.center:
+        bias = bias + norm.beta.numpy()
+    shape = kernel.shape[-2:] if _is_depthwise(conv) else kernel.shape[-1:]
+    return kernel * factor.reshape(shape), bias
+
+
+def _identity(conv: Any, shape: tuple[int, ...]) -> np.ndarray:
+    inputs, outputs = shape[-2:]
+    if _is_depthwise(conv):
+        return np.ones((inputs, outputs))
+    unit = np.zeros((inputs, outputs))
+    unit[np.arange(outputs) % inputs, np.arange(outputs)] = 1
+    return unit
+
+
+def _is_depthwise(conv: Any) -> bool:
+    return hasattr(conv, "depth_multiplier")
+
+
+def _each(value: Any, rank: int) -> tuple[int, ...]:
+    return (value,) * rank if isinstance(value, int) else tuple(value)

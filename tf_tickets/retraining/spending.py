@@ -1,0 +1,262 @@
+"""Apply a set of tweaks to a ticket in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, overload
+
+import keras
+
+from tf_tickets.retraining.activations import replace_activations
+from tf_tickets.retraining.exchange import ActivationReport
+from tf_tickets.retraining.rescaling import Rescaling, rescale_initialization
+from tf_tickets.retraining.skips import SkipReport, inject_skip_connections
+from tf_tickets.retraining.soft_labels import LabelSmoothing, smoothed
+from tf_tickets.retraining.surgery import (
+    Copier,
+    compile_like,
+    rekeyed,
+    require_graph,
+)
+from tf_tickets.selection import named_weights, values_of
+from tf_tickets.ticket import Ticket
+
+_ORDER = ("activations", "skips", "rescale", "labels")
+TWEAKS: Mapping[str, tuple[str, ...]] = {
+    "architecture": ("activations", "skips"),
+    "recipe": ("rescale", "labels"),
+    "paper": _ORDER,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Spending:
+    """What `spend` did.
+
+    Attributes:
+        tweaks: Their names, as applied.
+        ticket: The ticket under the keys of the new model: the masks that
+            were given, the start weights that training begins with.
+        activations: Report of the activations, if they were exchanged.
+        skips: Report of the skip connections, if there are any.
+        rescaling: The factors of the start weights, if they were rescaled.
+        loss: The smoothed loss, if labels were smoothed.
+    """
+
+    tweaks: tuple[str, ...]
+    ticket: Ticket
+    activations: ActivationReport | None = None
+    skips: SkipReport | None = None
+    rescaling: Rescaling | None = None
+    loss: LabelSmoothing | None = None
+
+    @property
+    def added_parameters(self) -> int:
+        """Trainable parameters that the model did not have before."""
+        return self.skips.added if self.skips else 0
+
+    @property
+    def sparsity(self) -> float:
+        """Sparsity with what was added counted as kept."""
+        kept = self.ticket.kept + self.added_parameters
+        return 1 - kept / (self.ticket.size + self.added_parameters)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{', '.join(self.tweaks)} on {self.ticket!r}; "
+            f"{self.added_parameters:,} parameters added, sparsity "
+            f"{self.sparsity:.4f} with them"
+        ]
+        lines += [str(r) for r in (self.activations, self.skips) if r]
+        if self.rescaling:
+            scales = self.rescaling.scales.values()
+            lines.append(
+                f"{len(scales)} tensors rescaled by {min(scales):.3f} to "
+                f"{max(scales):.3f}"
+            )
+        if self.loss:
+            lines.append(f"labels smoothed by {self.loss.alpha}")
+        return "\n".join(lines)
+
+
+@overload
+def spend(
+    ticket: Ticket,
+    model: keras.Model,
+    tweaks: str | Sequence[str] = ...,
+    *,
+    data: Any = ...,
+    options: Mapping[str, Mapping[str, Any]] | None = ...,
+    return_report: Literal[False] = ...,
+) -> keras.Model: ...
+
+
+@overload
+def spend(
+    ticket: Ticket,
+    model: keras.Model,
+    tweaks: str | Sequence[str] = ...,
+    *,
+    data: Any = ...,
+    options: Mapping[str, Mapping[str, Any]] | None = ...,
+    return_report: Literal[True],
+) -> tuple[keras.Model, Spending]: ...
+
+
+def spend(
+    ticket: Ticket,
+    model: keras.Model,
+    tweaks: str | Sequence[str] = "paper",
+    *,
+    data: Any = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    return_report: bool = False,
+) -> keras.Model | tuple[keras.Model, Spending]:
+    """A model that retrains a ticket better than the one that drew it.
+
+    The tweaks change architecture and recipe; no mask changes. The new model
+    holds the ticket, its start weights and masks, and is compiled like the
+    model, with a fresh optimizer and, for `"labels"`, a smoothed loss: what
+    is left to do is ``fit``.
+
+    Args:
+        ticket: A ticket of ``model``, with or without start weights.
+        model: A functional model or a sequential one with a known input
+            shape. It is not changed.
+        tweaks: Which ones:
+
+            - `"activations"`: `replace_activations`, to swish;
+            - `"skips"`: `inject_skip_connections`;
+            - `"rescale"`: `rescale_initialization`, on ``data``;
+            - `"labels"`: `LabelSmoothing` of 0.1 over the other classes;
+
+            or a set: `"architecture"` (the paper's AT: the first two),
+            `"recipe"` (TRT: the last two) or `"paper"` (all). A list may name
+            several; their order does not matter.
+        data: For `"rescale"`: what to train on.
+        options: ``{tweak: {option: value}}``, handed to the functions named
+            above; for `"labels"` those of `smoothed`.
+        return_report: Also return what each tweak did.
+
+    Returns:
+        The model; with ``return_report`` a pair of it and the report.
+
+    Raises:
+        ValueError: If a tweak is unknown or cannot be applied to this model,
+            saying why; nothing is done halfway.
+
+    Reference:
+        Jaiswal et al., "Spending Your Winning Lottery Better After Drawing
+        It", 2021.
+
+    Example:
+
+    >>> import tf_tickets as tt
+    >>> model = keras.Sequential([
+    ...     keras.Input((8, 8, 1)),
+    ...     keras.layers.Conv2D(4, 3, padding="same", activation="relu"),
+    ...     keras.layers.Conv2D(4, 3, padding="same", activation="relu"),
+    ...     keras.layers.Flatten(), keras.layers.Dense(3)])
+    >>> model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(
+    ...     from_logits=True))
+    >>> x, y = np.ones((8, 8, 8, 1), "float32"), np.arange(8) % 3
+    >>> ticket = tt.prune(model, sparsity=0.9)
+    >>> better = tt.retraining.spend(
+    ...     ticket, model, ["architecture", "labels"])
+    >>> _ = better.fit(x, y, verbose=0)
+    >>> better.loss.alpha
+    0.1
+    """
+    chosen = _chosen(tweaks)
+    given = {name: dict(value) for name, value in (options or {}).items()}
+    strangers = sorted(set(given) - set(chosen))
+    if strangers:
+        raise ValueError(
+            f"`options` are for the tweaks {list(chosen)}. "
+            f"Received: options for {strangers}"
+        )
+    if "rescale" in chosen and data is None:
+        raise ValueError(
+            "The tweak 'rescale' needs `data` to train on. Received: data=None"
+        )
+    require_graph(
+        model,
+        "Spending a ticket",
+        "For another model use the tweaks one by one: "
+        "replace_activations(..., in_place=True), rescale_initialization and "
+        "LabelSmoothing work with it.",
+    )
+    loss = None
+    if "labels" in chosen:
+        if not getattr(model, "compiled", False):
+            raise ValueError(
+                "The tweak 'labels' smooths the compiled loss: compile the "
+                f"model first. Received: model={model.name!r}, not compiled"
+            )
+        loss = smoothed(model.loss, **given.pop("labels", {}))
+    reports: dict[str, Any] = {}
+    better, keyed = model, ticket
+    # Activations come last: a layer whose code fixes its activation would
+    # get that back in another copy.
+    if "skips" in chosen:
+        better, skips = inject_skip_connections(
+            better, **given.pop("skips", {}), return_report=True
+        )
+        keyed = rekeyed(keyed, model, skips.keys)
+        reports["skips"] = skips
+    if "activations" in chosen:
+        before = better
+        better, exchange = replace_activations(
+            better, **given.pop("activations", {}), return_report=True
+        )
+        keyed = rekeyed(keyed, before, exchange.keys)
+        reports["activations"] = exchange
+    if better is model:
+        copier = Copier()
+        better = copier.copy(model)
+        keyed = rekeyed(keyed, model, copier.keys)
+    keyed.apply(better, weights="start" if ticket.weights else "keep")
+    if "rescale" in chosen:
+        reports["rescaling"] = rescale_initialization(
+            better, data, **given.pop("rescale", {})
+        )
+    if loss is not None:
+        compile_like(model, better, loss=loss)
+        reports["loss"] = loss
+    if not return_report:
+        return better
+    final = _final(keyed, better, chosen, reports.get("rescaling"))
+    return better, Spending(chosen, final, **reports)
+
+
+def _chosen(tweaks: str | Sequence[str]) -> tuple[str, ...]:
+    asked = [tweaks] if isinstance(tweaks, str) else list(tweaks)
+    unknown = [t for t in asked if t not in TWEAKS and t not in _ORDER]
+    if unknown:
+        raise ValueError(
+            f"Tweaks are {list(_ORDER)} and the sets {list(TWEAKS)}. "
+            f"Received: {unknown}"
+        )
+    wanted = {name for t in asked for name in TWEAKS.get(t, (t,))}
+    return tuple(name for name in _ORDER if name in wanted)
+
+
+def _final(
+    ticket: Ticket,
+    model: keras.Model,
+    tweaks: tuple[str, ...],
+    rescaling: Rescaling | None,
+) -> Ticket:
+    """The ticket with a start weight for every weight of the new model."""
+    scales = rescaling.scales if rescaling else {}
+    start = values_of(named_weights(model))
+    for key, value in (ticket.weights or {}).items():
+        # Unmasked, where the model's own values are masked.
+        start[key] = (value * scales.get(key, 1.0)).astype(value.dtype)
+    return Ticket(
+        ticket.masks,
+        start,
+        {**ticket.metadata, "tweaks": list(tweaks)},
+        scores=ticket.scores,
+    )

@@ -1,0 +1,185 @@
+"""Channels that say nothing, removed without changing one output."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, overload
+
+import keras
+import numpy as np
+
+from tf_tickets.structured.channels import Channels, Read
+from tf_tickets.structured.constants import (
+    input_constants,
+    matrices,
+    propagate,
+    weight,
+)
+from tf_tickets.structured.decide import Decision, floor
+from tf_tickets.structured.graph import trace
+from tf_tickets.structured.rebuild import Rebuilder
+from tf_tickets.structured.report import ShrinkReport
+from tf_tickets.structured.rules import follow
+from tf_tickets.structured.shrink import finish
+
+
+@dataclasses.dataclass
+class _Reader:
+    """A kernel, and what it meets in all calls of its layer."""
+
+    read: Read
+    present: np.ndarray
+    total: np.ndarray
+    uniform: bool
+    values: np.ndarray
+
+
+@overload
+def remove_dead_channels(
+    model: keras.Model, *, return_report: Literal[False] = ...
+) -> keras.Model: ...
+
+
+@overload
+def remove_dead_channels(
+    model: keras.Model, *, return_report: Literal[True]
+) -> tuple[keras.Model, ShrinkReport]: ...
+
+
+def remove_dead_channels(
+    model: keras.Model, *, return_report: bool = False
+) -> keras.Model | tuple[keras.Model, ShrinkReport]:
+    """A smaller model with the same outputs, for very sparse tickets.
+
+    Two kinds of channels go: those that nothing reads, because every weight
+    that would is zero, and those that are the same everywhere whatever the
+    input, because every weight that makes them is zero. Such a constant need
+    not be zero: bias, normalisation and activation move it. It is folded into
+    the biases of the layers that read it, where that is exact: not where a
+    convolution pads its input with zeros, since its border then differs. Such
+    channels stay, and the report says so.
+
+    Outputs are the same at inference, up to rounding. In training,
+    normalisation layers and dropout treat a constant channel differently from
+    a bias.
+
+    Args:
+        model: A functional model or a built sequential one. It is not changed.
+        return_report: Also return what went and what stopped the rest.
+
+    Returns:
+        The smaller model; with ``return_report`` a pair of it and the report.
+
+    Raises:
+        ValueError: If the model is subclassed or a layer cannot be copied.
+
+    Example:
+
+    >>> import tf_tickets as tt
+    >>> model = keras.Sequential([
+    ...     keras.Input((4,)),
+    ...     keras.layers.Dense(8, activation="relu", name="hidden"),
+    ...     keras.layers.Dense(2, name="head"),
+    ... ])
+    >>> hidden = model.get_layer("hidden")
+    >>> hidden.kernel.assign(hidden.kernel * ([0.0] * 5 + [1.0] * 3))
+    >>> small = tt.structured.remove_dead_channels(model)
+    >>> small.get_layer("hidden").units
+    3
+    """
+    channels = follow(trace(model))
+    readers = _readers(channels)
+    removed, candidates = _dead(channels, readers)
+    floored = floor(channels, removed, np.zeros(channels.size))
+    every = channels.roots(np.arange(channels.size))
+    removed = removed[every]
+    values, biases = _folded(readers, removed)
+    small = finish(Rebuilder(channels, removed, values, biases), model, False)
+    if not return_report:
+        return small
+    reasons = {
+        root: reason
+        for root, reason in candidates.items()
+        if not removed[root] and root not in floored
+    }
+    asked = {root for root in np.unique(every).tolist() if removed[root]}
+    decision = Decision(removed, asked | set(reasons), reasons, floored)
+    return small, decision.report(channels, model, small)
+
+
+def _readers(channels: Channels) -> list[_Reader]:
+    known = propagate(channels)
+    found: dict[int, _Reader] = {}
+    for read in channels.reads:
+        values = input_constants(channels, read, known)
+        first = found.get(id(read.layer))
+        if first is None:
+            found[id(read.layer)] = _Reader(read, *matrices(read), values)
+        else:
+            # One bias serves all calls, so a constant must be one for all.
+            first.values = np.where(first.values == values, values, np.nan)
+    return list(found.values())
+
+
+def _dead(
+    channels: Channels, readers: list[_Reader]
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Which roots go, and why the other constant ones stay."""
+    dead = np.ones(channels.size, bool)
+    dead[list(channels.frozen())] = False
+    for call in channels.graph.calls:
+        # It divides by the size of all channels together.
+        if isinstance(call.operation, keras.layers.UnitNormalization):
+            atoms = channels.flows[call.inputs[0]].atoms
+            if atoms is not None:
+                dead[channels.roots(atoms)] = False
+    rows = [channels.roots(r.read.read) for r in readers]
+    columns = [channels.roots(r.read.made) for r in readers]
+    reasons: dict[int, str] = {}
+    changed = True
+    while changed:
+        changed = False
+        for reader, row, column in zip(readers, rows, columns, strict=True):
+            heard = reader.present[:, ~dead[column]].any(1)
+            folds = (reader.values == 0) | (
+                ~np.isnan(reader.values) & reader.uniform
+            )
+            stays = dead[row] & heard & ~folds
+            for root, value in zip(
+                row[stays].tolist(), reader.values[stays], strict=True
+            ):
+                if not np.isnan(value):
+                    reasons.setdefault(
+                        root,
+                        "their constant does not fold into the bias of "
+                        f"{reader.read.layer.name}, which pads with zeros",
+                    )
+            changed |= bool(stays.any())
+            dead[row[stays]] = False
+    for reader, row, column in zip(readers, rows, columns, strict=True):
+        # What varies where another layer hears it is no constant.
+        heard = reader.present[:, ~dead[column]].any(1)
+        for root in row[heard & np.isnan(reader.values)].tolist():
+            reasons.pop(root, None)
+    return dead, reasons
+
+
+def _folded(
+    readers: list[_Reader], removed: np.ndarray
+) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+    """Biases that take over what the removed constants said."""
+    values: dict[int, np.ndarray] = {}
+    biases: dict[int, np.ndarray] = {}
+    for reader in readers:
+        gone = removed[reader.read.read] & ~np.isnan(reader.values)
+        shift = np.where(gone, reader.values, 0) @ reader.total
+        if not shift.any():
+            continue
+        layer = reader.read.layer
+        bias = getattr(layer, "bias", None)
+        if bias is None:
+            biases[id(layer)] = shift
+        else:
+            old = weight(layer, "bias")
+            values[id(bias)] = (old + shift).astype(old.dtype)
+    return values, biases

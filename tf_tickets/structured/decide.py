@@ -1,0 +1,146 @@
+"""From masks to the channels that really go."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+
+from tf_tickets.structured.channels import Atoms, Channels
+from tf_tickets.structured.report import ShrinkReport, Stop
+
+
+@dataclasses.dataclass
+class Decision:
+    """Which atoms go, and why others stay.
+
+    Attributes:
+        removed: One boolean per atom.
+        asked: Roots that a mask prunes.
+        stayed: ``{root: why it stays}``, besides those that are frozen.
+        floored: ``{root: layer}`` kept so that the layer survives.
+    """
+
+    removed: np.ndarray
+    asked: set[int]
+    stayed: dict[int, str]
+    floored: dict[int, str]
+
+    def report(
+        self, channels: Channels, model: keras.Model, small: keras.Model
+    ) -> ShrinkReport:
+        """The account of this decision."""
+        frozen = channels.frozen()
+        reasons: dict[str, set[int]] = {}
+        for root in sorted(self.asked):
+            if root in frozen:
+                reasons.setdefault(frozen[root], set()).add(root)
+            elif root in self.stayed:
+                reasons.setdefault(self.stayed[root], set()).add(root)
+        makers = _makers(channels)
+        gone = {root for root in self.asked if self.removed[root]}
+        layers = {
+            entry.layer.name: (
+                entry.made.size,
+                int((~self.removed[entry.made]).sum()),
+            )
+            for entry in channels.layers.values()
+            if entry.made is not None
+        }
+        return ShrinkReport(
+            asked=len(self.asked),
+            removed=len(gone),
+            layers=layers,
+            stops=tuple(
+                Stop(
+                    tuple(
+                        dict.fromkeys(
+                            name
+                            for root in sorted(roots)
+                            for name in makers.get(root, ())
+                        )
+                    ),
+                    len(roots),
+                    reason,
+                )
+                for reason, roots in reasons.items()
+            ),
+            floored=tuple(dict.fromkeys(self.floored.values())),
+            parameters=(model.count_params(), small.count_params()),
+        )
+
+
+def decide(
+    channels: Channels,
+    masks: Mapping[str, tuple[Atoms, np.ndarray]],
+    scores: Mapping[str, np.ndarray] | None = None,
+) -> Decision:
+    """Remove a channel when every mask that names it prunes it.
+
+    Channels that something unknown reads stay, and every layer that makes
+    channels keeps one: the best by ``scores``, of equal ones the first.
+
+    Args:
+        channels: The channels of the model.
+        masks: ``{key: (atoms, boolean mask)}``.
+        scores: ``{key: one number per channel}``, as in a ticket.
+    """
+    wanted = np.zeros(channels.size, bool)
+    kept = np.zeros(channels.size, bool)
+    strength = np.zeros(channels.size)
+    for key, (atoms, mask) in masks.items():
+        roots = channels.roots(atoms)
+        kept[roots[mask]] = True
+        wanted[roots[~mask]] = True
+        if scores is not None and key in scores:
+            np.add.at(strength, roots, np.abs(scores[key]).astype(float))
+    asked = set(np.flatnonzero(wanted).tolist())
+    going = wanted & ~kept
+    going[list(channels.frozen())] = False
+    floored = floor(channels, going, strength)
+    every = channels.roots(np.arange(channels.size))
+    disputed = dict.fromkeys(
+        np.flatnonzero(wanted & kept).tolist(),
+        "another layer that shares them keeps them",
+    )
+    return Decision(going[every], asked, disputed, floored)
+
+
+def floor(
+    channels: Channels, going: np.ndarray, strength: np.ndarray
+) -> dict[int, str]:
+    """Take back one channel of every layer that would lose all."""
+    floored: dict[int, str] = {}
+    for entry in channels.layers.values():
+        for atoms in [
+            *([] if entry.made is None else [entry.made]),
+            *(
+                atoms
+                for axes in entry.slices.values()
+                for atoms in axes.values()
+            ),
+        ]:
+            roots = channels.roots(atoms)
+            if going[roots].all():
+                best = int(roots[np.argmax(strength[roots])])
+                going[best] = False
+                floored[best] = entry.layer.name
+    if floored:
+        warnings.warn(
+            "Every channel of these layers was to go; each keeps one: "
+            f"{sorted(set(floored.values()))}.",
+            stacklevel=4,
+        )
+    return floored
+
+
+def _makers(channels: Channels) -> dict[int, list[str]]:
+    makers: dict[int, list[str]] = {}
+    for entry in channels.layers.values():
+        if entry.made is not None:
+            for root in set(channels.roots(entry.made).tolist()):
+                makers.setdefault(root, []).append(entry.layer.name)
+    return makers
