@@ -9,7 +9,7 @@ demo: .venv/installed
 	$(BIN)/python examples/imp_cifar.py --output_dir=runs/demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .

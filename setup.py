@@ -17,6 +17,9 @@ datasets = [
     "scikit-learn>=1.4,<2",
 ]
 tfmot = ["tensorflow-model-optimization>=0.8,<0.9", "tf-keras>=2.16,<3"]
+litert = ["ai-edge-litert>=2,<3"]
+ray = ["ray>=2.40,<3"]
+hub = ["keras-hub>=0.20,<1"]
 
 setup(
     name="tf_tickets",
@@ -40,14 +43,19 @@ setup(
         "plots": plots,
         "datasets": datasets,
         "tfmot": tfmot,
+        "litert": litert,
+        "ray": ray,
+        "hub": hub,
         "tests": [
             "pytest>=8,<10",
+            "pytest-xdist>=3.5,<4",
             "tensorboard>=2.18,<3",
             "ruff>=0.6,<1",
             "mypy>=1.11,<3",
             *plots,
             *datasets,
             *tfmot,
+            *litert,
         ],
     },
     classifiers=[

@@ -25,9 +25,8 @@ from typing import Any
 from absl import app, flags
 
 FLAGS = flags.FLAGS
-flags.DEFINE_multi_enum(
-    "method", ["imp", "gradual"], ["imp", "gradual"], "Which to kill."
-)
+_METHODS = ["imp", "gradual", "freezing", "early_bird"]
+flags.DEFINE_multi_enum("method", _METHODS, _METHODS, "Which to kill.")
 flags.DEFINE_integer("kills", 5, "Kills for each method.")
 flags.DEFINE_integer("seed", 0, "Seed of the moments.")
 flags.DEFINE_string("child", None, "Internal: train here, as this method.")
@@ -134,6 +133,12 @@ def train(method: str, directory: Path) -> None:
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
+    if method == "freezing":
+        loss = model.loss
+        model = tt.supermask(model, score_penalty=1e-4)
+        model.compile(
+            keras.optimizers.SGD(0.1, momentum=0.9), loss, metrics=["accuracy"]
+        )
     callback, epochs = METHODS[method](tt, directory)
     announce = keras.callbacks.LambdaCallback(
         on_train_begin=lambda logs: print(READY, flush=True)
@@ -145,9 +150,8 @@ def train(method: str, directory: Path) -> None:
         verbose=0,
         callbacks=[announce, callback],
     )
-    ticket = callback.ticket
-    final = tt.Ticket(ticket.masks, tt.Ticket.from_model(model).weights)
-    final.save(directory / "final.npz")
+    # Masks, weights, optimizer: everything that training can leave behind.
+    tt.Snapshot.take(model).save(directory / "final.npz")
     print(DONE, flush=True)
 
 
@@ -169,9 +173,25 @@ def _gradual(tt: Any, directory: Path) -> tuple[Any, int]:
     return gradual, 32
 
 
+def _freezing(tt: Any, directory: Path) -> tuple[Any, int]:
+    freezing = tt.callbacks.IterativeFreezing(
+        target_sparsity=0.9, every=3, directory=directory
+    )
+    return freezing, 32
+
+
+def _early_bird(tt: Any, directory: Path) -> tuple[Any, int]:
+    early_bird = tt.callbacks.EarlyBird(
+        [0.3, 0.5], stop=False, epsilon=0.5, directory=directory
+    )
+    return early_bird, 32
+
+
 METHODS: dict[str, Callable[[Any, Path], tuple[Any, int]]] = {
     "imp": _imp,
     "gradual": _gradual,
+    "freezing": _freezing,
+    "early_bird": _early_bird,
 }
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ the same model in tf_keras. All four take turns in one process.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -45,7 +46,7 @@ flags.DEFINE_float(
     "sparsity", 0.9, "Of the masks.", 0.0, 0.999, flag_values=FLAGS
 )
 flags.DEFINE_integer(
-    "rounds", 200, "Timed steps of each side.", 1, flag_values=FLAGS
+    "rounds", 100, "Timed steps of each side.", 1, flag_values=FLAGS
 )
 flags.DEFINE_integer(
     "redraws", 5, "Timed redraws of the masks.", 1, flag_values=FLAGS
@@ -136,7 +137,8 @@ def main(argv: Sequence[str]) -> None:
             keras.utils.clear_session()
             timed = time_network(name, setting == "true", notes)
             # Shown at once: all of them take a quarter of an hour.
-            print(timing.table(timed, unit="ms", per_unit=1e-3), flush=True)
+            shown = timing.table(timed, unit="ms", per_unit=1e-3)
+            print(shown, file=sys.stderr, flush=True)
             rows += timed
     timing.report(
         "masked_step",

@@ -33,6 +33,7 @@ flags.DEFINE_bool(
     "jit_compile", False, "Compile the step by XLA.", flag_values=FLAGS
 )
 
+SPARSITY = 0.9  # of the last ticket
 FIRST, LATER = "first round", "later round"
 
 
@@ -48,88 +49,101 @@ class Traced(keras.Model):
 
 
 class Ledger(keras.callbacks.Callback):
-    """The traces of each round, noted when its last epoch ends."""
+    """Traces and times of each round, noted when it ends.
 
-    def __init__(self, epochs_per_round: int) -> None:
+    As a callback it ends a round after every ``epochs_per_round`` epochs; it
+    must stand behind the one that prunes, whose work belongs to the round.
+    """
+
+    def __init__(self, epochs_per_round: int = 0) -> None:
         super().__init__()
         self.epochs_per_round = epochs_per_round
         self.traces: list[int] = []
+        self.wall: list[float] = []
+        self.cpu: list[float] = []
+        self.start()
+
+    def start(self) -> None:
+        """A round begins now."""
+        self._start = time.perf_counter(), time.process_time()
+
+    def end(self, model: Traced) -> None:
+        """A round ends now, and the next begins."""
+        self.wall.append(time.perf_counter() - self._start[0])
+        self.cpu.append(time.process_time() - self._start[1])
+        self.traces.append(model.traces - sum(self.traces))
+        self.start()
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self.start()
 
     def on_epoch_end(
         self, epoch: int, logs: dict[str, Any] | None = None
     ) -> None:
         if (epoch + 1) % self.epochs_per_round == 0:
-            self.traces.append(self.model.traces - sum(self.traces))
+            self.end(self.model)
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the rounds in one `fit`, then with a `fit` for each."""
     del argv
-    rounds = 3 if FLAGS.smoke else FLAGS.rounds
-    traces, seconds = one_fit(rounds)
-    compiled_traces, compiled_seconds = fit_per_round(rounds)
-    rows = [
-        row
-        for case, spent in (
-            ("one fit", seconds),
-            ("compiled each round", compiled_seconds),
-        )
-        for row in rows_of(case, spent)
-    ]
+    rounds = 2 if FLAGS.smoke else FLAGS.rounds
+    ledgers = {
+        "one fit": one_fit(rounds),
+        "compiled each round": fit_per_round(rounds),
+    }
+    notes: dict[str, Any] = {"jit_compile": FLAGS.jit_compile}
+    for case, ledger in ledgers.items():
+        notes[f"traces in each round, {case}"] = ledger.traces
+        notes[f"seconds of each round, {case}"] = np.round(
+            ledger.wall, 2
+        ).tolist()
     timing.report(
         "retraces",
-        rows,
+        [row for case in ledgers for row in rows_of(case, ledgers[case])],
         unit="s",
         per_unit=1,
         output=FLAGS.output,
-        notes={
-            "traces in each round, one fit": traces,
-            "traces in each round, compiled each round": compiled_traces,
-            "seconds of each round, one fit": np.round(seconds, 2).tolist(),
-            "jit_compile": FLAGS.jit_compile,
-        },
+        notes=notes,
     )
 
 
-def rows_of(case: str, seconds: Sequence[float]) -> list[timing.Row]:
+def rows_of(case: str, ledger: Ledger) -> list[timing.Row]:
     """The first round of a run, and its later rounds against it."""
-    later = np.array(seconds[1:])
-    first = np.full_like(later, seconds[0])
+    wall, cpu = np.array(ledger.wall), np.array(ledger.cpu)
+    later = timing.Times(wall[1:], cpu[1:])
+    first = timing.Times(
+        np.full_like(later.wall, wall[0]), np.full_like(later.cpu, cpu[0])
+    )
     times = {FIRST: first, LATER: later}
-    return [
-        timing.compare(times, name, FIRST, case=case) for name in (FIRST, LATER)
-    ]
+    return [timing.compare(times, name, FIRST, case=case) for name in times]
 
 
-def one_fit(rounds: int) -> tuple[list[int], list[float]]:
-    """Traces and seconds of each round under the callback."""
+def one_fit(rounds: int) -> Ledger:
+    """All rounds under the callback."""
     model = compiled(fresh_model())
     imp = tt.callbacks.IterativeMagnitudePruning(
-        target_sparsity=0.9,
+        target_sparsity=SPARSITY,
         rounds=rounds,
         epochs_per_round=FLAGS.epochs_per_round,
     )
     ledger = Ledger(FLAGS.epochs_per_round)
     fit(model, imp.epochs, [imp, ledger])
-    return ledger.traces, [row["seconds"] for row in imp.history]
+    return ledger
 
 
-def fit_per_round(rounds: int) -> tuple[list[int], list[float]]:
-    """The same when every round compiles the model again."""
+def fit_per_round(rounds: int) -> Ledger:
+    """The same rounds, each with a freshly compiled model."""
     model = fresh_model()
-    traces: list[int] = []
-    seconds: list[float] = []
     start = tt.Snapshot.take(compiled(model))
-    density = 0.1 ** (1 / rounds)
+    ledger = Ledger()
     for done in range(1, rounds + 1):
-        begun = time.perf_counter()
         fit(compiled(model), FLAGS.epochs_per_round, [])
-        ticket = tt.prune(model, sparsity=1 - density**done)
+        ticket = tt.prune(model, sparsity=1 - (1 - SPARSITY) ** (done / rounds))
         start.restore(model)
         ticket.apply(model, weights="keep")
-        seconds.append(time.perf_counter() - begun)
-        traces.append(model.traces - sum(traces))
-    return traces, seconds
+        ledger.end(model)
+    return ledger
 
 
 def fresh_model() -> Traced:

@@ -57,7 +57,7 @@ flags.DEFINE_float(
 flags.DEFINE_integer(
     "rounds", 50, "Timed runs of each side.", 1, flag_values=FLAGS
 )
-flags.DEFINE_integer("batch", 32, "Images in a batch.", 1, flag_values=FLAGS)
+flags.DEFINE_integer("batch", 128, "Images in a batch.", 1, flag_values=FLAGS)
 
 
 def build(name: str, *, smoke: bool) -> keras.Model:

@@ -3,7 +3,9 @@
 Sides are run in turn, round after round, and compared within each round: what
 slows the whole machine for a while slows both sides of a ratio. The table
 gives the median ratio, an interval that holds the true median 95 times in
-100, and the quartiles, which show how noisy the machine was.
+100, and the quartiles, which show how noisy the machine was. The ratio of the
+process's CPU times, over all its threads, stands beside it: it does not count
+the time that other processes took.
 """
 
 from __future__ import annotations
@@ -15,14 +17,19 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags
 
-Times = Mapping[str, np.ndarray]
+
+class Times(NamedTuple):
+    """Seconds of one side, by round."""
+
+    wall: np.ndarray
+    cpu: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +44,7 @@ class Row:
         ratio: Median over the rounds of its time over the baseline's.
         interval: 95 % confidence interval of that median.
         quartiles: First and third quartile of the ratio.
+        cpu_ratio: Median over the rounds of the ratio of CPU times.
         rounds: How many rounds were timed.
     """
 
@@ -47,12 +55,13 @@ class Row:
     ratio: float
     interval: tuple[float, float]
     quartiles: tuple[float, float]
+    cpu_ratio: float
     rounds: int
 
 
 def interleaved(
     sides: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 2
-) -> dict[str, np.ndarray]:
+) -> dict[str, Times]:
     """Seconds of every side in every round.
 
     Args:
@@ -62,10 +71,11 @@ def interleaved(
         warmup: Rounds before these that are not timed: tracing, compiling.
 
     Returns:
-        ``{name: array of seconds}``.
+        ``{name: times}``.
     """
     order = list(sides)
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    wall: dict[str, list[float]] = {name: [] for name in sides}
+    cpu: dict[str, list[float]] = {name: [] for name in sides}
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -73,19 +83,22 @@ def interleaved(
         for index in range(-warmup, rounds):
             turn = index % len(order)
             for name in order[turn:] + order[:turn]:
-                start = time.perf_counter()
+                start, cpu_start = time.perf_counter(), time.process_time()
                 sides[name]()
-                stop = time.perf_counter()
+                stop, cpu_stop = time.perf_counter(), time.process_time()
                 if index >= 0:
-                    seconds[name].append(stop - start)
+                    wall[name].append(stop - start)
+                    cpu[name].append(cpu_stop - cpu_start)
     finally:
         if collecting:
             gc.enable()
-    return {name: np.array(values) for name, values in seconds.items()}
+    return {
+        name: Times(np.array(wall[name]), np.array(cpu[name])) for name in order
+    }
 
 
 def compare(
-    times: Times,
+    times: Mapping[str, Times],
     name: str,
     baseline: str,
     *,
@@ -101,7 +114,8 @@ def compare(
         case: Of the row.
         label: What the row calls the side; its name if `None`.
     """
-    ratios = np.sort(times[name] / times[baseline])
+    side, base = times[name], times[baseline]
+    ratios = np.sort(side.wall / base.wall)
     # Ranks between which the median lies, by the binomial distribution.
     reach = 0.98 * np.sqrt(ratios.size)
     low = max(int(np.floor(ratios.size / 2 - reach)), 0)
@@ -110,11 +124,12 @@ def compare(
     return Row(
         case,
         label or name,
-        float(np.median(times[name])),
+        float(np.median(side.wall)),
         baseline,
         float(median),
         (float(ratios[low]), float(ratios[high])),
         (float(first), float(third)),
+        float(np.median(side.cpu / base.cpu)),
         int(ratios.size),
     )
 
@@ -128,8 +143,9 @@ def table(rows: Sequence[Row], *, unit: str, per_unit: float) -> str:
         per_unit: Seconds in one such unit.
     """
     lines = [
-        f"| case | what | {unit} | against | ratio | 95 % | quartiles | n |",
-        "|---|---|---:|---|---:|---|---|---:|",
+        f"| case | what | {unit} | against | ratio | 95 % | quartiles "
+        "| CPU ratio | n |",
+        "|---|---|---:|---|---:|---|---|---:|---:|",
     ]
     for row in rows:
         lines.append(
@@ -137,7 +153,7 @@ def table(rows: Sequence[Row], *, unit: str, per_unit: float) -> str:
             f"| {row.baseline} | {row.ratio:.3f} "
             f"| {row.interval[0]:.3f}–{row.interval[1]:.3f} "
             f"| {row.quartiles[0]:.3f}–{row.quartiles[1]:.3f} "
-            f"| {row.rounds} |"
+            f"| {row.cpu_ratio:.3f} | {row.rounds} |"
         )
     return "\n".join(lines)
 

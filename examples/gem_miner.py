@@ -132,23 +132,23 @@ def chosen() -> Recipes:
         mine = recipes.GemMinerRecipe(
             model=name,
             dataset="digits",
-            epochs=50,
-            batch_size=32,
-            initial_learning_rate=0.1,
+            epochs=40,
+            batch_size=64,
+            initial_learning_rate=1.0,
             schedule="cosine",
             affine=False,
             bias=False,
             density=FLAGS.density,
-            freeze_every=3,
+            freeze_every=2,
             score_penalty=1e-3,
         )
         near = recipes.iterative_pruning("digits_cnn", "digits")
-        imp = adjusted(near, model=name, batch_size=32)
+        imp = adjusted(near, model=name, batch_size=64)
         finetune: recipes.Recipe = recipes.Recipe(
             model=name,
             dataset="digits",
             epochs=20,
-            batch_size=32,
+            batch_size=64,
             algorithm="adam",
             initial_learning_rate=2e-3,
         )

@@ -253,6 +253,33 @@ def test_filters_are_ranked_where_there_is_no_normalization(data):
         np.testing.assert_array_equal(mask, norms[name] >= cut)
 
 
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(10)
+        self.norm = layers.BatchNormalization()
+        self.head = layers.Dense(4)
+
+    def call(self, x, training=None):
+        return self.head(self.norm(self.dense(x), training=training))
+
+
+def test_any_model_with_normalization_is_searched(data):
+    """Without a graph a mask is found; only shrinking needs one."""
+    model = compiled(Subclassed(), keras.optimizers.SGD(0.0))
+    model(data[0][:1])
+    model.norm.gamma.assign(STILL)
+    early_bird = EarlyBird([0.5])
+    model.fit(batches(*data), epochs=8, verbose=0, callbacks=[early_bird])
+    assert early_bird.epochs == {0.5: 4}
+    [mask] = early_bird.tickets[0.5].masks.values()
+    np.testing.assert_array_equal(mask, STILL > 5)
+    early_bird.tickets[0.5].apply(model, weights="keep")
+    assert (model.norm.gamma.numpy()[:5] == 0).all()
+    with pytest.raises(ValueError, match="subclassed"):
+        tt.structured.draw_channels(model, 0.5, coupled=True)
+
+
 def test_coupled_channels_go_together_and_all_that_is_pruned_goes():
     from tests.structured.networks import settle
     from tf_tickets.zoo import models
@@ -544,3 +571,55 @@ def test_low_precision_needs_a_compiled_model():
     with pytest.raises(ValueError, match="built and compiled.*Received"):
         with low_precision(model):
             pass
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_search_that_died_goes_on_and_ends_like_one_that_lived(
+    stop, data, tmp_path
+):
+    def search(name, die_at=None):
+        class Die(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch, logs=None):
+                if epoch == die_at:
+                    raise KeyboardInterrupt
+
+        keras.utils.set_random_seed(2)
+        model = classifier(16, keras.optimizers.SGD(0.05, momentum=0.9))
+        model.get_layer("norm").gamma.assign(np.linspace(0.5, 1.5, 16))
+        early_bird = EarlyBird(
+            [0.25, 0.5],
+            window=5,
+            epsilon=0.2,
+            stop=stop,
+            directory=tmp_path / name,
+        )
+        try:
+            history = model.fit(
+                batches(*data), epochs=9, verbose=0,
+                callbacks=[early_bird, Die()],
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            return None
+        return early_bird, model.get_weights(), history.epoch
+
+    for die_at in (0, 1, 2):
+        assert search("killed", die_at) is None
+    resumed, weights, epochs = search("killed")
+    assert epochs[0] == 2
+    whole, expected, _ = search("whole")
+    assert resumed.epochs == whole.epochs and len(whole.epochs) == 2
+    np.testing.assert_equal(resumed.distances, whole.distances)
+    for sparsity, ticket in whole.tickets.items():
+        for mine, theirs in zip(
+            ticket.masks.values(),
+            resumed.tickets[sparsity].masks.values(),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(mine, theirs)
+    for a, b in zip(weights, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    # A search that has ended has nothing left to train.
+    again, weights, epochs = search("whole")
+    assert epochs == [] and again.epochs == whole.epochs
+    for a, b in zip(weights, expected, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -148,8 +148,10 @@ def read(
     ) as error:
         if isinstance(error, PermissionError):
             raise
+        # zipfile quotes whatever it finds in place of a name.
+        what = str(error)[:200] or "it ends too early"
         raise ValueError(
-            f"{str(path)!r} is not a whole tf_tickets {kind} file: {error}"
+            f"{str(path)!r} is not a whole tf_tickets {kind} file: {what}"
         ) from error
 
 

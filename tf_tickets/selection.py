@@ -53,6 +53,7 @@ def named_weights(model: keras.Model) -> dict[str, keras.Variable]:
     Raises:
         ValueError: If the model has no weights yet.
     """
+    check_model(model)
     if not model.weights:
         raise ValueError(
             "The model has no weights yet: build it first, with an Input "
@@ -60,6 +61,20 @@ def named_weights(model: keras.Model) -> dict[str, keras.Variable]:
             f"Received: model={model.name!r}"
         )
     return unique_keys(model.weights)
+
+
+def check_model(model: Any) -> None:
+    """Raise if ``model`` is something else.
+
+    Raises:
+        ValueError: If it has no weights and no layers to have any.
+    """
+    if isinstance(model, type) or not isinstance(
+        getattr(model, "weights", None), list
+    ):
+        raise ValueError(
+            f"`model` must be a Keras model. Received: model={model!r}"[:500]
+        )
 
 
 def unique_keys(
@@ -222,6 +237,7 @@ def layers_of(model: keras.Model) -> Iterator[keras.layers.Layer]:
     Keras has no public walk that reaches the sublayers of attention, wrapper
     and subclassed layers; this is the one place that knows the private one.
     """
+    check_model(model)
     yield from model._flatten_layers(include_self=True)
 
 

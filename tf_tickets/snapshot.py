@@ -12,6 +12,7 @@ import numpy as np
 from tf_tickets import archive
 from tf_tickets.masking import project
 from tf_tickets.selection import (
+    check_model,
     match_keys,
     named_weights,
     unique_keys,
@@ -49,6 +50,7 @@ class Snapshot:
     @classmethod
     def take(cls, model: keras.Model) -> Snapshot:
         """Copy the state of ``model``, building its optimizer if need be."""
+        check_model(model)
         _build_optimizer(model)
         return cls(
             values_of(unique_keys(model.variables)),

@@ -68,6 +68,8 @@ class Ticket:
         *,
         scores: Mapping[str, np.ndarray] | None = None,
     ) -> None:
+        check_mappings(masks=masks, weights=weights, scores=scores)
+        check_mappings(metadata=metadata)
         if not masks:
             raise ValueError(
                 f"A ticket needs a mask. Received: masks={masks!r}"
@@ -187,7 +189,7 @@ class Ticket:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
         >>> values = tt.prune(model, 0.5).to_weights(model.weights)
         >>> for variable, value in zip(model.weights, values.values()):
-        ...     variable.assign(value)
+        ...     _ = variable.assign(value)
         """
         if self._weights is None:
             raise ValueError(
@@ -474,6 +476,10 @@ class Ticket:
         Raises:
             ValueError: If the tickets cover different weights.
         """
+        if not isinstance(other, Ticket):
+            raise ValueError(
+                f"`other` must be a ticket. Received: other={other!r}"[:500]
+            )
         mine, theirs = _shapes(self._masks), _shapes(other.masks)
         if mine != theirs:
             raise ValueError(
@@ -547,6 +553,20 @@ class Ticket:
                 "not_reinitialized": unknown,
             },
         )
+
+
+def check_mappings(**arguments: Any) -> None:
+    """Raise where an argument is neither a mapping nor `None`.
+
+    Raises:
+        ValueError: Naming the argument.
+    """
+    for name, value in arguments.items():
+        if value is not None and not isinstance(value, Mapping):
+            raise ValueError(
+                f"`{name}` must map names to values. "
+                f"Received: {name}={value!r}"[:500]
+            )
 
 
 def _free_key(key: str, taken: Mapping[str, object]) -> str:

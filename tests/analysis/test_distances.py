@@ -46,7 +46,7 @@ def test_the_heat_map_is_written(tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: mask_distance_matrix([]), "need a ticket"),
+        (lambda: mask_distance_matrix([]), "at least one ticket"),
         (
             lambda: mask_distance_matrix(
                 [ChannelTicket({"a": [1]}), ChannelTicket({"a": [1, 0]})]

@@ -389,3 +389,48 @@ def half_frozen():
         }
     )
     return miner
+
+
+@pytest.mark.parametrize(
+    "options, arguments",
+    [
+        ({"score_penalty": 1e-3}, {"target_sparsity": 0.9}),
+        ({"mask": "top_k", "sparsity": 0.9}, {}),
+    ],
+    ids=["threshold", "top_k"],
+)
+def test_a_search_that_died_goes_on_and_ends_like_one_that_lived(
+    options, arguments, data, tmp_path
+):
+    def run(name, die_at=None):
+        class Die(keras.callbacks.Callback):
+            def on_epoch_begin(self, epoch, logs=None):
+                if epoch == die_at:
+                    raise KeyboardInterrupt
+
+        keras.utils.set_random_seed(4)
+        miner = compiled(
+            tt.supermask(mlp(), **options),
+            keras.optimizers.SGD(0.5, momentum=0.9),
+        )
+        freezing = IterativeFreezing(
+            every=2, directory=tmp_path / name, **arguments
+        )
+        try:
+            history = miner.fit(
+                batches(*data), epochs=9, verbose=0,
+                callbacks=[freezing, Die()],
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            return None
+        return history.epoch, tt.Ticket.from_supermask(miner)
+
+    for die_at in (1, 4, 7):
+        assert run("killed", die_at) is None
+    epochs, resumed = run("killed")
+    assert epochs == [7, 8]
+    _, whole = run("whole")
+    assert resumed.hamming_distance(whole) == 0
+    for path, score in whole.scores.items():
+        np.testing.assert_array_equal(score, resumed.scores[path])
+    assert abs(resumed.sparsity - 0.9) < 0.05

@@ -68,3 +68,20 @@ def test_packed_networks_are_close_to_the_entropy(name, tmp_path):
         graph = manifest.directory_bytes(dense / "saved_model.pb")
         rest = manifest.directory_bytes(path) - data
         assert rest <= graph + 50_000
+
+
+@pytest.mark.parametrize("units", [16, 100, 400])
+def test_packed_is_never_larger_than_dense(units, tmp_path):
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(units)])
+    for density in (1.0, 0.9, 0.5, 0.05, 0.0):
+        prune_at_random(model, density)
+        sizes = [
+            manifest.directory_bytes(
+                tt.export.saved_model(
+                    model, tmp_path / f"{format}{density}", format=format
+                )
+            )
+            for format in ("dense", "packed")
+        ]
+        # Names of temporary functions differ by a few digits.
+        assert sizes[1] <= sizes[0] + 64

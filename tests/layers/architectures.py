@@ -1,6 +1,7 @@
 """Small models of every kind that a mask has to reach into."""
 
 import keras
+import tensorflow as tf
 from keras import layers
 
 
@@ -94,3 +95,15 @@ ARCHITECTURES = {
         recurrent,
     )
 }
+
+
+def two_replicas():
+    """A strategy over two logical CPUs that does not share a process badly.
+
+    TensorFlow numbers the collectives of every MirroredStrategy anew, so the
+    default reduction fails in the second strategy of a process whose
+    gradients have another size, whatever the model.
+    """
+    return tf.distribute.MirroredStrategy(
+        ["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice()
+    )

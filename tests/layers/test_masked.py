@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import tf_tickets as tt
 from tests.conftest import batches, compiled, mlp
-from tests.layers.architectures import ARCHITECTURES
+from tests.layers.architectures import ARCHITECTURES, two_replicas
 from tf_tickets.layers import Masked
 
 MASK = np.array([[1, 0], [0, 1], [1, 1]], bool)
@@ -35,8 +35,10 @@ def test_outputs_and_gradients_equal_the_ones_by_hand():
     assert (gradient[~MASK] == 0).all()
 
 
-@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
-@pytest.mark.parametrize("name", ["subclassed", "convolutional", "attention"])
+@pytest.mark.parametrize(
+    "name, jit_compile",
+    [("subclassed", True), ("convolutional", False), ("attention", True)],
+)
 def test_a_masked_model_trains_as_the_plain_one_under_the_ticket(
     name, jit_compile, data
 ):
@@ -73,7 +75,7 @@ def test_slots_of_the_optimizer_stay_zero_where_weights_are_pruned(data):
 
 def test_two_replicas_and_mixed_precision(data):
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    with two_replicas().scope():
         model = mlp()
         start = model.get_weights()
         masks = masks_of(model)

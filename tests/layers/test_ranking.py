@@ -71,6 +71,32 @@ def test_a_pool_ranks_its_tensors_together(choose, kind):
         np.testing.assert_array_equal(found, by_sorting(flat, keep))
 
 
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
+def test_many_scores_are_ranked_by_way_of_a_sample(jit_compile):
+    sizes = (200_000, 90_000)
+    assert sum(sizes) > 1 << 18
+    per_layer = tf.function(
+        lambda scores, keep: largest(scores, keep, [[0], [1]]),
+        jit_compile=jit_compile,
+    )
+    pooled = tf.function(
+        lambda scores, keep: largest(scores, keep, [[0, 1]]),
+        jit_compile=jit_compile,
+    )
+    for kind, draw in SCORES.items():
+        scores = [draw(n).astype("float32") for n in sizes]
+        # A sample at a fixed stride that says the wrong thing.
+        scores[0][::61] = 0.0
+        for keep in ([0, 90_000], [1, 89_999], [4_000, 45_000]):
+            masks = per_layer(scores, tf.constant(keep))
+            for score, mask, k in zip(scores, masks, keep, strict=True):
+                assert (mask.numpy() == by_sorting(score, k)).all(), kind
+            masks = pooled(scores, tf.constant([sum(keep)]))
+            found = np.concatenate([m.numpy() for m in masks])
+            expected = by_sorting(np.concatenate(scores), sum(keep))
+            assert (found == expected).all(), kind
+
+
 def test_a_count_that_changes_needs_no_new_trace():
     traces = []
 

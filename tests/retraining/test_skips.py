@@ -297,3 +297,17 @@ def test_bad_requests_get_one_clear_error(model, options, message):
 def test_merging_without_skips_is_refused():
     with pytest.raises(ValueError, match="no skip connection to merge"):
         merge_skip_connections(block_net())
+
+
+def test_one_step_at_a_usual_rate_replaces_the_tiny_fill():
+    """A normalized kernel this small has huge gradients: docs say so."""
+    x, y = images()
+    growth = {}
+    for scale in (1e-4, 0.1):
+        deeper = inject_skip_connections(block_net(), scale=scale)
+        kernel = deeper.get_layer("conv2_skip_conv").kernel
+        before = np.linalg.norm(kernel.numpy())
+        train_a_little(deeper, x, y, steps=1)
+        growth[scale] = np.linalg.norm(kernel.numpy()) / before
+    assert growth[1e-4] > 50
+    assert growth[0.1] < 1.5

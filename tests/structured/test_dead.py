@@ -27,10 +27,10 @@ def kill(model, fraction, seed=0):
             continue
         value = weight.numpy()
         value *= rng.random(value.shape) < 0.8
-        first = value[..., :1, :1].copy()  # something stays alive
+        first = value[..., :2, :2].copy()  # something stays alive
         value[..., rng.random(value.shape[-1]) < fraction] = 0
         value[..., rng.random(value.shape[-2]) < fraction / 2, :] = 0
-        value[..., :1, :1] = first
+        value[..., :2, :2] = first
         weight.assign(value)
 
 
@@ -45,14 +45,17 @@ def assert_same_outputs(model, x, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("seed", [0, 1, 3])
-def test_no_output_changes(name, seed, float64):
-    model = NETWORKS[name]()
-    x = settle(model, seed)
-    kill(model, 0.25, seed)
-    small, report = assert_same_outputs(model, x, 1e-9)
-    assert report.removed > 0
-    assert small.count_params() < model.count_params()
+def test_no_output_changes(name, float64):
+    removed = 0
+    for seed in range(4):
+        model = NETWORKS[name]()
+        x = settle(model, seed)
+        kill(model, 0.3, seed)
+        small, report = assert_same_outputs(model, x, 1e-9)
+        removed += report.removed
+        shrank = small.count_params() < model.count_params()
+        assert shrank == (report.removed > 0)
+    assert removed > 0
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -68,7 +68,6 @@ APPLICATIONS = {
     "ResNet50": 32,
     "MobileNetV2": 32,
     "MobileNetV3Small": 64,
-    "MobileNetV3Large": 64,
     "DenseNet121": 32,
     "EfficientNetB0": 32,
 }
@@ -341,6 +340,41 @@ def test_an_inherited_optimizer_goes_on_where_the_big_one_would(
     assert int(fresh.optimizer.iterations) == 0
 
 
+def test_slots_of_weights_with_one_path_are_told_apart(data):
+    """Two towers made by one function: their weights have the same names."""
+
+    def tower(name):
+        image = keras.Input((8,))
+        x = layers.Dense(6, activation="relu", name="hidden")(image)
+        return keras.Model(image, layers.Dense(4, name="out")(x), name=name)
+
+    image = keras.Input((8,))
+    towers = tower("left"), tower("right")
+    model = compiled(
+        keras.Model(image, layers.Add()([t(image) for t in towers])),
+        keras.optimizers.SGD(0.1, momentum=0.9),
+    )
+    model.fit(batches(*data), verbose=0)
+    keys = [k for k in named_weights(model) if "hidden/kernel" in k]
+    assert keys[1] == keys[0] + "#1"
+    masks = [np.arange(6) >= 0, np.arange(6) < 4]
+    small = shrink(
+        model, dict(zip(keys, masks, strict=True)), inherit_optimizer=True
+    )
+
+    def momenta(of):
+        return [
+            v.numpy()
+            for v in of.optimizer.variables
+            if "hidden_kernel" in v.path
+        ]
+
+    for cut, full, mask in zip(
+        momenta(small), momenta(model), masks, strict=True
+    ):
+        np.testing.assert_array_equal(cut, full[:, mask])
+
+
 def test_masks_in_force_are_cut_and_stay_in_force():
     model = compiled(
         keras.Sequential(
@@ -369,8 +403,10 @@ def test_masks_in_force_are_cut_and_stay_in_force():
 def test_frozen_layers_stay_frozen():
     model = block_with(layers.ReLU())
     model.get_layer("conv").trainable = False
+    model.get_layer("next").kernel.trainable = False
     small = shrink(model, {"norm/gamma": np.arange(6) < 4})
     assert not small.get_layer("conv").trainable
+    assert not small.get_layer("next").kernel.trainable
     assert len(small.trainable_variables) == len(model.trainable_variables)
 
 
@@ -422,6 +458,29 @@ def test_bad_input_is_one_clear_error(options, message):
     with pytest.raises(ValueError, match=message) as error:
         shrink(model, channels, **options)
     assert "Received: " in str(error.value)
+
+
+def test_the_benchmark_reports_gains(tmp_path, capsys):
+    import json
+
+    from benchmarks import shrink as script
+
+    script.FLAGS.unparse_flags()
+    output = tmp_path / "rows.json"
+    script.FLAGS(
+        [
+            "shrink",
+            "--smoke",
+            "--network=resnet20",
+            "--jit_compile=false",
+            f"--output={output}",
+        ]
+    )
+    script.main([])
+    notes = json.loads(output.read_text())["notes"]
+    # 4 -> 2, 8 -> 4, 16 -> 8 channels; only the image keeps its three.
+    assert 3 < notes["resnet20, inference: gain in FLOPs"] < 4
+    assert "resnet20, training: time over FLOPs" in capsys.readouterr().out
 
 
 def test_a_subclassed_model_is_refused():

@@ -45,9 +45,14 @@ def mask_distance_matrix(tickets: Sequence[HasMasks]) -> np.ndarray:
            [0.5, 0. , 0. ],
            [0.5, 0. , 0. ]])
     """
-    if not len(tickets):
+    if (
+        not isinstance(tickets, Sequence)
+        or not tickets
+        or not all(hasattr(ticket, "masks") for ticket in tickets)
+    ):
         raise ValueError(
-            f"Distances need a ticket. Received: tickets={tickets!r}"
+            "`tickets` must be a list of at least one ticket. "
+            f"Received: tickets={tickets!r}"[:500]
         )
     first = tickets[0]
     shapes = {key: mask.shape for key, mask in first.masks.items()}

@@ -1,4 +1,4 @@
-"""Floating-point operations: of a model, of a masked one, of a whole run."""
+"""Floating-point operations of a model, dense and masked, layer by layer."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from tf_tickets.selection import named_weights
 from tf_tickets.structured.graph import Call, Graph, trace
+from tf_tickets.ticket import check_mappings
 
 # A training step runs forward once, and backward twice as long: once for the
 # weights, once for the inputs.
@@ -140,6 +141,7 @@ def flops(
     >>> report.forward == 2 * report.macs
     True
     """
+    check_mappings(masks=masks)
     graph = trace(model, input_shape)
     kept = _kept_weights(model, masks)
     rows: dict[int, LayerFlops] = {}
@@ -170,107 +172,6 @@ def flops(
             layer.count_params(),
         )
     return FlopsReport(tuple(rows.values()), tuple(uncounted))
-
-
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """A stretch of training.
-
-    Attributes:
-        name: What it was for.
-        epochs: Its epochs.
-        samples: Samples in an epoch.
-        flops: FLOPs of a training step per sample.
-        bits: Bits per value; for the record, a FLOP counts as one at any
-            width.
-    """
-
-    name: str
-    epochs: int
-    samples: int
-    flops: int
-    bits: int = 32
-
-    @property
-    def total(self) -> int:
-        """FLOPs of the whole phase."""
-        return self.epochs * self.samples * self.flops
-
-
-class TrainingLedger:
-    """FLOPs of a whole run, search and retraining, against dense training.
-
-    Args:
-        dense: The dense model, or its report.
-        epochs: Epochs of training it in full.
-        samples: Samples in an epoch.
-
-    Example:
-
-    >>> import tf_tickets as tt
-    >>> def net(width):
-    ...     return keras.Sequential([
-    ...         keras.Input((8,)), keras.layers.Dense(width),
-    ...         keras.layers.Dense(2)])
-    >>> ledger = TrainingLedger(net(16), epochs=100, samples=1000)
-    >>> ledger.add("search", net(16), epochs=10)
-    >>> ledger.add("retrain", net(4), epochs=90)
-    >>> round(ledger.saving, 2)
-    3.08
-    """
-
-    def __init__(
-        self, dense: keras.Model | FlopsReport, *, epochs: int, samples: int
-    ) -> None:
-        self.dense = Phase("dense", epochs, samples, _report(dense).training)
-        self.phases: list[Phase] = []
-
-    def add(
-        self,
-        name: str,
-        model: keras.Model | FlopsReport,
-        *,
-        epochs: int,
-        bits: int = 32,
-    ) -> None:
-        """Enter a phase.
-
-        Args:
-            name: What it is for.
-            model: What is trained, or its report.
-            epochs: For how long.
-            bits: Bits per value.
-        """
-        self.phases.append(
-            Phase(
-                name, epochs, self.dense.samples, _report(model).training, bits
-            )
-        )
-
-    @property
-    def total(self) -> int:
-        """FLOPs of all phases."""
-        return sum(phase.total for phase in self.phases)
-
-    @property
-    def saving(self) -> float:
-        """How many times more dense training takes."""
-        return self.dense.total / self.total if self.total else math.inf
-
-    def __str__(self) -> str:
-        lines = [f"{'phase':<24}{'epochs':>8}{'bits':>6}{'FLOPs':>14}"]
-        lines += [
-            f"{p.name:<24}{p.epochs:>8}{p.bits:>6}{p.total:>14.4g}"
-            for p in [*self.phases, self.dense]
-        ]
-        lines.append(
-            f"{'in all':<38}{self.total:>14.4g}  {self.saving:.2f} times less"
-        )
-        return "\n".join(lines)
-
-
-def _report(model: keras.Model | FlopsReport) -> FlopsReport:
-    return model if isinstance(model, FlopsReport) else flops(model)
 
 
 def _kept_weights(

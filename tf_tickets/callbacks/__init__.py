@@ -4,6 +4,7 @@ from tf_tickets.callbacks.early_bird import EarlyBird
 from tf_tickets.callbacks.enforce import EnforceTicket
 from tf_tickets.callbacks.freezing import IterativeFreezing, freezing_rate
 from tf_tickets.callbacks.gradual import GradualPruning
+from tf_tickets.callbacks.hessian import HessianEigenvalue
 from tf_tickets.callbacks.imp import IterativeMagnitudePruning
 from tf_tickets.callbacks.logger import SparsityLogger
 from tf_tickets.callbacks.low_precision import LowPrecision, low_precision
@@ -14,6 +15,7 @@ __all__ = [
     "EnforceTicket",
     "GradualPruning",
     "IterativeFreezing",
+    "HessianEigenvalue",
     "IterativeMagnitudePruning",
     "LowPrecision",
     "Rewind",

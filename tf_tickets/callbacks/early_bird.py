@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
+from tf_tickets.callbacks.resume import EpochRun
 from tf_tickets.callbacks.rewind import check_count
 from tf_tickets.pruning.scopes import check_sparsity
 from tf_tickets.selection import named_weights, values_of
@@ -53,6 +55,9 @@ class EarlyBird(keras.callbacks.Callback):
         coupled: As there: rank channels that can only go together as one.
         slimming: Strength s of the L1 penalty while training: s·sign(γ) is
             added to the gradient of every scale γ. 0 for none.
+        directory: Where to keep the run. Every epoch is saved there; the same
+            call after a kill goes on after the last whole epoch. List the
+            callback after `keras.callbacks.BackupAndRestore` then.
 
     Attributes:
         tickets: ``{sparsity: ticket}`` of those found.
@@ -105,6 +110,7 @@ class EarlyBird(keras.callbacks.Callback):
         criterion: Criterion = "auto",
         coupled: bool = False,
         slimming: float = 1e-4,
+        directory: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         if (
@@ -139,6 +145,16 @@ class EarlyBird(keras.callbacks.Callback):
         self.coupled = coupled
         self.slimming = slimming
         self._penalty = contextlib.ExitStack()
+        identity = {
+            "source": "EarlyBird",
+            "sparsities": [float(s) for s in self.sparsities],
+            "window": window,
+            "epsilon": float(epsilon),
+            "criterion": criterion,
+            "coupled": coupled,
+            "slimming": float(slimming),
+        }
+        self._run = None if directory is None else EpochRun(directory, identity)
         self._reset()
 
     def _reset(self) -> None:
@@ -150,6 +166,9 @@ class EarlyBird(keras.callbacks.Callback):
         self.drawings: dict[float, list[ChannelTicket]] = {
             s: [] for s in self.sparsities
         }
+        self._history: dict[float, list[Drawing]] = {
+            s: [] for s in self.sparsities
+        }
         self._queues: dict[float, collections.deque[Drawing]] = {
             s: collections.deque(maxlen=self.window) for s in self.sparsities
         }
@@ -158,10 +177,22 @@ class EarlyBird(keras.callbacks.Callback):
         self._reset()
         self._penalty.close()  # a run that was broken off left it
         self._ranking = ChannelScores(self.model, self.criterion, self.coupled)
-        for sparsity in self.sparsities:
-            drawing, _ = self._ranking.draw(sparsity)
-            self._push(sparsity, drawing)
+        remembered = {} if self._run is None else self._run.resume(self.model)
+        if remembered and self._run is not None:
+            self._recall(remembered, self._run)
+            if self._done:
+                self._run.skip(self.model, self.params["epochs"])
+        else:
+            for sparsity in self.sparsities:
+                drawing, _ = self._ranking.draw(sparsity)
+                self._push(sparsity, drawing)
         self._penalty.enter_context(slimming(self.model, self.slimming))
+
+    def on_epoch_begin(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
+        if self._run is not None:
+            self._run.check_start(epoch)
 
     def on_epoch_end(
         self, epoch: int, logs: dict[str, Any] | None = None
@@ -175,11 +206,20 @@ class EarlyBird(keras.callbacks.Callback):
             full = len(self._queues[sparsity]) == self.window
             if full and distance <= self.epsilon:
                 self._found(sparsity, drawing, scores, epoch + 1)
-        if self.stop and len(self.tickets) == len(self.sparsities):
+        if self._done:
             self.model.stop_training = True
+        if self._run is not None:
+            self._run.save_epoch(
+                self.model,
+                epoch,
+                self._remembered(),
+                {_file(s): ticket for s, ticket in self.tickets.items()},
+            )
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._penalty.close()
+        if self._run is not None:
+            self._run.end(self.model)
         missing = [s for s in self.sparsities if s not in self.tickets]
         if missing:
             last = {s: self.distances[s][-1:] for s in missing}
@@ -194,8 +234,49 @@ class EarlyBird(keras.callbacks.Callback):
         queue = self._queues[sparsity]
         queue.append(drawing)
         self.drawings[sparsity].append(ChannelTicket(drawing.masks))
+        if self._run is not None:
+            self._history[sparsity].append(drawing)
         older = list(queue)[:-1]
         return max((drawing.distance(o) for o in older), default=np.nan)
+
+    @property
+    def _done(self) -> bool:
+        return self.stop and len(self.tickets) == len(self.sparsities)
+
+    def _remembered(self) -> dict[str, Any]:
+        """The masks of every state so far, as JSON values."""
+        return {
+            "epochs": {str(s): e for s, e in self.epochs.items()},
+            "drawings": {
+                str(s): [
+                    [_as_text(d.masks), _as_text(d.undecided)] for d in drawings
+                ]
+                for s, drawings in self._history.items()
+            },
+        }
+
+    def _recall(self, remembered: dict[str, Any], run: EpochRun) -> None:
+        for sparsity in self.sparsities:
+            # Layer numbers may be others in this process, their order is not.
+            now, _ = self._ranking.draw(sparsity)
+            for i, parts in enumerate(remembered["drawings"][str(sparsity)]):
+                drawing = Drawing(
+                    *(
+                        dict(
+                            zip(now.masks, _from_text(p).values(), strict=True)
+                        )
+                        for p in parts
+                    )
+                )
+                distance = self._push(sparsity, drawing)
+                if i:  # the first mask is from before the first epoch
+                    self.distances[sparsity].append(distance)
+            epoch = remembered["epochs"].get(str(sparsity))
+            if epoch is not None:
+                self.epochs[sparsity] = epoch
+                self.tickets[sparsity] = ChannelTicket.load(
+                    run.directory.path / _file(sparsity)
+                )
 
     def _found(
         self,
@@ -221,3 +302,22 @@ class EarlyBird(keras.callbacks.Callback):
             },
             scores=scores,
         )
+
+
+def _file(sparsity: float) -> str:
+    return f"ticket_{sparsity:g}.npz"
+
+
+def _as_text(masks: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
+    return {
+        k: [m.size, np.packbits(m).tobytes().hex()] for k, m in masks.items()
+    }
+
+
+def _from_text(texts: Mapping[str, list[Any]]) -> dict[str, np.ndarray]:
+    return {
+        key: np.unpackbits(
+            np.frombuffer(bytes.fromhex(text), np.uint8), count=size
+        ).astype(bool)
+        for key, (size, text) in texts.items()
+    }

@@ -21,6 +21,13 @@ class MaskKeeper(keras.callbacks.Callback):
         self, epoch: int, logs: dict[str, Any] | None = None
     ) -> None:
         masking.project(self.model)
+        if logs is not None and not logs:
+            # Keras only warns, and every decision that follows would be
+            # taken on a model that has not been trained.
+            raise ValueError(
+                "The data had no batch for this epoch: is it empty, or does "
+                f"it run out? Received: nothing in epoch {epoch}"
+            )
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         masking.project(self.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from tf_tickets.callbacks.resume import EpochRun
 from tf_tickets.callbacks.rewind import check_count
 from tf_tickets.layers import Supermask
 from tf_tickets.pruning import scopes
@@ -53,7 +55,9 @@ def freezing_rate(
     """
     scopes.check_sparsity(target_sparsity, "target_sparsity")
     _check_rate(rate)
-    count = len(_freezes(epochs, every, rate))
+    check_count("epochs", epochs, least=1)
+    check_count("every", every, least=1)
+    count = epochs // every if rate == "paper" else (epochs - 1) // every
     if not count:
         raise ValueError(
             "No freeze fits into the epochs: train longer, or freeze more "
@@ -100,6 +104,9 @@ class IterativeFreezing(keras.callbacks.Callback):
         scope: Among which weights the lowest are looked for: `"global"`,
             `"layer"`, or another of `tf_tickets.prune` that is no mapping. A
             top-k mask has its own.
+        directory: Where to keep the run. Every epoch is saved there; the same
+            call after a kill goes on after the last whole epoch. List the
+            callback after `keras.callbacks.BackupAndRestore` then.
 
     Attributes:
         collapsed: Whether the mask became empty.
@@ -135,6 +142,7 @@ class IterativeFreezing(keras.callbacks.Callback):
         exact: bool = True,
         rate: RateKind = "code",
         scope: scopes.Scope = "global",
+        directory: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         if target_sparsity is not None:
@@ -159,10 +167,29 @@ class IterativeFreezing(keras.callbacks.Callback):
         # Sparsities after the freezes to come, by epoch.
         self._plan: dict[int, float] | None = None
         self._fraction = 0.0
+        self._remembered: dict[str, Any] = {}
+        self._run = (
+            None
+            if directory is None
+            else EpochRun(
+                directory,
+                {
+                    "source": "IterativeFreezing",
+                    "target_sparsity": target_sparsity,
+                    "every": every,
+                    "exact": exact,
+                    "rate": rate,
+                    "scope": scope if isinstance(scope, str) else "callable",
+                },
+            )
+        )
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.collapsed = False
         self._plan = None
+        self._remembered = (
+            {} if self._run is None else self._run.resume(self.model)
+        )
         self._supermasks = [
             layer
             for layer in layers_of(self.model)
@@ -198,8 +225,23 @@ class IterativeFreezing(keras.callbacks.Callback):
     def on_epoch_begin(
         self, epoch: int, logs: dict[str, Any] | None = None
     ) -> None:
+        if self._run is not None:
+            self._run.check_start(epoch)
         if self._plan is None:
-            self._make_plan(epoch)
+            if not self._remembered:
+                if self._top_k and epoch == 0:
+                    for layer in self._supermasks:
+                        layer.set_sparsity(0.0)
+                self._remembered = {
+                    "first_epoch": epoch,
+                    "first_density": self._density("frozen"),
+                }
+            self._make_plan(**self._remembered)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        self._remembered = {}
+        if self._run is not None:
+            self._run.end(self.model)
 
     def on_epoch_end(
         self, epoch: int, logs: dict[str, Any] | None = None
@@ -213,6 +255,8 @@ class IterativeFreezing(keras.callbacks.Callback):
             if not self._top_k:
                 logs["density_frozen"] = self._density("frozen")
             logs["density_effective"] = self._density("effective")
+        if self._run is not None and not self.collapsed:
+            self._run.save_epoch(self.model, epoch, self._remembered)
 
     @property
     def _epochs(self) -> int:
@@ -234,13 +278,10 @@ class IterativeFreezing(keras.callbacks.Callback):
             )
         return float(target)
 
-    def _make_plan(self, first: int) -> None:
-        """Freezes from epoch ``first`` on, from the density there is now."""
+    def _make_plan(self, first_epoch: int, first_density: float) -> None:
+        """Freezes from the epoch and the density that training began with."""
         target = self._target()
-        if self._top_k and first == 0:
-            for layer in self._supermasks:
-                layer.set_sparsity(0.0)
-        start = self._density("frozen")
+        first, start = first_epoch, first_density
         epochs = [
             e
             for e in _freezes(

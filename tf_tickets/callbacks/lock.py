@@ -21,7 +21,7 @@ def acquire(directory: Path) -> None:
     """Hold ``directory``, which exists, for this process.
 
     The kernel lets go of it when the process ends, however it ends; the file
-    ``lock`` stays and means nothing by itself.
+    ``lock``, with the number of the process, stays and means nothing by itself.
 
     Raises:
         ValueError: If another process holds it.
@@ -43,6 +43,10 @@ def acquire(directory: Path) -> None:
         # A file system without locks: as on Windows.
         file.close()
         return
+    # For people who wonder who holds it.
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
     _HELD[key] = file
 
 

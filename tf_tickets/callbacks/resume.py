@@ -83,14 +83,15 @@ class RunDirectory:
         self,
         model: keras.Model,
         record: Mapping[str, Any],
-        files: Mapping[str, Ticket | Snapshot] | None = None,
+        files: Mapping[str, Any] | None = None,
     ) -> None:
         """Record the present state of ``model``; only the chief writes.
 
         Args:
             model: The model in training.
             record: JSON values, ``epoch`` among them: how many are done.
-            files: ``{name: ticket or snapshot}`` that belong to the state.
+            files: ``{name: ticket or snapshot}``, or whatever has a ``save``,
+                that belong to the state.
         """
         if not is_chief(model.distribute_strategy):
             return
@@ -127,7 +128,7 @@ class RunDirectory:
 
 
 class EpochRun:
-    """A run of one training under masks, saved after every epoch.
+    """A run of one training, saved after every epoch.
 
     Args:
         path: The directory.
@@ -152,11 +153,16 @@ class EpochRun:
         if found is None:
             return {}
         state, record = found
-        masks = Ticket.load(self.directory.path / record["masks"])
-        masks.apply(model, weights="keep")
+        if record["masks"] is not None:
+            masks = Ticket.load(self.directory.path / record["masks"])
+            masks.apply(model, weights="keep")
         self._start = record["epoch"]
         self.directory.begin(model, state, record["epoch"])
         return record["remembered"]
+
+    def skip(self, model: keras.Model, epochs: int) -> None:
+        """After `resume`, of a run that needs no more of its ``epochs``."""
+        model._initial_epoch = epochs
 
     def check_start(self, epoch: int) -> None:
         """At the first epoch: raise if `fit` does not go on from here."""
@@ -169,17 +175,21 @@ class EpochRun:
         model: keras.Model,
         epoch: int,
         remembered: Mapping[str, Any] | None = None,
+        files: Mapping[str, Any] | None = None,
     ) -> None:
         """Record the end of epoch index ``epoch`` and forget the one before.
 
         Args:
-            model: The model in training; its masks are saved with it.
+            model: The model in training; masks that are enforced are saved
+                with it.
             epoch: As Keras counts, from 0.
             remembered: JSON values that the callback needs to go on.
+            files: As in `RunDirectory.save`.
         """
         if not is_chief(model.distribute_strategy):
             return
-        name = f"masks_{epoch + 1:05d}.npz"
+        masks = attached_masks(model)
+        name = f"masks_{epoch + 1:05d}.npz" if masks else None
         self.directory.save(
             model,
             {
@@ -187,7 +197,7 @@ class EpochRun:
                 "masks": name,
                 "remembered": dict(remembered or {}),
             },
-            {name: Ticket(attached_masks(model))},
+            {**(files or {}), **({name: Ticket(masks)} if name else {})},
         )
         for old in self.directory.path.glob("masks_*.npz"):
             if old.name != name:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets.export import packing, signatures
+from tf_tickets.export import signatures
 from tf_tickets.export.kernels import methods_for, outputs_of
 from tf_tickets.export.latency import NOISE, Latency, interleaved
 from tf_tickets.export.products import Method
@@ -155,25 +155,36 @@ def _recorder(site: Site, batch: int) -> Callable[..., Any]:
     return record
 
 
+def callers(
+    site: Site, methods: Mapping[str, Method], batch: int
+) -> dict[str, Callable[[], None]]:
+    """``{name: function}`` that compute a layer, ``"dense"`` among them.
+
+    Args:
+        site: The layer.
+        methods: In which other ways to compute it.
+        batch: Batch size.
+    """
+    inputs = [
+        tf.random.stateless_normal(
+            [max(1, round(first * batch)), *rest], (0, 0)
+        )
+        for first, rest in site.shapes
+    ]
+    functions = {"dense": _caller(site.layer, None, inputs)}
+    for name, method in methods.items():
+        call = outputs_of(site.layer, method, _prepared(method, site.kernel))
+        functions[name] = _caller(site.layer, call, inputs)
+    return functions
+
+
 def _measure(
     site: Site, methods: dict[str, Method], batch_sizes: Sequence[int]
 ) -> Measured:
     running = dict(methods)
     latencies: dict[int, dict[str, Latency]] = {}
-    tensors = {
-        name: _prepared(method, site.kernel) for name, method in methods.items()
-    }
     for batch in sorted(batch_sizes, reverse=True):
-        inputs = [
-            tf.random.stateless_normal(
-                [max(1, round(first * batch)), *rest], (0, 0)
-            )
-            for first, rest in site.shapes
-        ]
-        functions = {"dense": _caller(site.layer, None, inputs)}
-        for name, method in running.items():
-            call = outputs_of(site.layer, method, tensors[name])
-            functions[name] = _caller(site.layer, call, inputs)
+        functions = callers(site, running, batch)
         row = interleaved(functions, seconds=0.15 * len(functions), runs=50)
         latencies[batch] = row
         limit = row["dense"].median * (1 - NOISE)
@@ -219,15 +230,3 @@ def _prepared(method: Method, kernel: np.ndarray) -> dict[str, tf.Variable]:
     )
     # Variables, so that the graph cannot fold what a served one must read.
     return {name: tf.Variable(value) for name, value in made.items()}
-
-
-def density_of(array: np.ndarray) -> float:
-    """Fraction of values that are not zero."""
-    return float(np.count_nonzero(array)) / max(array.size, 1)
-
-
-def floor_of(array: np.ndarray) -> float:
-    """`packing.entropy_floor` of a tensor in its own type."""
-    return packing.entropy_floor(
-        array.size, int(np.count_nonzero(array)), 8 * array.dtype.itemsize
-    )

@@ -71,3 +71,18 @@ def interleaved(
             function()
             times[name].append(time.perf_counter() - start)
     return {name: Latency.of(values) for name, values in times.items()}
+
+
+def gain(ratio: float, word: str) -> str:
+    """A ratio in words: ``"no gain"`` if it may be noise.
+
+    Example:
+
+    >>> gain(2.0, "faster"), gain(1.01, "faster")
+    ('2.00x faster', 'no gain')
+    """
+    if ratio > 1 + NOISE:
+        return f"{ratio:.2f}x {word}"
+    if ratio < 1 / (1 + NOISE):
+        return f"no gain: {1 / ratio:.2f}x not {word}"
+    return "no gain"

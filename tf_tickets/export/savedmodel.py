@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tf_tickets import masking
 from tf_tickets.analysis.flops import flops
 from tf_tickets.export import choosing, manifest, serving, signatures
 from tf_tickets.export.latency import NOISE, interleaved
-from tf_tickets.selection import named_weights, prunable_weights, values_of
+from tf_tickets.selection import named_weights, prunable_weights
 from tf_tickets.structured import remove_dead_channels
 from tf_tickets.version import __version__
 
@@ -87,7 +88,8 @@ def saved_model(
     >>> tt.prune(model, sparsity=0.9).apply(model)
     >>> where = tempfile.mkdtemp()
     >>> packed = tt.export.saved_model(model, where + "/m", format="packed")
-    >>> tf.saved_model.load(packed).serve(tf.ones((3, 64))).shape
+    >>> loaded = tf.saved_model.load(packed)
+    >>> loaded.serve(tf.ones((3, 64))).shape
     TensorShape([3, 256])
     """
     _check_options(format, values, batch_sizes)
@@ -209,12 +211,13 @@ def _described(
         prunable = set()
     rows = []
     kept = 0
-    for key, array in values_of(named_weights(model)).items():
+    for key, variable in named_weights(model).items():
+        array = keras.ops.convert_to_numpy(variable)
         row: dict[str, Any] = {
             "key": key,
             "shape": list(array.shape),
             "dtype": str(array.dtype),
-            "nonzero": int((array != 0).sum()),
+            "nonzero": int(np.count_nonzero(array)),
             "prunable": key in prunable,
             "method": choices[key].method.name if key in choices else "dense",
         }

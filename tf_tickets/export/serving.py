@@ -63,25 +63,26 @@ def pack_model(
         choices: Kernels that are not computed densely, by key.
     """
     weights = named_weights(model)
-    saved = {key: _saved(v, values) for key, v in weights.items()}
+    sizes = {key: _sizes(v, values) for key, v in weights.items()}
+    saved = {key: whole - packed for key, (whole, packed) in sizes.items()}
     worth = {key for key, size in saved.items() if size > TENSOR_BYTES}
     if sum(saved[key] for key in worth) <= GRAPH_BYTES:
         worth = set()
-    specs, stamps, parts, begin = {}, {}, [], 0
-    for key, variable in weights.items():
-        if key not in worth and key not in choices:
-            continue
+    chosen = [key for key in weights if key in worth or key in choices]
+    specs, stamps, begin = {}, {}, 0
+    # Filled in place: a second copy of everything would be felt.
+    blob = np.empty(sum(sizes[key][1] for key in chosen), np.uint8)
+    for key in chosen:
         spec, data = packing.pack(
             key,
-            keras.ops.convert_to_numpy(variable),
-            stored=_stored(variable, values),
+            keras.ops.convert_to_numpy(weights[key]),
+            stored=_stored(weights[key], values),
             order=choices[key].method.order if key in choices else None,
+            out=blob[begin : begin + sizes[key][1]],
         )
         specs[key] = dataclasses.replace(spec, begin=begin)
         stamps[key] = decoding.fingerprint(data)
-        parts.append(data)
         begin += spec.bytes
-    blob = np.concatenate(parts) if parts else np.empty(0, np.uint8)
     return Packed(specs, stamps, blob)
 
 
@@ -252,15 +253,15 @@ def _stored(variable: keras.Variable, values: str | None) -> str:
     return values if values and "float" in dtype else dtype
 
 
-def _saved(variable: keras.Variable, values: str | None) -> int:
-    """Bytes by which ``variable`` is smaller packed."""
+def _sizes(variable: keras.Variable, values: str | None) -> tuple[int, int]:
+    """Bytes of ``variable`` as it is and packed."""
     dtype = _stored(variable, values)
+    array = keras.ops.convert_to_numpy(variable)
     if not dtype.startswith(("float16", "float32", "float64", "bfloat16")) and (
         not dtype.startswith(("int", "uint")) or dtype.endswith("int4")
     ):
-        return 0
-    array = keras.ops.convert_to_numpy(variable)
-    return array.nbytes - packing.packed_bytes(
+        return array.nbytes, array.nbytes
+    return array.nbytes, packing.packed_bytes(
         array.size,
         int(np.count_nonzero(array)),
         packing.np_dtype(dtype).itemsize,

@@ -31,6 +31,11 @@ class SupermaskModel(keras.Model):
     """
 
     def __init__(self, supermask: Supermask, **kwargs: Any) -> None:
+        if not isinstance(supermask, Supermask):
+            raise ValueError(
+                "`supermask` must be a tf_tickets.layers.Supermask. "
+                f"Received: supermask={supermask!r}"
+            )
         kwargs.setdefault("dtype", supermask.dtype_policy)
         super().__init__(autocast=False, **kwargs)
         self.supermask = supermask

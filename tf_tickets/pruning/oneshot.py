@@ -109,6 +109,7 @@ def draw_masks(
     score = criteria.get(criterion)
     # A criterion with options set is a functools.partial of itself.
     whole = getattr(score, "func", score)
+    asked = iterations
     if iterations is None:
         iterations = getattr(whole, "iterations", 1)
     if isinstance(iterations, bool) or iterations < 1:
@@ -118,6 +119,11 @@ def draw_masks(
         )
     finite_weights(model, filters)
     masks = current_masks(model, filters)
+    if asked and asked > sum(mask.size for mask in masks.values()):
+        raise ValueError(
+            "There are more `iterations` than weights to prune. "
+            f"Received: iterations={iterations}"
+        )
     # The budget is checked before the first, maybe costly, scoring.
     targets = [
         scopes.at_progress(scope, sparsity, sparsity_of(masks), i / iterations)
@@ -229,7 +235,8 @@ def finite_weights(
     if broken:
         raise ValueError(
             "Weights must be finite to be ranked; has training diverged? "
-            f"Received: NaN or infinity in {broken}"
+            f"Received: NaN or infinity in {len(broken)} tensors: "
+            f"{', '.join(broken[:5])}"
         )
     return weights
 

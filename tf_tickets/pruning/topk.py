@@ -25,13 +25,18 @@ def keep_largest(scores: np.ndarray, keep: int) -> np.ndarray:
         Boolean array of ``scores.size`` with exactly ``keep`` true.
 
     Raises:
-        ValueError: If ``keep`` is out of range.
+        ValueError: If ``scores`` is no such array or ``keep`` out of range.
 
     Example:
 
     >>> keep_largest(np.array([3.0, 1.0, 3.0, 3.0]), 2)
     array([ True, False,  True, False])
     """
+    if not isinstance(scores, np.ndarray) or scores.ndim != 1:
+        raise ValueError(
+            "`scores` must be a one-dimensional array. "
+            f"Received: scores={scores!r}"[:500]
+        )
     if not 0 <= keep <= scores.size:
         raise ValueError(
             f"`keep` must lie in [0, {scores.size}]. Received: keep={keep}"
@@ -43,12 +48,36 @@ def keep_largest(scores: np.ndarray, keep: int) -> np.ndarray:
         kept = scores > high
         surplus = int(np.count_nonzero(kept))
         inside = scores >= low
-        if surplus <= keep <= int(np.count_nonzero(inside)):
+        crowd = int(np.count_nonzero(inside))
+        if surplus <= keep <= crowd:
+            if crowd - surplus > scores.size // 8:
+                # A block of ties at an end of the bracket, such as the -inf of
+                # what is pruned already: partitioning it would be slow.
+                for edge in (low, high):
+                    found = _tied(scores, keep, edge)
+                    if found is not None:
+                        return found
+                inside = scores > low
             inside ^= kept
             candidates = np.flatnonzero(inside)
             kept[candidates] = _partition(scores[candidates], keep - surplus)
             return kept
     return _partition(scores, keep)
+
+
+def _tied(
+    scores: np.ndarray, keep: int, edge: np.floating
+) -> np.ndarray | None:
+    """The mask, if ``edge`` is the threshold."""
+    kept: np.ndarray = scores > edge
+    missing = keep - int(np.count_nonzero(kept))
+    if missing < 0:
+        return None
+    ties = np.flatnonzero(scores == edge)
+    if missing > ties.size:
+        return None
+    kept[ties[:missing]] = True
+    return kept
 
 
 def _bracket(scores: np.ndarray, keep: int) -> tuple[np.floating, np.floating]:

@@ -30,6 +30,16 @@ class ActivationReport:
             loaded from a file or copied again, because their own code fixes
             it. Replace again after loading, and after other tweaks.
         keys: ``{key in the model: key in the new model}`` of the weights.
+
+    Example:
+
+    >>> import tf_tickets as tt
+    >>> model = keras.Sequential(
+    ...     [keras.Input((4,)), keras.layers.Dense(2, "relu", name="dense")])
+    >>> _, report = tt.retraining.replace_activations(
+    ...     model, "mish", return_report=True)
+    >>> report.replaced
+    ('dense.activation',)
     """
 
     activation: str

@@ -28,6 +28,13 @@ class MergeReport:
             before without the branch, after with it in the kernel.
         refused: ``{convolution: reason}`` of the skips that stay.
         parameters: ``(before, after)``, of the whole model.
+
+    Example:
+
+    >>> from tf_tickets.retraining import MergeReport
+    >>> print(MergeReport({"conv": (9, 25, 144)}, {}, (188, 148)))
+    1 skip connections merged, parameters 188 -> 148
+      conv: density 0.0625 -> 0.1736
     """
 
     kernels: Mapping[str, tuple[int, int, int]]

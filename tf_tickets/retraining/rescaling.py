@@ -31,6 +31,17 @@ class Rescaling:
             ``gradient_norm``, ``constrained`` (whether it was above the
             bound, so that it was lowered) and, where not, ``loss_after``,
             the loss after the first step.
+
+    Example:
+
+    >>> from tf_tickets.retraining import Rescaling
+    >>> model = keras.Sequential(
+    ...     [keras.Input((1,)), keras.layers.Dense(1, name="dense")])
+    >>> model.layers[0].kernel.assign([[3.0]]) is not None
+    True
+    >>> Rescaling({model.layers[0].kernel.path: 0.5}).apply(model)
+    >>> float(model.layers[0].kernel.numpy()[0, 0])
+    1.5
     """
 
     scales: Mapping[str, float]

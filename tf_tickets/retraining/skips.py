@@ -36,6 +36,13 @@ class SkipReport:
         kept: Prunable weights of the model that are not zero.
         size: Prunable weights of the model.
         keys: ``{key in the model: key in the new model}`` of the weights.
+
+    Example:
+
+    >>> from tf_tickets.retraining import SkipReport
+    >>> report = SkipReport({"conv": "conv"}, {}, added=30, kept=10, size=100)
+    >>> report.sparsity, round(report.sparsity_with_skips, 3)
+    (0.9, 0.692)
     """
 
     branches: Mapping[str, str]

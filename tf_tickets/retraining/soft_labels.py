@@ -34,7 +34,7 @@ def keras_label_smoothing(alpha: float, classes: int) -> float:
     >>> round(keras_label_smoothing(0.1, 10), 4)
     0.1111
     """
-    if isinstance(classes, bool) or int(classes) != classes or classes < 2:
+    if isinstance(classes, bool) or classes < 2 or classes % 1 != 0:
         raise ValueError(
             "`classes` must be a whole number of at least 2. "
             f"Received: classes={classes!r}"

@@ -42,6 +42,14 @@ class Spending:
         skips: Report of the skip connections, if there are any.
         rescaling: The factors of the start weights, if they were rescaled.
         loss: The smoothed loss, if labels were smoothed.
+
+    Example:
+
+    >>> import tf_tickets as tt
+    >>> ticket = tt.Ticket({"kernel": np.array([[True, False]])})
+    >>> print(tt.retraining.Spending(("activations",), ticket))
+    activations on <Ticket: 1 of 2 weights in 1 tensors, sparsity 0.5000>;
+    0 parameters added, sparsity 0.5000 with them
     """
 
     tweaks: tuple[str, ...]

@@ -82,7 +82,7 @@ def remove_dead_channels(
     ...     keras.layers.Dense(2, name="head"),
     ... ])
     >>> hidden = model.get_layer("hidden")
-    >>> hidden.kernel.assign(hidden.kernel * ([0.0] * 5 + [1.0] * 3))
+    >>> _ = hidden.kernel.assign(hidden.kernel * ([0.0] * 5 + [1.0] * 3))
     >>> small = tt.structured.remove_dead_channels(model)
     >>> small.get_layer("hidden").units
     3

@@ -102,24 +102,30 @@ class Rebuilder:
             old.items(), new.values(), strict=True
         ):
             value = np.array(keras.ops.convert_to_numpy(source))
+            # Weights of one path, in two nested models, have slots of one
+            # name, in the same order.
+            index = seen.get(source.path, 0)
+            seen[source.path] = index + 1
             if value.shape != tuple(target.shape):
-                owners = [
-                    v
+                path_of = [
+                    v.path
                     for prefix, v in prefixes
                     if source.name.startswith(prefix + "_")
                     and tuple(v.shape) == value.shape
                 ]
-                index = seen.get(source.path, 0)
-                seen[source.path] = index + 1
-                if not owners:
+                same = [
+                    v
+                    for v in model.trainable_variables
+                    if path_of and v.path == path_of[0]
+                ]
+                if index >= len(same):
                     raise ValueError(
                         "The optimizer's state cannot be cut to the smaller "
                         "model; let it have a fresh optimizer. Received: "
                         f"{path} of shape {value.shape}, "
                         f"{tuple(target.shape)} in the smaller model"
                     )
-                same = [v for v in owners if v.path == owners[0].path]
-                value = self.sliced(same[min(index, len(same) - 1)], value)
+                value = self.sliced(same[index], value)
             target.assign(value)
 
     def _copy_model(self, model: keras.Model) -> keras.Model:

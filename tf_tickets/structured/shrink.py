@@ -96,10 +96,10 @@ def shrink(
     ...     keras.layers.GlobalAveragePooling2D(),
     ...     keras.layers.Dense(2),
     ... ])
-    >>> small = tt.structured.shrink(
-    ...     model, {"norm/gamma": [True, False, False, True]})
-    >>> small.get_layer("conv").kernel.shape
-    (3, 3, 3, 2)
+    >>> scale = model.get_layer("norm").gamma.path
+    >>> small = tt.structured.shrink(model, {scale: [True, False, False, True]})
+    >>> small.get_layer("conv").filters
+    2
     """
     if weights not in ("keep", "start"):
         raise ValueError(

@@ -12,6 +12,7 @@ import numpy as np
 
 from tf_tickets import archive, masking
 from tf_tickets.selection import layers_of, match_keys, named_weights
+from tf_tickets.ticket import check_mappings
 from tf_tickets.version import __version__
 
 
@@ -50,6 +51,8 @@ class ChannelTicket:
         *,
         scores: Mapping[str, np.ndarray] | None = None,
     ) -> None:
+        check_mappings(masks=masks, weights=weights, scores=scores)
+        check_mappings(metadata=metadata)
         if not masks:
             raise ValueError(
                 f"A ticket needs a mask. Received: masks={masks!r}"
@@ -120,6 +123,10 @@ class ChannelTicket:
         Raises:
             ValueError: If the tickets cover different channels.
         """
+        if not isinstance(other, ChannelTicket):
+            raise ValueError(
+                f"`other` must be a channel ticket. Received: other={other!r}"
+            )
         mine = {k: m.size for k, m in self._masks.items()}
         theirs = {k: m.size for k, m in other.masks.items()}
         if mine != theirs:

@@ -1,0 +1,157 @@
+import keras
+import numpy as np
+import pytest
+
+import tf_tickets as tt
+from tests.conftest import compiled, mlp
+from tests.retraining.networks import block_net, images
+from tf_tickets.analysis import (
+    activation_sparsity,
+    input_landscape,
+    loss_landscape,
+)
+from tf_tickets.analysis.landscape import _filter_normalized
+from tf_tickets.analysis.losses import LossOverData
+from tf_tickets.retraining import replace_activations
+from tf_tickets.selection import named_weights
+
+
+def test_every_filter_of_a_direction_has_the_length_of_the_models_filter():
+    model = compiled(block_net())
+    ticket = tt.prune(model, sparsity=0.5)
+    ticket.apply(model)
+    function = LossOverData(model, images(), needed_by="test")
+    weights = function.weights()
+    direction = _filter_normalized(function.random(0), weights)
+    assert not any(k.endswith(("gamma", "beta", "bias")) for k in direction)
+    for key, d in direction.items():
+        w, d = weights[key].numpy(), d.numpy()
+        axes = tuple(range(w.ndim - 1))
+        np.testing.assert_allclose(
+            np.sqrt((d**2).sum(axes)), np.sqrt((w**2).sum(axes)), rtol=1e-4
+        )
+        assert (d[~ticket.masks[key]] == 0).all()
+
+
+def test_the_surface_is_the_loss_of_the_moved_weights(data):
+    model = compiled(mlp())
+    before = model.get_weights()
+    surface = loss_landscape(model, data, span=0.5, steps=3, seed=4)
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert surface.center == pytest.approx(
+        model.evaluate(*data, verbose=0)[0], rel=1e-5
+    )
+    function = LossOverData(model, data, needed_by="test")
+    first, second = (
+        _filter_normalized(function.random(s), function.weights())
+        for s in (8, 9)
+    )
+    for key, variable in named_weights(model).items():
+        if key in first:
+            variable.assign(variable + 0.5 * first[key] - 0.5 * second[key])
+    assert surface.losses[0, 2] == pytest.approx(
+        model.evaluate(*data, verbose=0)[0], rel=1e-4
+    )
+    assert surface.area_below(np.inf) == 1
+    assert surface.area_below(0) < 1
+
+
+def test_the_input_landscape_rises_fastest_along_the_gradient(data):
+    model = compiled(mlp(), "adam")
+    model.fit(*data, epochs=5, verbose=0)
+    seen = []
+    surface = input_landscape(
+        model,
+        data,
+        span=0.1,
+        steps=3,
+        on_point=lambda done, of: seen.append((done, of)),
+    )
+    assert surface.center == pytest.approx(
+        model.evaluate(*data, verbose=0)[0], rel=1e-5
+    )
+    along, across = surface.losses[1, 2], surface.losses[2, 1]
+    assert along > surface.center
+    assert along - surface.center > abs(across - surface.center)
+    assert seen[-1] == (9, 9)
+
+
+def test_activation_sparsity_is_the_count_by_hand():
+    x = i = keras.Input((3,))
+    inner = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Activation("relu", name="nested")]
+    )
+    x = keras.layers.Dense(
+        3, activation="relu", kernel_initializer="identity", name="dense"
+    )(x)
+    x = inner(x - 1.0)
+    x = keras.ops.relu(x - 1.0)
+    x = keras.layers.ReLU(name="layer")(x)
+    model = keras.Model(i, keras.layers.Dense(2, name="linear")(x))
+    batch = np.array([[-1.0, 0.5, 1.5], [2.5, 3.5, -2.0]], "float32")
+    found = activation_sparsity(model, batch, threshold=0.0)
+    shares = list(found.layers.values())
+    #  relu(x): 0 .5 1.5 / 2.5 3.5 0; -1: 0 0 .5 / 1.5 2.5 0; -1: 0 0 0 / .5 ..
+    assert shares == pytest.approx([2 / 6, 3 / 6, 4 / 6, 4 / 6])
+    assert found.total == pytest.approx(13 / 24)
+    assert list(found.layers)[0] == "dense"
+    assert "linear" not in found.layers
+    assert model.get_layer("dense").activation is keras.activations.relu
+    assert "call" not in vars(model.get_layer("layer"))
+
+
+def test_swish_has_hardly_any_zeros_where_relu_has_tens_of_percent():
+    """The gap of Table A1."""
+    model = block_net()
+    x = images(count=64)[0]
+    relu = activation_sparsity(model, x)
+    swish = activation_sparsity(replace_activations(model, "swish"), x)
+    assert list(relu.layers) == list(swish.layers)
+    assert all(share > 0.2 for share in relu.layers.values())
+    assert all(share < 0.01 for share in swish.layers.values())
+
+
+def test_a_subclassed_model_is_looked_into():
+    class Mine(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(8, "relu", name="dense")
+            self.relu = keras.layers.ReLU(name="relu")
+
+        def call(self, x):
+            return self.relu(self.dense(x) - 0.5)
+
+    model = Mine()
+    model(np.ones((2, 4), "float32"))
+    found = activation_sparsity(model, images((4,))[0])
+    assert list(found.layers) == ["dense", "relu"]
+    assert found.layers["relu"] > found.layers["dense"] > 0
+
+
+def test_plots_are_files(data, tmp_path):
+    pytest.importorskip("matplotlib")
+    model = compiled(mlp())
+    loss_landscape(model, data, steps=3).plot(tmp_path / "a.png")
+    activation_sparsity(model, data[0]).plot(tmp_path / "b.png")
+    assert {p.stat().st_size > 1000 for p in tmp_path.iterdir()} == {True}
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda m, d: loss_landscape(m, d, steps=4), "odd"),
+        (lambda m, d: loss_landscape(m, d, span=0), "span"),
+        (lambda m, d: input_landscape(m, d, steps=1), "odd"),
+        (lambda m, d: activation_sparsity(m, d, threshold=-1), "threshold"),
+        (
+            lambda m, d: activation_sparsity(
+                keras.Sequential([keras.Input((8,)), keras.layers.Dense(2)]), d
+            ),
+            "no activations",
+        ),
+    ],
+)
+def test_bad_requests_get_one_clear_error(data, make, message):
+    with pytest.raises(ValueError, match=message):
+        make(compiled(mlp()), data)

@@ -1,0 +1,30 @@
+"""Figures, without matplotlib until one is drawn."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+
+def new_axes(size: tuple[float, float] = (5, 3)) -> tuple[Any, Any]:
+    """``(figure, axes)`` that no window manager knows of.
+
+    Args:
+        size: Width and height in inches.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Plots need matplotlib: pip install 'tf_tickets[plots]'"
+        ) from error
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def save(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Write a figure to an image file."""
+    figure.savefig(os.fspath(path), dpi=150)

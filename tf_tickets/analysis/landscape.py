@@ -1,0 +1,292 @@
+"""Loss landscapes: over the weights and over the input."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_tickets.analysis.figures import new_axes, save
+from tf_tickets.analysis.losses import LossOverData, Vector, moved
+from tf_tickets.pruning.data import Batch
+from tf_tickets.pruning.objective import Loss
+from tf_tickets.ticket import Ticket
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LossSurface:
+    """The loss over a plane.
+
+    Attributes:
+        x: Multiples of the first direction; 0 is the model.
+        y: Multiples of the second one.
+        losses: ``losses[i, j]`` at ``y[i]`` and ``x[j]``.
+        title: What the plane lies in.
+
+    Example:
+
+    >>> from tf_tickets.analysis import LossSurface
+    >>> at = np.array([-1.0, 0.0, 1.0])
+    >>> surface = LossSurface(at, at, at[:, None] ** 2 + at**2)
+    >>> surface.center, round(surface.area_below(1.0), 2)
+    (0.0, 0.56)
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    losses: np.ndarray
+    title: str = ""
+
+    @property
+    def center(self) -> float:
+        """The loss of the model itself."""
+        return float(
+            self.losses[np.abs(self.y).argmin(), np.abs(self.x).argmin()]
+        )
+
+    def area_below(self, rise: float) -> float:
+        """Share of the plane where the loss is at most ``rise`` above it."""
+        return float((self.losses <= self.center + rise).mean())
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the contours, into an image file."""
+        figure, axes = new_axes((5, 4))
+        shown = np.where(np.isfinite(self.losses), self.losses, np.nan)
+        lines = axes.contour(self.x, self.y, shown, levels=20)
+        axes.clabel(lines, fontsize=7)
+        axes.plot(0, 0, "k+")
+        axes.set_title(self.title)
+        save(figure, path)
+
+
+def loss_landscape(
+    model: keras.Model,
+    data: Any,
+    *,
+    span: float = 1.0,
+    steps: int = 21,
+    seed: int = 0,
+    ticket: Ticket | None = None,
+    loss: Loss | None = None,
+    training: bool = False,
+    batch_size: int = 256,
+    batches: int | None = None,
+    on_point: Callable[[int, int], None] | None = None,
+) -> LossSurface:
+    r"""The loss over a random plane through the weights.
+
+    Two random directions, each filter of which has the length of the model's
+    filter: $d_{ij} \leftarrow d_{ij}\,\|w_{ij}\|/\|d_{ij}\|$. So networks of
+    other scales can be compared. Biases and normalization parameters stay,
+    and so do pruned weights.
+
+    Args:
+        model: A built model; compiled, unless there is a ``loss``. Nothing
+            in it changes.
+        data: See `tf_tickets.pruning.data.batches`.
+        span: The plane goes from -span to span in both directions.
+        steps: Points on a side, odd so that the model is one of them.
+        seed: Of the directions.
+        ticket: As in `hessian_top_eigenvalue`.
+        loss: Instead of the compiled loss.
+        training: Whether normalization uses the statistics of the batch.
+        batch_size: Of the batches that arrays are cut into.
+        batches: Read at most so many batches.
+        on_point: Called with (points done, points in all).
+
+    Returns:
+        The surface.
+
+    Raises:
+        ValueError: If an option is out of its range, or there is no data.
+
+    Reference:
+        Li et al., "Visualizing the Loss Landscape of Neural Nets", NeurIPS
+        2018, section 4.
+
+    Example:
+
+    >>> import tf_tickets as tt
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> model.compile(loss="mse")
+    >>> data = np.ones((8, 4)), np.ones((8, 2))
+    >>> surface = tt.analysis.loss_landscape(model, data, steps=3)
+    >>> surface.losses.shape
+    (3, 3)
+    """
+    grid = _grid(span, steps)
+    function = LossOverData(
+        model,
+        data,
+        needed_by="loss_landscape",
+        ticket=ticket,
+        loss=loss,
+        training=training,
+        batch_size=batch_size,
+        limit=batches,
+    )
+    weights = function.weights()
+    first, second = (
+        _filter_normalized(function.random(s), weights)
+        for s in (2 * seed, 2 * seed + 1)
+    )
+
+    def at(a: float, b: float) -> float:
+        return function.value(
+            moved(
+                weights,
+                {k: a * d for k, d in first.items()},
+                {k: b * d for k, d in second.items()},
+            )
+        )
+
+    return _surface(grid, at, "weight space", on_point)
+
+
+def input_landscape(
+    model: keras.Model,
+    data: Any,
+    *,
+    span: float = 0.5,
+    steps: int = 21,
+    seed: int = 0,
+    loss: Loss | None = None,
+    batch_size: int = 256,
+    batches: int | None = None,
+    on_point: Callable[[int, int], None] | None = None,
+) -> LossSurface:
+    """The loss when inputs are perturbed along two directions.
+
+    For every sample the first direction is the gradient of its loss with
+    respect to the input, the second a random one at a right angle to it; both
+    have the length of the sample, so that ``span`` is a relative size. (The
+    paper's figure does not say which directions it shows.)
+
+    Args:
+        model: A built model with one input; nothing in it changes.
+        data: See `tf_tickets.pruning.data.batches`.
+        span: The plane goes from -span to span in both directions.
+        steps: Points on a side, odd so that the samples are one of them.
+        seed: Of the second direction.
+        loss: Instead of the compiled loss.
+        batch_size: Of the batches that arrays are cut into.
+        batches: Read at most so many batches.
+        on_point: Called with (points done, points in all).
+
+    Returns:
+        The surface.
+
+    Raises:
+        ValueError: If an option is out of its range, there is no data, or the
+            model has several inputs.
+
+    Reference:
+        Jaiswal et al., "Spending Your Winning Lottery Better After Drawing
+        It", 2021, section 4.6.
+
+    Example:
+
+    >>> import tf_tickets as tt
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> model.compile(loss="mse")
+    >>> data = np.ones((8, 4)), np.ones((8, 2))
+    >>> surface = tt.analysis.input_landscape(model, data, steps=3)
+    >>> bool(surface.losses[1, 2] > surface.center)
+    True
+    """
+    grid = _grid(span, steps)
+    function = LossOverData(
+        model,
+        data,
+        needed_by="input_landscape",
+        loss=loss,
+        batch_size=batch_size,
+        limit=batches,
+    )
+    weights = function.weights()
+    rng = np.random.default_rng(seed)
+    originals = function.batches
+    planes = []
+    for batch in originals:
+        if not tf.is_tensor(batch.x):
+            raise ValueError(
+                "An input landscape needs a model with one input. "
+                f"Received: inputs of the structure {type(batch.x).__name__}"
+            )
+        x = tf.cast(batch.x, tf.float32)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            value = function.objective(weights, batch._replace(x=x))
+        slope = tape.gradient(value, x).numpy()
+        noise = rng.normal(size=slope.shape)
+        planes.append(_plane(x.numpy(), slope, noise))
+
+    def at(a: float, b: float) -> float:
+        function.batches = [
+            Batch(tf.constant(x + a * u + b * v, tf.float32), *batch[1:])
+            for batch, (x, u, v) in zip(originals, planes, strict=True)
+        ]
+        return function.value(weights)
+
+    return _surface(grid, at, "input space", on_point)
+
+
+def _grid(span: float, steps: int) -> np.ndarray:
+    if not span > 0:
+        raise ValueError(f"`span` must be positive. Received: span={span!r}")
+    if isinstance(steps, bool) or steps < 3 or steps % 2 == 0:
+        raise ValueError(
+            "`steps` must be an odd number of at least 3. "
+            f"Received: steps={steps!r}"
+        )
+    return np.linspace(-span, span, steps)
+
+
+def _surface(
+    grid: np.ndarray,
+    at: Callable[[float, float], float],
+    title: str,
+    on_point: Callable[[int, int], None] | None,
+) -> LossSurface:
+    losses = np.empty((grid.size, grid.size))
+    for i, b in enumerate(grid):
+        for j, a in enumerate(grid):
+            losses[i, j] = at(float(a), float(b))
+            if on_point is not None:
+                on_point(i * grid.size + j + 1, losses.size)
+    return LossSurface(grid, grid.copy(), losses, title)
+
+
+def _filter_normalized(direction: Vector, weights: Vector) -> Vector:
+    """Each output's filter at the model's length; vectors are left out."""
+    normalized = {}
+    for key, d in direction.items():
+        w = weights[key]
+        if len(w.shape) < 2:
+            continue
+        # The kernel of a depthwise convolution has a filter per channel.
+        depthwise = "depthwise" in key.rsplit("/", 1)[-1] or w.shape[-1] == 1
+        outputs = 2 if depthwise and len(w.shape) > 2 else 1
+        axes = list(range(len(w.shape) - outputs))
+        length, target = (
+            tf.sqrt(tf.reduce_sum(t * t, axis=axes, keepdims=True))
+            for t in (d, w)
+        )
+        normalized[key] = tf.math.divide_no_nan(d * target, length)
+    return normalized
+
+
+def _plane(
+    x: np.ndarray, slope: np.ndarray, noise: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    flat_x, u, v = (a.reshape(len(a), -1) for a in (x, slope, noise))
+    length = np.linalg.norm(flat_x, axis=1, keepdims=True)
+    u = u / np.maximum(np.linalg.norm(u, axis=1, keepdims=True), 1e-20)
+    v = v - (v * u).sum(1, keepdims=True) * u
+    v = v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-20)
+    return x, (length * u).reshape(x.shape), (length * v).reshape(x.shape)
