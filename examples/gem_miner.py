@@ -279,7 +279,7 @@ def imp(task: Task, how: Recipes, seed: int) -> tuple[tt.Ticket, float]:
 
 
 def at_initialization(
-    criterion: str, scope: str, batches: int = 0
+    criterion: str, scope: Any, batches: int = 0
 ) -> Callable[[Task, Recipes, int], tuple[tt.Ticket, float]]:
     """One drawing from the untrained network."""
 
@@ -302,7 +302,11 @@ SEARCHES: dict[str, Callable[[Task, Recipes, int], Any]] = {
     "gem_miner": gem_miner,
     "imp": imp,
     "edge_popup": edge_popup(),
-    "smart_ratio": at_initialization("random", "smart_ratio"),
+    # Only the classifier is kept at 30 %: a hidden dense layer would spend the
+    # budget alone.
+    "smart_ratio": at_initialization(
+        "random", tt.pruning.smart_ratio(linear="classifier")
+    ),
     "snip": at_initialization("snip", "global", batches=4),
     "synflow": at_initialization("synflow", "global"),
     **{name: edge_popup(**options) for name, options in ABLATIONS.items()},

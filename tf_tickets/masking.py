@@ -19,6 +19,10 @@ import tensorflow as tf
 from tf_tickets.selection import named_weights
 
 
+# The types that TensorFlow multiplies so on every device.
+_MULTIPLIED = ("float32", "float64")
+
+
 class MaskConstraint(keras.constraints.Constraint):
     r"""$w \leftarrow m \odot c(w)$, with the layer's own constraint $c$.
 
@@ -31,6 +35,8 @@ class MaskConstraint(keras.constraints.Constraint):
         inner: The constraint that the variable had before, or `None`.
         average: Called when a step is traced; the variable that holds the
             weight's moving average, or `None`.
+        dtype: How the mask is kept: `"bool"`, or the weight's own type, which
+            saves the step a conversion.
     """
 
     def __init__(
@@ -38,9 +44,10 @@ class MaskConstraint(keras.constraints.Constraint):
         mask: np.ndarray,
         inner: Callable[..., tf.Tensor] | None = None,
         average: Callable[[], keras.Variable | None] = lambda: None,
+        dtype: str = "bool",
     ) -> None:
         self.mask = tf.Variable(
-            mask, trainable=False, dtype=tf.bool, name="mask"
+            mask, trainable=False, dtype=dtype, name="mask"
         )
         self.inner = inner
         self.average = average
@@ -57,10 +64,17 @@ class MaskConstraint(keras.constraints.Constraint):
 def masked(w: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """``w`` where ``mask`` is true, +0.0 elsewhere, NaN and inf included.
 
-    A product would leave -0.0 in the place of negative weights: equal to zero,
-    but random sign bits that no compressor can remove.
+    A plain product would leave -0.0 in the place of negative weights: equal to
+    zero, but random sign bits that no compressor can remove.
+
+    Args:
+        w: A real tensor.
+        mask: Boolean, or zeros and ones in the type of ``w``, which is faster
+            where nothing is compiled.
     """
     w = tf.convert_to_tensor(w)
+    if mask.dtype == w.dtype:
+        return tf.math.multiply_no_nan(w, mask)
     return tf.where(mask, w, tf.zeros((), w.dtype))
 
 
@@ -84,8 +98,12 @@ def enforce(model: keras.Model, masks: Mapping[str, np.ndarray]) -> None:
             if isinstance(constraint, MaskConstraint):
                 constraint.mask.assign(mask)
             else:
+                dtype = str(variable.dtype)
                 variable.constraint = MaskConstraint(
-                    mask, constraint, _average_of(model, variable)
+                    mask,
+                    constraint,
+                    _average_of(model, variable),
+                    dtype if dtype in _MULTIPLIED else "bool",
                 )
                 fresh = True
     if fresh:
@@ -97,7 +115,7 @@ def enforce(model: keras.Model, masks: Mapping[str, np.ndarray]) -> None:
 def attached_masks(model: keras.Model) -> dict[str, np.ndarray]:
     """The masks that `enforce` attached, by key; empty if there are none."""
     return {
-        key: constraint.mask.numpy()
+        key: constraint.mask.numpy().astype(bool)
         for key, variable in _masked_weights(model).items()
         if isinstance(constraint := variable.constraint, MaskConstraint)
     }
