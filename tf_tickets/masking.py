@@ -18,7 +18,6 @@ import tensorflow as tf
 
 from tf_tickets.selection import named_weights
 
-
 # The types that TensorFlow multiplies so on every device.
 _MULTIPLIED = ("float32", "float64")
 
@@ -46,9 +45,7 @@ class MaskConstraint(keras.constraints.Constraint):
         average: Callable[[], keras.Variable | None] = lambda: None,
         dtype: str = "bool",
     ) -> None:
-        self.mask = tf.Variable(
-            mask, trainable=False, dtype=dtype, name="mask"
-        )
+        self.mask = tf.Variable(mask, trainable=False, dtype=dtype, name="mask")
         self.inner = inner
         self.average = average
 

@@ -59,6 +59,11 @@ class Search:
             tf.function(step, jit_compile=jit_compile)
             for step in (self.slopes, self.norm_slope, self.after)
         )
+        if not jit_compile:
+            # The gradient of TensorFlow's swish holds control dependencies.
+            # Differentiated again they can form a cycle, which a graph may
+            # not have and eager execution does not know.
+            self._norm = self.norm_slope
 
     def iterate(
         self, scales: ScaleOptimizer, feed: Iterator[Batch], bound: float
