@@ -221,6 +221,21 @@ def test_keys_match_exactly_then_by_order_then_not_at_all():
     }
     renamed = {"a/kernel": Var(2, 3), "b/kernel": Var(3, 3)}
     assert [*match_keys(shapes, renamed).values()] == ["a/kernel", "b/kernel"]
+    # A model that was loaded: inner models are gone from paths, a loose
+    # variable is numbered on, one path is the same.
+    stored = {
+        "stem/conv/kernel": (2, 3),
+        "block/kernel": (3, 3),
+        "scale/variable": (3, 1),
+    }
+    loaded = {
+        "conv/kernel": Var(2, 3),
+        "block/kernel": Var(3, 3),
+        "scale/variable_18": Var(3, 1),
+    }
+    assert [*match_keys(stored, loaded).items()] == list(
+        zip(stored, loaded, strict=True)
+    )
     mixed = {"dense/kernel": Var(2, 3), "b/kernel": Var(3, 3)}
     other = {"dense/kernel": Var(2, 4), "dense_1/kernel": Var(4, 3)}
     for misfit in (mixed, other, {}):

@@ -186,7 +186,8 @@ def match_keys(
     around the layers. Keras numbers layers as they are made (``dense``,
     ``dense_1``, ...), so the same model has other paths in another process:
     then the two lists are aligned by order, when every shape agrees and
-    either no path or every path without its numbers does.
+    either no path or every path without its numbers and the models around
+    it does.
 
     Args:
         shapes: ``{stored key: shape}``, in the stored order.
@@ -219,11 +220,13 @@ def match_keys(
     if [tuple(s) for s in shapes.values()] == [
         tuple(v.shape) for v in variables.values()
     ]:
+        pairs = dict(zip(stored, present, strict=True))
         strangers = not set(stored) & set(present)
-        if strangers or [*map(_unnumbered, stored)] == [
-            *map(_unnumbered, present)
-        ]:
-            return dict(zip(stored, present, strict=True))
+        if strangers or all(
+            _is_ending(_unnumbered(a), _unnumbered(b))
+            for a, b in pairs.items()
+        ):
+            return pairs
     raise ValueError(
         "The weights do not fit this model:\n  "
         + "\n  ".join(problems)
@@ -287,7 +290,7 @@ def _by_ending(stored: list[str], present: list[str]) -> dict[str, str]:
     """Pairs of which one path ends with the whole other, if all are clear."""
     found = {
         key: [p for p in present if f"/{p}".endswith(f"/{key}")]
-        or [p for p in present if f"/{key}".endswith(f"/{p}")]
+        or [p for p in present if _is_ending(key, p)]
         for key in stored
     }
     if any(len(paths) != 1 for paths in found.values()) or len(
@@ -295,6 +298,11 @@ def _by_ending(stored: list[str], present: list[str]) -> dict[str, str]:
     ) < len(stored):
         return {}
     return {key: paths[0] for key, paths in found.items()}
+
+
+def _is_ending(one: str, other: str) -> bool:
+    """Whether one path is the other below some of its models."""
+    return f"/{one}".endswith(f"/{other}") or f"/{other}".endswith(f"/{one}")
 
 
 def _unnumbered(path: str) -> str:
