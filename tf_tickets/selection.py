@@ -223,8 +223,7 @@ def match_keys(
         pairs = dict(zip(stored, present, strict=True))
         strangers = not set(stored) & set(present)
         if strangers or all(
-            _is_ending(_unnumbered(a), _unnumbered(b))
-            for a, b in pairs.items()
+            _is_ending(_unnumbered(a), _unnumbered(b)) for a, b in pairs.items()
         ):
             return pairs
     raise ValueError(
