@@ -39,17 +39,20 @@ def main(index: int, ports: list[str], out: str, alone: bool) -> None:
     data = data.with_options(options)
     results = {}
 
-    def fit(name, *callbacks, epochs, validation=None):
+    def fit(name, *callbacks, epochs, validation=None, norm=(), wrap=None):
         keras.utils.set_random_seed(0)
         with strategy.scope():
             model = keras.Sequential(
                 [
                     keras.Input((8,)),
                     keras.layers.Dense(32, activation="relu", name="hidden"),
+                    *norm,
                     keras.layers.Dense(4, name="head"),
                 ],
                 name="mlp",
             )
+            if wrap is not None:
+                model = wrap(model)
             model.compile(
                 keras.optimizers.SGD(0.1, momentum=0.9),
                 keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -89,6 +92,23 @@ def main(index: int, ports: list[str], out: str, alone: bool) -> None:
     fit("gradual", gradual, tt.callbacks.SparsityLogger(), epochs=2)
     rewind = tt.callbacks.Rewind(step=3)
     fit("rewind", tt.callbacks.EnforceTicket(imp.ticket), rewind, epochs=2)
+    freezing = tt.callbacks.IterativeFreezing(target_sparsity=0.7, every=2)
+    miner = fit(
+        "freezing",
+        freezing,
+        epochs=6,
+        wrap=lambda model: tt.supermask(model, score_penalty=1e-3),
+    )
+    gem = tt.Ticket.from_supermask(miner)
+    for path, mask in gem.masks.items():
+        results[f"freezing/mask/{path}"] = mask
+    with strategy.scope():
+        norm = keras.layers.BatchNormalization(synchronized=True)
+    search = tt.callbacks.EarlyBird([0.5], epsilon=0.5, window=3)
+    fit("early_bird", search, epochs=8, norm=[norm])
+    results["early_bird/epoch"] = search.epochs[0.5]
+    for name, mask in search.tickets[0.5].masks.items():
+        results[f"early_bird/mask/{name}"] = mask
     np.savez(out, **results)
 
 

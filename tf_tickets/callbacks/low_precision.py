@@ -114,7 +114,7 @@ def low_precision(
             "The model must be built and compiled before it is trained in "
             f"low precision. Received: model={model.name!r}"
         )
-    rounding = _Rounding(bits, seed)
+    rounding = _Rounding(model, bits, seed)
     layers = _rounded_layers(model)
     with contextlib.ExitStack() as undo:
         kernels = _round_kernels(layers, rounding, undo)
@@ -172,12 +172,21 @@ class LowPrecision(keras.callbacks.Callback):
 class _Rounding:
     """The quantisers of one model, with one stream of random numbers."""
 
-    def __init__(self, bits: int, seed: int) -> None:
+    def __init__(self, model: keras.Model, bits: int, seed: int) -> None:
         self.bits = bits
-        self.seeds = keras.random.SeedGenerator(seed)
+        self.seed = seed
+        self.iterations = model.optimizer.iterations
+        with model.distribute_strategy.scope():
+            self.seeds = keras.random.SeedGenerator(seed)
 
     def __call__(self, x: tf.Tensor, axis: int | None) -> tf.Tensor:
         return block_floating_point(x, self._next(), axis, self.bits)
+
+    def kernel(self, w: tf.Tensor, index: int, axis: int) -> tf.Tensor:
+        """Kernel number ``index``, on every replica with the same numbers."""
+        step = tf.cast(tf.convert_to_tensor(self.iterations), tf.int32)
+        seed = tf.stack([(self.seed + 7919 * (index + 1)) % 2**31, step])
+        return block_floating_point(w, seed, axis, self.bits)
 
     def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """A layer's ``call`` with its output and the errors into it rounded."""
@@ -245,14 +254,21 @@ class _RoundedKernel(keras.constraints.Constraint):
     """Q(c(w)) after each update, with the variable's own constraint c."""
 
     def __init__(
-        self, rounding: _Rounding, axis: int, inner: Callable[..., Any] | None
+        self,
+        rounding: _Rounding,
+        index: int,
+        axis: int,
+        inner: Callable[..., Any] | None,
     ) -> None:
         self.rounding = rounding
+        self.index = index
         self.axis = axis
         self.inner = inner
 
     def __call__(self, w: Any) -> tf.Tensor:
-        rounded = self.rounding(tf.convert_to_tensor(w), self.axis)
+        rounded = self.rounding.kernel(
+            tf.convert_to_tensor(w), self.index, self.axis
+        )
         # A mask has the last word; zero is zero in any precision.
         return rounded if self.inner is None else self.inner(rounded)
 
@@ -292,7 +308,9 @@ def _round_kernels(
             axis = len(variable.shape) - (2 if depthwise else 1)
             axes[id(variable)] = axis
             inner = variable.constraint
-            variable.constraint = _RoundedKernel(rounding, axis, inner)
+            variable.constraint = _RoundedKernel(
+                rounding, len(axes), axis, inner
+            )
             undo.callback(setattr, variable, "constraint", inner)
     return axes
 

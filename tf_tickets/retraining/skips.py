@@ -307,6 +307,7 @@ class _Injection:
             axis=channel_axis(site.conv) if like is None else like.axis,
             momentum=0.9 if like is None else like.momentum,
             epsilon=self.epsilon,
+            synchronized=like is not None and like.synchronized,
             gamma_regularizer=like and like.gamma_regularizer,
             beta_regularizer=like and like.beta_regularizer,
             name=f"{site.conv.name}_skip_bn",
