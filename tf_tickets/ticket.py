@@ -586,7 +586,7 @@ def _as_mask(key: str, mask: np.ndarray) -> np.ndarray:
                 f"{key} with values such as {np.unique(array)[:4]}"
             )
         array = array.astype(bool)
-    return _read_only(array.copy())
+    return _read_only(array)
 
 
 def _as_arrays(
@@ -595,13 +595,17 @@ def _as_arrays(
     if arrays is None:
         return None
     return MappingProxyType(
-        {str(k): _read_only(np.array(a)) for k, a in arrays.items()}
+        {str(k): _read_only(np.asarray(a)) for k, a in arrays.items()}
     )
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
-    array.flags.writeable = False
-    return array
+    """A copy; an array that nobody can write, another ticket's, is shared."""
+    if not array.flags.writeable and array.flags.owndata:
+        return array
+    copy = np.array(array)
+    copy.flags.writeable = False
+    return copy
 
 
 def _unpacked(bits: np.ndarray, shape: list[int]) -> np.ndarray:

@@ -258,7 +258,7 @@ class IterativeMagnitudePruning(MaskKeeper):
             )
         done = len(self.tickets) + 1
         trained_sparsity = sparsity_of(current_masks(self.model, self.filters))
-        trained_weights = values_of(named_weights(self.model))
+        weights = self._start_weights() or values_of(named_weights(self.model))
         sparsity, scope = self.plan.demand(done, self._initial_sparsity)
         masks, _ = draw_masks(
             self.model,
@@ -271,10 +271,9 @@ class IterativeMagnitudePruning(MaskKeeper):
         masking.enforce(self.model, masks)
         if self.rewind is not None:
             self._point.rewind()
-        start = self._point.snapshot if self.rewind == "weights" else None
         ticket = Ticket(
             masks,
-            start.weights_of(self.model) if start else trained_weights,
+            weights,
             {
                 "source": "IterativeMagnitudePruning",
                 "round": done,
@@ -312,11 +311,21 @@ class IterativeMagnitudePruning(MaskKeeper):
         self.history = record["history"]
         self._initial_sparsity = record["initial_sparsity"]
         folder = self._directory.path
-        self.tickets = [
-            Ticket.load(folder / _file(row["round"])) for row in self.history
-        ]
+        for row in self.history:
+            ticket = Ticket.load(folder / _file(row["round"]))
+            weights = self._start_weights() or ticket.weights
+            self.tickets.append(Ticket(ticket.masks, weights, ticket.metadata))
         if self.rewind is not None and self.tickets:
             self._point.snapshot, _ = Snapshot.load(folder / "rewind_point.npz")
+
+    def _start_weights(self) -> Mapping[str, np.ndarray] | None:
+        """The weights that every round goes back to, held once for all."""
+        if self.rewind != "weights":
+            return None
+        if self.tickets:
+            return self.tickets[0].weights
+        point = self._point.snapshot
+        return point.weights_of(self.model) if point else None
 
     def _save(self, files: dict[str, Ticket | Snapshot]) -> None:
         if self._directory is not None:
