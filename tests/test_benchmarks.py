@@ -11,7 +11,13 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import masked_step, retraces, selection, timing
+from benchmarks import (
+    masked_step,
+    retraces,
+    selection,
+    supermask_step,
+    timing,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -104,6 +110,22 @@ def test_masked_step(run, network, jit_compile):
     }
     assert sound(table, written)
     assert written["notes"]["mask bytes per weight, masked, tf_tickets"] == 1
+
+
+@pytest.mark.parametrize("jit_compile", ["false", "true"])
+def test_supermask_step(run, jit_compile):
+    table, written = run(
+        supermask_step,
+        "--network=mlp",
+        "--scope=global",
+        f"--jit_compile={jit_compile}",
+    )
+    assert {what for _, what in table} == {
+        "threshold",
+        "top-k, global",
+        "top-k by sorting, global",
+    }
+    assert sound(table, written)
 
 
 @pytest.mark.skipif(

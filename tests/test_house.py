@@ -15,7 +15,7 @@ PACKAGE = ROOT / "tf_tickets"
 FLOORS = [
     {"version"},
     {"archive", "selection", "initialization", "distribute"},
-    {"foreign", "masking", "snapshot"},
+    {"foreign", "masking", "masks", "snapshot"},
     {"ticket"},
     {"pruning"},
     {"layers", "structured", "analysis"},

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Literal, cast
 
 import keras
 import numpy as np
 
 from tf_tickets import archive, foreign, initialization, masking
+from tf_tickets.masks import Masks, check_weights_option, shapes_of
 from tf_tickets.selection import (
     Filters,
     layers_of,
@@ -20,10 +20,9 @@ from tf_tickets.selection import (
     prunable_weights,
     values_of,
 )
-from tf_tickets.version import __version__
 
 
-class Ticket:
+class Ticket(Masks):
     """Masks over a model's prunable weights and the weights to start from.
 
     Tickets are values: nothing changes one after it is made, and methods that
@@ -68,18 +67,7 @@ class Ticket:
         *,
         scores: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        check_mappings(masks=masks, weights=weights, scores=scores)
-        check_mappings(metadata=metadata)
-        if not masks:
-            raise ValueError(
-                f"A ticket needs a mask. Received: masks={masks!r}"
-            )
-        self._masks = MappingProxyType(
-            {str(k): _as_mask(str(k), m) for k, m in masks.items()}
-        )
-        self._weights = _as_arrays(weights)
-        self._scores = _as_arrays(scores)
-        self._metadata = {"tf_tickets": __version__, **(metadata or {})}
+        super().__init__(masks, weights, metadata, scores=scores)
         for name, arrays in (
             ("weights", self._weights),
             ("scores", self._scores),
@@ -205,7 +193,7 @@ class Ticket:
         if like is None:
             return values
         theirs = foreign.arrays_of(foreign.collect(like))
-        keys = match_keys(_shapes(values), theirs)
+        keys = match_keys(shapes_of(values), theirs)
         mine = {theirs_key: key for key, theirs_key in keys.items()}
         if len(mine) < len(theirs):
             raise ValueError(
@@ -301,59 +289,6 @@ class Ticket:
             scores=scores,
         )
 
-    @property
-    def masks(self) -> Mapping[str, np.ndarray]:
-        """``{path: boolean array}``, read-only; `True` = kept."""
-        return self._masks
-
-    @property
-    def weights(self) -> Mapping[str, np.ndarray] | None:
-        """``{path: array}``, read-only: the unmasked start weights."""
-        return self._weights
-
-    @property
-    def scores(self) -> Mapping[str, np.ndarray] | None:
-        """``{path: array}``, read-only: what the masks were drawn by."""
-        return self._scores
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """Where the ticket came from, as JSON values (a copy)."""
-        return dict(self._metadata)
-
-    @property
-    def size(self) -> int:
-        """How many weights the masks cover."""
-        return sum(m.size for m in self._masks.values())
-
-    @property
-    def kept(self) -> int:
-        """How many weights the masks keep."""
-        return sum(int(np.count_nonzero(m)) for m in self._masks.values())
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of the prunable weights that are zero, in [0, 1]."""
-        return (self.size - self.kept) / self.size
-
-    @property
-    def density(self) -> float:
-        """1 − sparsity."""
-        return self.kept / self.size
-
-    def densities(self) -> dict[str, float]:
-        """``{path: density}`` of each masked weight."""
-        return {
-            key: float(np.count_nonzero(m) / m.size) if m.size else 1.0
-            for key, m in self._masks.items()
-        }
-
-    def __repr__(self) -> str:
-        return (
-            f"<Ticket: {self.kept:,} of {self.size:,} weights in "
-            f"{len(self._masks)} tensors, sparsity {self.sparsity:.4f}>"
-        )
-
     def apply(
         self, model: keras.Model, *, weights: Literal["start", "keep"] = "start"
     ) -> None:
@@ -377,20 +312,11 @@ class Ticket:
             ValueError: If the ticket does not fit, listing every mismatch, or
                 has no start weights to assign. The model is unchanged then.
         """
-        if weights not in ("start", "keep"):
-            raise ValueError(
-                "`weights` must be 'start' or 'keep'. "
-                f"Received: weights={weights!r}"
-            )
-        if weights == "start" and self._weights is None:
-            raise ValueError(
-                "This ticket has masks and no start weights: apply it with "
-                "`weights='keep'`. Received: weights='start'"
-            )
+        check_weights_option(weights, self._weights)
         named = named_weights(model)
         keys = self.match(model)
         if weights == "start" and self._weights is not None:
-            every = match_keys(_shapes(self._weights), named)
+            every = match_keys(shapes_of(self._weights), named)
             for key, value in self._weights.items():
                 named[every[key]].assign(value)
         masking.enforce(model, {keys[k]: m for k, m in self._masks.items()})
@@ -403,7 +329,7 @@ class Ticket:
                 mismatch.
         """
         named = named_weights(model)
-        shapes = _shapes(self._masks)
+        shapes = shapes_of(self._masks)
         if all(
             key in named and tuple(named[key].shape) == shape
             for key, shape in shapes.items()
@@ -412,7 +338,7 @@ class Ticket:
         if self._weights is not None:
             # The full list is the safer one to align by order: it also says
             # where the weights without a mask stand.
-            every = match_keys(_shapes(self._weights), named)
+            every = match_keys(shapes_of(self._weights), named)
             return {key: every[key] for key in self._masks}
         return match_keys(shapes, prunable_weights(model))
 
@@ -464,34 +390,6 @@ class Ticket:
                 f"{str(path)!r} is not a whole tf_tickets ticket file: {error}"
             ) from error
 
-    def hamming_distance(self, other: Ticket) -> float:
-        """Fraction of the mask positions in which two tickets differ.
-
-        Args:
-            other: A ticket over the same weights.
-
-        Returns:
-            A number in [0, 1]; 0 for equal masks.
-
-        Raises:
-            ValueError: If the tickets cover different weights.
-        """
-        if not isinstance(other, Ticket):
-            raise ValueError(
-                f"`other` must be a ticket. Received: other={other!r}"[:500]
-            )
-        mine, theirs = _shapes(self._masks), _shapes(other.masks)
-        if mine != theirs:
-            raise ValueError(
-                "The tickets cover different weights. Received: "
-                f"{sorted(mine.items() ^ theirs.items())}"
-            )
-        differing = sum(
-            int(np.count_nonzero(m != other.masks[k]))
-            for k, m in self._masks.items()
-        )
-        return differing / self.size
-
     def shuffle(self, seed: int = 0) -> Ticket:
         """A control: each mask permuted within its tensor, start weights kept.
 
@@ -531,7 +429,7 @@ class Ticket:
         """
         named = named_weights(model)
         if self._weights is not None:
-            keys = match_keys(_shapes(self._weights), named)
+            keys = match_keys(shapes_of(self._weights), named)
             start = {keys[k]: v for k, v in self._weights.items()}
         else:
             start = values_of(named)
@@ -555,57 +453,12 @@ class Ticket:
         )
 
 
-def check_mappings(**arguments: Any) -> None:
-    """Raise where an argument is neither a mapping nor `None`.
-
-    Raises:
-        ValueError: Naming the argument.
-    """
-    for name, value in arguments.items():
-        if value is not None and not isinstance(value, Mapping):
-            raise ValueError(
-                f"`{name}` must map names to values. "
-                f"Received: {name}={value!r}"[:500]
-            )
-
-
 def _free_key(key: str, taken: Mapping[str, object]) -> str:
     count, free = 0, key
     while free in taken:
         count += 1
         free = f"{key}#{count}"
     return free
-
-
-def _as_mask(key: str, mask: np.ndarray) -> np.ndarray:
-    array = np.asarray(mask)
-    if array.dtype != bool:
-        if not np.isin(array, (0, 1)).all():
-            raise ValueError(
-                "A mask holds zeros and ones only. Received: "
-                f"{key} with values such as {np.unique(array)[:4]}"
-            )
-        array = array.astype(bool)
-    return _read_only(array)
-
-
-def _as_arrays(
-    arrays: Mapping[str, np.ndarray] | None,
-) -> Mapping[str, np.ndarray] | None:
-    if arrays is None:
-        return None
-    return MappingProxyType(
-        {str(k): _read_only(np.asarray(a)) for k, a in arrays.items()}
-    )
-
-
-def _read_only(array: np.ndarray) -> np.ndarray:
-    """A copy; an array that nobody can write, another ticket's, is shared."""
-    if not array.flags.writeable and array.flags.owndata:
-        return array
-    copy = np.array(array)
-    copy.flags.writeable = False
-    return copy
 
 
 def _unpacked(bits: np.ndarray, shape: list[int]) -> np.ndarray:
@@ -619,7 +472,3 @@ def _unpacked(bits: np.ndarray, shape: list[int]) -> np.ndarray:
     ):
         raise ValueError(f"a mask of shape {shape} has {bits.size} bytes")
     return np.unpackbits(bits, count=count).astype(bool).reshape(shape)
-
-
-def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(array.shape) for key, array in arrays.items()}

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 import keras
 import numpy as np
 
+from tf_tickets.masks import check_mappings
 from tf_tickets.selection import named_weights
 from tf_tickets.structured.graph import Call, Graph, trace
-from tf_tickets.ticket import check_mappings
 
 # A training step runs forward once, and backward twice as long: once for the
 # weights, once for the inputs.

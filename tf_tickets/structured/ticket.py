@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Literal
 
 import keras
 import numpy as np
 
 from tf_tickets import archive, masking
+from tf_tickets.masks import Masks, check_weights_option, shapes_of
 from tf_tickets.selection import layers_of, match_keys, named_weights
-from tf_tickets.ticket import check_mappings
-from tf_tickets.version import __version__
 
 
-class ChannelTicket:
+class ChannelTicket(Masks):
     """One mask per normalisation layer or kernel: which channels it keeps.
 
     Args:
@@ -51,94 +49,13 @@ class ChannelTicket:
         *,
         scores: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        check_mappings(masks=masks, weights=weights, scores=scores)
-        check_mappings(metadata=metadata)
-        if not masks:
-            raise ValueError(
-                f"A ticket needs a mask. Received: masks={masks!r}"
-            )
-        self._masks = MappingProxyType(
-            {str(k): _as_vector(str(k), m) for k, m in masks.items()}
-        )
-        self._weights = _frozen_copies(weights)
-        self._scores = _frozen_copies(scores)
-        self._metadata = {"tf_tickets": __version__, **(metadata or {})}
-
-    @property
-    def masks(self) -> Mapping[str, np.ndarray]:
-        """``{key: 1-D boolean array}``, read-only; `True` = kept."""
-        return self._masks
-
-    @property
-    def weights(self) -> Mapping[str, np.ndarray] | None:
-        """``{path: array}``, read-only: the weights to inherit."""
-        return self._weights
-
-    @property
-    def scores(self) -> Mapping[str, np.ndarray] | None:
-        """``{key: array}``, read-only: what the masks were drawn by."""
-        return self._scores
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """Where the ticket came from, as JSON values (a copy)."""
-        return dict(self._metadata)
-
-    @property
-    def size(self) -> int:
-        """How many channels the masks cover."""
-        return sum(m.size for m in self._masks.values())
-
-    @property
-    def kept(self) -> int:
-        """How many channels the masks keep."""
-        return sum(int(np.count_nonzero(m)) for m in self._masks.values())
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of the channels that are pruned."""
-        return (self.size - self.kept) / self.size
-
-    @property
-    def density(self) -> float:
-        """1 − sparsity."""
-        return self.kept / self.size
-
-    def densities(self) -> dict[str, float]:
-        """``{key: density}``."""
-        return {
-            key: float(np.count_nonzero(m) / m.size)
-            for key, m in self._masks.items()
-        }
-
-    def __repr__(self) -> str:
-        return (
-            f"<ChannelTicket: {self.kept:,} of {self.size:,} channels in "
-            f"{len(self._masks)} layers, sparsity {self.sparsity:.4f}>"
-        )
-
-    def hamming_distance(self, other: ChannelTicket) -> float:
-        """Fraction of the channels in which two tickets differ, in [0, 1].
-
-        Raises:
-            ValueError: If the tickets cover different channels.
-        """
-        if not isinstance(other, ChannelTicket):
-            raise ValueError(
-                f"`other` must be a channel ticket. Received: other={other!r}"
-            )
-        mine = {k: m.size for k, m in self._masks.items()}
-        theirs = {k: m.size for k, m in other.masks.items()}
-        if mine != theirs:
-            raise ValueError(
-                "The tickets cover different channels. Received: "
-                f"{sorted(mine.items() ^ theirs.items())}"
-            )
-        differing = sum(
-            int(np.count_nonzero(m != other.masks[k]))
-            for k, m in self._masks.items()
-        )
-        return differing / self.size
+        super().__init__(masks, weights, metadata, scores=scores)
+        for key, mask in self._masks.items():
+            if mask.ndim != 1 or not mask.size:
+                raise ValueError(
+                    "A channel mask is a vector of booleans, or of zeros and "
+                    f"ones. Received: {key} with shape {mask.shape}"
+                )
 
     def match(self, model: keras.Model) -> dict[str, str]:
         """``{key in the ticket: key in the model}``.
@@ -148,7 +65,7 @@ class ChannelTicket:
         """
         named = named_weights(model)
         if self._weights is not None:
-            shapes = {k: w.shape for k, w in self._weights.items()}
+            shapes = shapes_of(self._weights)
             every = match_keys(shapes, named)
             keys = {k: every.get(k, k) for k in self._masks}
         else:
@@ -184,18 +101,9 @@ class ChannelTicket:
             ValueError: If the ticket does not fit, or has no weights to
                 assign.
         """
-        if weights not in ("start", "keep"):
-            raise ValueError(
-                "`weights` must be 'start' or 'keep'. "
-                f"Received: weights={weights!r}"
-            )
+        check_weights_option(weights, self._weights)
         masks = self.element_masks(model)
         if weights == "start":
-            if self._weights is None:
-                raise ValueError(
-                    "This ticket has no weights: apply it with "
-                    "`weights='keep'`. Received: weights='start'"
-                )
             named = named_weights(model)
             for key, value in self.weights_for(model).items():
                 named[key].assign(value)
@@ -209,7 +117,7 @@ class ChannelTicket:
         """
         if self._weights is None:
             return {}
-        shapes = {k: w.shape for k, w in self._weights.items()}
+        shapes = shapes_of(self._weights)
         keys = match_keys(shapes, named_weights(model))
         return {keys[k]: value for k, value in self._weights.items()}
 
@@ -288,26 +196,3 @@ def channel_axis(model: keras.Model, variable: keras.Variable) -> int:
         for layer in layers_of(model)
     )
     return rank - 2 if transposed else rank - 1
-
-
-def _as_vector(key: str, mask: Any) -> np.ndarray:
-    array = np.asarray(mask)
-    if array.ndim != 1 or not array.size or not np.isin(array, (0, 1)).all():
-        raise ValueError(
-            "A channel mask is a vector of booleans, or of zeros and ones. "
-            f"Received: {key} with shape {array.shape}, dtype {array.dtype}"
-        )
-    array = array.astype(bool)
-    array.flags.writeable = False
-    return array
-
-
-def _frozen_copies(
-    arrays: Mapping[str, np.ndarray] | None,
-) -> Mapping[str, np.ndarray] | None:
-    if arrays is None:
-        return None
-    copies = {str(k): np.array(a) for k, a in arrays.items()}
-    for array in copies.values():
-        array.flags.writeable = False
-    return MappingProxyType(copies)
