@@ -3,6 +3,8 @@
 Half of the channels of every layer go. Networks take turns in one process; a
 ratio of times is to be read beside the ratio of FLOPs, which is in the notes:
 the gain in time over the gain in FLOPs says how much of the saving arrives.
+The mode `convolution` times the 3x3 convolutions of ResNet-20 alone, which says
+what bounds the network.
 
     python -m benchmarks.shrink
 """
@@ -34,9 +36,9 @@ flags.DEFINE_multi_enum(
 )
 flags.DEFINE_multi_enum(
     "mode",
-    ["inference", "training"],
-    ["inference", "training"],
-    "What to time; may be given twice.",
+    ["inference", "training", "convolution"],
+    ["inference", "training", "convolution"],
+    "What to time; may be given more than once.",
     flag_values=FLAGS,
 )
 flags.DEFINE_multi_enum(
@@ -128,6 +130,27 @@ def measure(
     return rows[0], rows[1], notes
 
 
+def convolutions() -> list[timing.Row]:
+    """3x3 convolutions with all their channels and with half of them."""
+    rows = []
+    stages = [(32, 16), (16, 32), (8, 64)]
+    for pixels, channels in stages[:1] if FLAGS.smoke else stages:
+        sides = {}
+        for which, count in (("dense", channels), ("shrunk", channels // 2)):
+            x = tf.random.normal((FLAGS.batch, pixels, pixels, count))
+            kernel = tf.Variable(tf.random.normal((3, 3, count, count)))
+            run = tf.function(
+                lambda x=x, kernel=kernel: tf.nn.conv2d(x, kernel, 1, "SAME")
+            )
+            sides[which] = lambda run=run: run().numpy()
+        times = timing.interleaved(
+            sides, rounds=2 if FLAGS.smoke else FLAGS.rounds
+        )
+        case = f"3x3, {channels} to {channels // 2} channels, {pixels} pixels"
+        rows.append(timing.compare(times, "shrunk", "dense", case=case))
+    return rows
+
+
 def main(argv: Sequence[str]) -> None:
     del argv
     rows: list[timing.Row] = []
@@ -135,12 +158,15 @@ def main(argv: Sequence[str]) -> None:
         "sparsity": FLAGS.sparsity,
         "batch": FLAGS.batch,
     }
+    modes = [mode for mode in FLAGS.mode if mode != "convolution"]
     for name in FLAGS.network:
-        for mode in FLAGS.mode:
+        for mode in modes:
             for jit_compile in FLAGS.jit_compile:
                 dense, small, found = measure(name, mode, jit_compile == "true")
                 rows += [dense, small]
                 notes |= found
+    if "convolution" in FLAGS.mode:
+        rows += convolutions()
     timing.report(
         "shrink",
         rows,

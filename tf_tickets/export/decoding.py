@@ -9,7 +9,7 @@ a resource variable, with standard operations only.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,10 @@ from tf_tickets.export.packing import Spec
 
 Decoded = tuple[tf.Tensor, tf.Tensor]
 Shape = tuple[int, ...]
+
+# Up to so many tensors are decoded without loops and functions, which take a
+# loader longer to make than to run.
+FEW = 4
 
 
 class DecodedList(tf.saved_model.experimental.TrackableResource):
@@ -136,6 +140,24 @@ def set_dense(
     other: the graph stays as small as for one, and so does the memory in use.
     """
     one = next(iter(specs.values()))
+
+    def whole(found: Decoded, shape: Any, size: tf.Tensor) -> tf.Tensor:
+        values, positions = found
+        values = tf.cast(values, one.dtype)
+        if one.code != "all":
+            values = scattered(positions, values, size)
+        return tf.reshape(values, shape)
+
+    if len(specs) <= FEW:
+        for index, spec in specs.items():
+            if not spec.count:  # a bias that was never trained
+                zeros = tf.zeros(spec.shape, spec.dtype)
+                tensors = set_item(tensors, index, zeros)
+                continue
+            found = decode(blob, spec, stamps[spec.key], inline=True)
+            size = tf.constant(spec.size, tf.int64)
+            tensors = set_item(tensors, index, whole(found, spec.shape, size))
+        return tensors
     rank = max(len(spec.shape) for spec in specs.values())
     numbers = tf.constant([_numbers(s) for s in specs.values()], tf.int64)
     keys = tf.constant([s.key for s in specs.values()])
@@ -148,14 +170,10 @@ def set_dense(
     )
 
     def body(i: tf.Tensor, tensors: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        values, positions = _decoder(one.stored)(
-            blob, numbers[i], checks[i], keys[i]
-        )
+        found = _decoder(one.stored)(blob, numbers[i], checks[i], keys[i])
         shape = shapes[i][: ranks[i]]
-        values = tf.cast(values, one.dtype)
-        if one.code != "all":
-            values = scattered(positions, values, tf.reduce_prod(shape))
-        return i + 1, set_item(tensors, indices[i], tf.reshape(values, shape))
+        made = whole(found, shape, tf.reduce_prod(shape))
+        return i + 1, set_item(tensors, indices[i], made)
 
     _, tensors = tf.while_loop(
         lambda i, _: i < len(specs),
@@ -172,25 +190,39 @@ def fingerprint(data: np.ndarray) -> np.ndarray:
 
 
 def decode(
-    blob: tf.Variable, spec: Spec, stamp: np.ndarray
-) -> tuple[tf.Tensor, tf.Tensor]:
+    blob: tf.Variable, spec: Spec, stamp: np.ndarray, *, inline: bool = False
+) -> Decoded:
     """``(values, positions)`` of a packed tensor, or an error if damaged.
 
     Args:
         blob: The buffer with all packed tensors.
         spec: Where this one lies.
         stamp: Its `fingerprint`.
+        inline: Whether to spell the operations out at this place. It is
+            faster to load than the function that many tensors share; of a
+            few tensors, that is most of the time.
 
     Returns:
         Values in their stored type and int64 positions in the flattened
         tensor, ascending; for the code ``"all"`` no positions.
     """
-    return _decoder(spec.stored)(
-        blob,
-        tf.constant(_numbers(spec), tf.int64),
-        tf.constant(stamp),
-        tf.constant(spec.key),
-    )
+    stamp, key = tf.constant(stamp), tf.constant(spec.key)
+    if not inline:
+        numbers = tf.constant(_numbers(spec), tf.int64)
+        return _decoder(spec.stored)(blob, numbers, stamp, key)
+
+    def lows(planes: tf.Tensor) -> tf.Tensor:
+        if not spec.low:
+            return tf.constant(0, tf.int64)
+        sums, *others = reversed(
+            tf.unstack(tf.cast(planes, tf.int32), num=spec.low)
+        )
+        for plane in others:
+            sums = sums + sums + plane
+        return tf.cast(sums, tf.int64)
+
+    data = blob.read_value()
+    return _decoded(data, _numbers(spec), stamp, key, spec.stored, lows)
 
 
 def _numbers(spec: Spec) -> list[int]:
@@ -208,39 +240,25 @@ def _numbers(spec: Spec) -> list[int]:
 def _decoder(stored: str) -> Callable[..., Decoded]:
     # One traced function for all tensors of a type: each adds a call to the
     # graph, not a copy.
-    dtype = tf.as_dtype(stored)
-
     def decoder(
         blob: tf.Tensor, spec: tf.Tensor, stamp: tf.Tensor, key: tf.Tensor
     ) -> Decoded:
-        begin, *sizes, count, low, is_gaps = tf.unstack(spec, num=7)
-        data = blob[begin : begin + sum(sizes)]
-        intact = tf.reduce_all(tf.fingerprint(data[None])[0] == stamp)
-        # The bare operation: `tf.debugging.Assert` wraps it in a branch.
-        check = tf.raw_ops.Assert(
-            condition=intact,
-            data=["This export is damaged: packed weight", key],
-        )
-        with tf.control_dependencies([check]):
-            raw, low_bits, rest = tf.split(data, tf.stack(sizes), num=3)
-        planes = tf.reshape(_bits(low_bits)[: low * count], [low, count])
-        # From the highest plane down: faster than one sum over all.
-        _, lows = tf.while_loop(
-            lambda i, _: i > 0,
-            lambda i, sums: (
-                i - 1,
-                2 * sums + tf.cast(planes[i - 1], tf.int32),
-            ),
-            (low, tf.zeros(count[None], tf.int32)),
-            parallel_iterations=1,
-        )
-        found = tf.where(tf.cast(_bits(rest), tf.bool))[:, 0]
-        # Gaps in unary: the i-th one bit stands at (high part) + i.
-        high = found - is_gaps * tf.range(count)
-        positions = tf.bitwise.left_shift(high, low) + tf.cast(lows, tf.int64)
-        if dtype.size > 1:
-            raw = tf.reshape(raw, [-1, dtype.size])
-        return tf.bitcast(raw, dtype), positions
+        numbers = tf.unstack(spec, num=7)
+        count, low = numbers[4:6]
+
+        def lows(planes: tf.Tensor) -> tf.Tensor:
+            _, sums = tf.while_loop(
+                lambda i, _: i > 0,
+                lambda i, sums: (
+                    i - 1,
+                    2 * sums + tf.cast(planes[i - 1], tf.int32),
+                ),
+                (low, tf.zeros(count[None], tf.int32)),
+                parallel_iterations=1,
+            )
+            return tf.cast(sums, tf.int64)
+
+        return _decoded(blob, numbers, stamp, key, stored, lows)
 
     decoder.__name__ = f"unpack_{stored}"
     return tf.function(
@@ -253,6 +271,46 @@ def _decoder(stored: str) -> Callable[..., Decoded]:
             tf.TensorSpec([], tf.string),
         ],
     )
+
+
+def _decoded(
+    blob: tf.Tensor,
+    numbers: Sequence[Any],
+    stamp: tf.Tensor,
+    key: tf.Tensor,
+    stored: str,
+    lows: Callable[[tf.Tensor], tf.Tensor],
+) -> Decoded:
+    """`decode`, with numbers that are known when it is traced, or tensors.
+
+    ``lows`` adds the planes of the low bits up, from the highest plane down:
+    faster than one sum over all.
+    """
+    # Every operation costs a loader more than it costs to run: no slices by
+    # index, which take four.
+    dtype = tf.as_dtype(stored)
+    begin, *sizes, count, low, is_gaps = numbers
+    data = tf.slice(blob, [begin], [sum(sizes)])
+    intact = tf.reduce_all(tf.fingerprint(tf.reshape(data, [1, -1])) == stamp)
+    # The bare operation: `tf.debugging.Assert` wraps it in a branch.
+    check = tf.raw_ops.Assert(
+        condition=intact,
+        data=["This export is damaged: packed weight", key],
+    )
+    with tf.control_dependencies([check]):
+        raw, places = tf.split(data, [sizes[0], sizes[1] + sizes[2]])
+    bits = _bits(places)
+    planes = tf.reshape(tf.slice(bits, [0], [low * count]), [low, count])
+    rest = tf.slice(bits, [8 * sizes[1]], [8 * sizes[2]])
+    positions = tf.reshape(tf.raw_ops.Where(condition=rest), [-1])
+    if isinstance(is_gaps, tf.Tensor) or is_gaps:
+        # Gaps in unary: the i-th one bit stands at (high part) + i.
+        ranks = tf.range(tf.constant(0, tf.int64), count, dtype=tf.int64)
+        positions -= ranks if isinstance(is_gaps, int) else is_gaps * ranks
+        positions = tf.bitwise.left_shift(positions, low) + lows(planes)
+    if dtype.size > 1:
+        raw = tf.reshape(raw, [-1, dtype.size])
+    return tf.bitcast(raw, dtype), positions
 
 
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1)
