@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 Filter = str | Callable[[str, keras.Variable], bool]
 Filters = Filter | Sequence[Filter] | None
@@ -95,11 +96,16 @@ def values_of(
     variables: Mapping[str, keras.Variable],
 ) -> dict[str, np.ndarray]:
     """Copies of the variables' values, as arrays."""
-    # np.array copies: on CPU the value may share the variable's memory.
-    return {
-        key: np.array(keras.ops.convert_to_numpy(variable))
-        for key, variable in variables.items()
-    }
+    return {key: np.array(view_of(v)) for key, v in variables.items()}
+
+
+def view_of(variable: keras.Variable) -> np.ndarray:
+    """A variable's value to look at now: on CPU it may share its memory.
+
+    What is kept beyond the next training step must be copied.
+    ``keras.ops.convert_to_numpy`` copies twice, which big models feel.
+    """
+    return np.asarray(tf.convert_to_tensor(variable))
 
 
 def prunable_weights(

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from tf_tickets.masks import check_mappings
-from tf_tickets.selection import named_weights
+from tf_tickets.selection import named_weights, view_of
 from tf_tickets.structured.graph import Call, Graph, trace
 
 # A training step runs forward once, and backward twice as long: once for the
@@ -185,7 +185,7 @@ def _kept_weights(
         if masks is not None and key in masks:
             chosen = np.asarray(masks[key])
         else:
-            chosen = np.array(keras.ops.convert_to_numpy(variable))
+            chosen = view_of(variable)
         kept[id(variable)] = int(np.count_nonzero(chosen))
     misfits = [
         key

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_tickets.selection import Filters, prunable_weights
+from tf_tickets.selection import Filters, prunable_weights, view_of
 
 
 class SparsityLogger(keras.callbacks.Callback):
@@ -53,7 +53,7 @@ class SparsityLogger(keras.callbacks.Callback):
         for path, variable in prunable_weights(
             self.model, self.filters
         ).items():
-            value = keras.ops.convert_to_numpy(variable)
+            value = view_of(variable)
             empty = value.size - int(np.count_nonzero(value))
             zeros, total = zeros + empty, total + value.size
             if self.per_layer:

@@ -17,7 +17,7 @@ from tf_tickets.export.kernels import methods_for, outputs_of
 from tf_tickets.export.latency import NOISE, Latency, interleaved
 from tf_tickets.export.products import Method
 from tf_tickets.export.serving import Choice, replaced_call
-from tf_tickets.selection import layers_of, named_weights
+from tf_tickets.selection import layers_of, named_weights, view_of
 
 # Denser or smaller kernels never won a measurement.
 _MOST_DENSITY = 0.3
@@ -110,7 +110,7 @@ def sites_of(
         if key is None:
             continue
         owners[key] = owners.get(key, 0) + 1
-        kernel = keras.ops.convert_to_numpy(variable)
+        kernel = view_of(variable)
         kept = np.count_nonzero(kernel)
         if (
             kernel.size >= _FEWEST_WEIGHTS

@@ -32,7 +32,7 @@ import platform
 import keras
 import numpy as np
 
-from tf_tickets.selection import layers_of, prunable_weights
+from tf_tickets.selection import layers_of, prunable_weights, view_of
 
 _FEWEST_ZEROS = 2 / 3
 
@@ -113,7 +113,7 @@ def sparse_inference_policy(model: keras.Model) -> list[LayerPolicy]:
     missing = _missing(model)
     rows = []
     for key, variable in weights.items():
-        value = keras.ops.convert_to_numpy(variable)
+        value = view_of(variable)
         by = "XNNPACK"
         if type(layers[key]) is keras.layers.Dense:
             by = "LiteRT"

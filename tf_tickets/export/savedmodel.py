@@ -19,8 +19,8 @@ from tf_tickets import masking
 from tf_tickets.analysis.flops import flops
 from tf_tickets.export import choosing, manifest, serving, signatures
 from tf_tickets.export.latency import NOISE, interleaved
-from tf_tickets.selection import named_weights, prunable_weights
-from tf_tickets.structured import remove_dead_channels
+from tf_tickets.selection import named_weights, prunable_weights, view_of
+from tf_tickets.structured.dead import find_dead_channels
 from tf_tickets.version import __version__
 
 Format = Literal["dense", "packed", "sparse", "auto"]
@@ -152,12 +152,13 @@ def _without_dead_channels(
     if is_shared:
         return model, "dead channels stay: other endpoints use the layers too"
     try:
-        small, report = remove_dead_channels(model, return_report=True)
+        found = find_dead_channels(model)
+        if not found:
+            return model, "no dead channels"
+        small = found.without(model)
     except ValueError as error:
         return model, f"dead channels stay: {error}"
-    if not report.removed:
-        return model, "no dead channels"
-    return small, str(report).partition("\n")[0]
+    return small, str(found.report(model, small)).partition("\n")[0]
 
 
 def _save(
@@ -212,7 +213,7 @@ def _described(
     rows = []
     kept = 0
     for key, variable in named_weights(model).items():
-        array = keras.ops.convert_to_numpy(variable)
+        array = view_of(variable)
         row: dict[str, Any] = {
             "key": key,
             "shape": list(array.shape),

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tf_tickets.export import decoding, packing
 from tf_tickets.export.kernels import outputs_of
 from tf_tickets.export.products import Method
-from tf_tickets.selection import named_weights
+from tf_tickets.selection import named_weights, view_of
 
 # What decoding adds to the graph, once and for each tensor, generously: where
 # packing saves less, the directory would not shrink.
@@ -75,7 +75,7 @@ def pack_model(
     for key in chosen:
         spec, data = packing.pack(
             key,
-            keras.ops.convert_to_numpy(weights[key]),
+            view_of(weights[key]),
             stored=_stored(weights[key], values),
             order=choices[key].method.order if key in choices else None,
             out=blob[begin : begin + sizes[key][1]],
@@ -256,7 +256,7 @@ def _stored(variable: keras.Variable, values: str | None) -> str:
 def _sizes(variable: keras.Variable, values: str | None) -> tuple[int, int]:
     """Bytes of ``variable`` as it is and packed."""
     dtype = _stored(variable, values)
-    array = keras.ops.convert_to_numpy(variable)
+    array = view_of(variable)
     if not dtype.startswith(("float16", "float32", "float64", "bfloat16")) and (
         not dtype.startswith(("int", "uint")) or dtype.endswith("int4")
     ):

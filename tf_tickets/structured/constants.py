@@ -14,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tf_tickets.selection import view_of
 from tf_tickets.structured import plain_rules as plain
 from tf_tickets.structured import rules
 from tf_tickets.structured import weighted_rules as weighted
@@ -47,22 +48,38 @@ def propagate(channels: Channels) -> Constants:
     return known
 
 
-def matrices(read: Read) -> tuple[np.ndarray, np.ndarray, bool]:
-    """``(any, sum, uniform)`` of a kernel, each over its positions.
+def present(read: Read) -> np.ndarray:
+    """Whether an input channel meets a weight that is not zero, anywhere.
 
     Returns:
-        Whether an input channel meets a weight that is not zero, and the sum
-        of the weights, both as (input channels, output channels); and
-        whether a constant input gives the same value at every position.
+        A boolean matrix (input channels, output channels).
     """
-    kernel = weight(read.layer, read.variable).astype(np.float64)
-    kernel = np.moveaxis(kernel, read.axes, (-2, -1))
-    kernel = kernel.reshape(-1, *kernel.shape[-2:])
-    present, total = (kernel != 0).any(0), kernel.sum(0)
-    groups = getattr(read.layer, "groups", 1)
-    if groups > 1:
-        present, total = (_block_diagonal(m, groups) for m in (present, total))
-    return present, total, _is_uniform(read.layer, read.variable)
+    return _block_diagonal((_positions(read) != 0).any(0), read)
+
+
+def pushed(read: Read, values: np.ndarray) -> np.ndarray:
+    """What a kernel makes of constant input channels, at every position.
+
+    Args:
+        read: The kernel.
+        values: One number for each input channel.
+
+    Returns:
+        values · Σ kernel over its positions: one number for each output.
+    """
+    heard = np.flatnonzero(values)
+    kernel = _positions(read)
+    if getattr(read.layer, "groups", 1) > 1:
+        total = _block_diagonal(kernel.sum(0, dtype=np.float64), read)[heard]
+    else:
+        total = kernel[:, heard].sum(0, dtype=np.float64)
+    return values[heard] @ total
+
+
+def _positions(read: Read) -> np.ndarray:
+    """A kernel as (positions, input channels, output channels)."""
+    kernel = np.moveaxis(weight(read.layer, read.variable), read.axes, (-2, -1))
+    return kernel.reshape(-1, *kernel.shape[-2:])
 
 
 def input_constants(
@@ -78,20 +95,21 @@ def input_constants(
         values = _each_channel(
             np.repeat(values, layer.depth_multiplier),
             weight(layer, "depthwise_kernel"),
-            _is_uniform(layer, "depthwise_kernel"),
+            is_uniform(layer, "depthwise_kernel"),
         )
     return values
 
 
 def weight(layer: keras.layers.Layer, name: str) -> np.ndarray:
-    """The value of a weight of ``layer`` by its name."""
+    """The value of a weight of ``layer`` by its name, as `view_of`."""
     for variable in layer.weights:
         if variable.name == name:
-            return np.array(keras.ops.convert_to_numpy(variable))
+            return view_of(variable)
     return np.zeros(())  # a layer without bias, scale or offset
 
 
-def _is_uniform(layer: keras.layers.Layer, name: str) -> bool:
+def is_uniform(layer: keras.layers.Layer, name: str) -> bool:
+    """Whether a constant input gives the same value at every position."""
     if isinstance(layer, keras.layers.Dense) or name == "pointwise_kernel":
         return True
     sizes = set(layer.kernel_size)
@@ -101,8 +119,11 @@ def _is_uniform(layer: keras.layers.Layer, name: str) -> bool:
     return layer.padding == "valid" or sizes == {1}
 
 
-def _block_diagonal(matrix: np.ndarray, groups: int) -> np.ndarray:
+def _block_diagonal(matrix: np.ndarray, read: Read) -> np.ndarray:
     """One block for each group: no input reaches another group's outputs."""
+    groups = getattr(read.layer, "groups", 1)
+    if groups == 1:
+        return matrix
     rows, columns = matrix.shape[0], matrix.shape[1] // groups
     full = np.zeros((rows * groups, matrix.shape[1]), matrix.dtype)
     for g in range(groups):
@@ -115,12 +136,13 @@ def _make(channels: Channels, call: Call, known: Constants) -> np.ndarray:
     read = next((r for r in channels.reads if r.call is call), None)
     if read is None:  # as many groups as channels
         return _depthwise(channels, call, known)
-    present, total, uniform = matrices(read)
     values = input_constants(channels, read, known)
-    varies = np.isnan(values) | ((values != 0) & (not uniform))
+    varies = np.isnan(values) | (
+        (values != 0) & (not is_uniform(read.layer, read.variable))
+    )
     bias = weight(read.layer, "bias")
-    made = np.where(varies, 0, values) @ total + bias
-    made[(present & varies[:, None]).any(0)] = np.nan
+    made = pushed(read, np.where(varies, 0, values)) + bias
+    made[present(read)[varies].any(0)] = np.nan
     return _activated(call, made)
 
 
@@ -132,7 +154,7 @@ def _depthwise(channels: Channels, call: Call, known: Constants) -> np.ndarray:
     moved = _each_channel(
         np.repeat(values, size // values.size),
         weight(layer, layer.kernel.name),
-        _is_uniform(layer, "kernel"),
+        is_uniform(layer, "kernel"),
     )
     return _activated(call, moved + weight(layer, "bias"))
 

@@ -11,8 +11,10 @@ import numpy as np
 from tf_tickets.structured.channels import Channels, Read
 from tf_tickets.structured.constants import (
     input_constants,
-    matrices,
+    is_uniform,
+    present,
     propagate,
+    pushed,
     weight,
 )
 from tf_tickets.structured.decide import Decision, floor
@@ -29,9 +31,50 @@ class _Reader:
 
     read: Read
     present: np.ndarray
-    total: np.ndarray
     uniform: bool
     values: np.ndarray
+
+
+@dataclasses.dataclass
+class DeadChannels:
+    """Which channels of a model are dead.
+
+    Attributes:
+        channels: Those of the model.
+        readers: Its kernels.
+        removed: By channel, whether it goes.
+        candidates: Why constant channels may have to stay, by root.
+        floored: Layers that keep a channel although all are dead.
+    """
+
+    channels: Channels
+    readers: list[_Reader]
+    removed: np.ndarray
+    candidates: dict[int, str]
+    floored: dict[int, str]
+
+    def __bool__(self) -> bool:
+        return bool(self.removed.any())
+
+    def without(self, model: keras.Model) -> keras.Model:
+        """The smaller model."""
+        values, biases = _folded(self.readers, self.removed)
+        rebuilder = Rebuilder(self.channels, self.removed, values, biases)
+        return finish(rebuilder, model, False)
+
+    def report(self, model: keras.Model, small: keras.Model) -> ShrinkReport:
+        """What went and what stopped the rest."""
+        every = self.channels.roots(np.arange(self.channels.size))
+        reasons = {
+            root: reason
+            for root, reason in self.candidates.items()
+            if not self.removed[root] and root not in self.floored
+        }
+        asked = {r for r in np.unique(every).tolist() if self.removed[r]}
+        decision = Decision(
+            self.removed, asked | set(reasons), reasons, self.floored
+        )
+        return decision.report(self.channels, model, small)
 
 
 @overload
@@ -87,24 +130,23 @@ def remove_dead_channels(
     >>> small.get_layer("hidden").units
     3
     """
+    found = find_dead_channels(model)
+    small = found.without(model)
+    return (small, found.report(model, small)) if return_report else small
+
+
+def find_dead_channels(model: keras.Model) -> DeadChannels:
+    """What `remove_dead_channels` would remove, before it does.
+
+    Raises:
+        ValueError: If the model is subclassed.
+    """
     channels = follow(trace(model))
     readers = _readers(channels)
-    removed, candidates = _dead(channels, readers)
-    floored = floor(channels, removed, np.zeros(channels.size))
-    every = channels.roots(np.arange(channels.size))
-    removed = removed[every]
-    values, biases = _folded(readers, removed)
-    small = finish(Rebuilder(channels, removed, values, biases), model, False)
-    if not return_report:
-        return small
-    reasons = {
-        root: reason
-        for root, reason in candidates.items()
-        if not removed[root] and root not in floored
-    }
-    asked = {root for root in np.unique(every).tolist() if removed[root]}
-    decision = Decision(removed, asked | set(reasons), reasons, floored)
-    return small, decision.report(channels, model, small)
+    dead, candidates = _dead(channels, readers)
+    floored = floor(channels, dead, np.zeros(channels.size))
+    removed = dead[channels.roots(np.arange(channels.size))]
+    return DeadChannels(channels, readers, removed, candidates, floored)
 
 
 def _readers(channels: Channels) -> list[_Reader]:
@@ -114,7 +156,12 @@ def _readers(channels: Channels) -> list[_Reader]:
         values = input_constants(channels, read, known)
         first = found.get(id(read.layer))
         if first is None:
-            found[id(read.layer)] = _Reader(read, *matrices(read), values)
+            found[id(read.layer)] = _Reader(
+                read,
+                present(read),
+                is_uniform(read.layer, read.variable),
+                values,
+            )
         else:
             # One bias serves all calls, so a constant must be one for all.
             first.values = np.where(first.values == values, values, np.nan)
@@ -172,7 +219,7 @@ def _folded(
     biases: dict[int, np.ndarray] = {}
     for reader in readers:
         gone = removed[reader.read.read] & ~np.isnan(reader.values)
-        shift = np.where(gone, reader.values, 0) @ reader.total
+        shift = pushed(reader.read, np.where(gone, reader.values, 0))
         if not shift.any():
             continue
         layer = reader.read.layer

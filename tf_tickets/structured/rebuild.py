@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from tf_tickets import masking
-from tf_tickets.selection import named_weights, unique_keys
+from tf_tickets.selection import named_weights, unique_keys, view_of
 from tf_tickets.structured.channels import Channels
 from tf_tickets.structured.graph import functional_view, is_graph
 
@@ -71,7 +71,8 @@ class Rebuilder:
     def sliced(self, variable: keras.Variable, value: np.ndarray) -> np.ndarray:
         """What is left of an array of the variable's shape."""
         for axis, kept in self._kept_of(variable).items():
-            value = np.compress(kept, value, axis=axis)
+            if not kept.all():
+                value = np.compress(kept, value, axis=axis)
         return value
 
     def inherit_optimizer(self, model: keras.Model, small: keras.Model) -> None:
@@ -101,7 +102,7 @@ class Rebuilder:
         for (path, source), target in zip(
             old.items(), new.values(), strict=True
         ):
-            value = np.array(keras.ops.convert_to_numpy(source))
+            value = np.array(view_of(source))
             # Weights of one path, in two nested models, have slots of one
             # name, in the same order.
             index = seen.get(source.path, 0)
@@ -198,8 +199,10 @@ class Rebuilder:
         for source, target in zip(old.variables, targets, strict=True):
             value = self.values.get(id(source))
             if value is None:
-                value = np.array(keras.ops.convert_to_numpy(source))
-            target.assign(self.sliced(source, value))
+                value = view_of(source)
+            part = self.sliced(source, value)
+            # Two variables must not share memory.
+            target.assign(part.copy() if part is value else part)
             if target.trainable != source.trainable:
                 target.trainable = source.trainable
             self._pairs.append((source, target))
