@@ -42,12 +42,12 @@ RUNS = {
     ),
     "spend_ticket": (
         [
-            "--epochs=1",
-            "--sparsities=0.7",
+            "--epochs=6",
+            "--sparsities=0.5",
             "--rescale_iterations=2",
             "--kinds=ticket",
         ],
-        ["summary.csv", "activations.csv", "accuracy.png"],
+        ["summary.csv", "accuracy.png", "landscape_vanilla.png"],
     ),
     "export_and_serve": (
         ["--units=64", "--rounds=1", "--epochs_per_round=1", "--sparsity=0.8"],

@@ -39,13 +39,15 @@ def resident():
 
 
 class Watch(keras.callbacks.Callback):
-    """What is alive at the end of every epoch."""
+    """What is alive at the end of every tenth epoch."""
 
     def __init__(self):
         super().__init__()
         self.memory, self.variables, self.files = [], [], []
 
     def on_epoch_end(self, epoch, logs=None):
+        if epoch % 10 != 9:
+            return
         self.memory.append(resident())
         self.variables.append(
             sum(isinstance(one, tf.Variable) for one in gc.get_objects())
@@ -72,11 +74,11 @@ def test_fifty_rounds_hold_no_more_than_their_masks(data, tmp_path):
     assert len(imp.tickets) == 50
     # After the first rounds nothing new is made, and a file that was written
     # is closed.
-    assert len(set(watch.variables[5:])) == 1
-    assert len(set(watch.files[5:])) == 1
+    assert len(set(watch.variables)) == 1
+    assert len(set(watch.files)) == 1
     # The tickets are kept: a byte a weight and round, and one set of start
     # weights for all. A copy of the weights in each round would be 4 bytes.
-    grown = watch.memory[-1] - watch.memory[9]
+    grown = watch.memory[-1] - watch.memory[0]
     assert grown < 40 * size * 1.5 + 8e6
     one, two = imp.tickets[0].weights, imp.tickets[-1].weights
     assert all(one[path] is two[path] for path in one)
@@ -93,12 +95,13 @@ def test_releasing_fifty_tickets_leaves_no_state(data):
             model
         )
         tt.release(model)
-        gc.collect()
-        used.append(
-            sum(isinstance(one, tf.Variable) for one in gc.get_objects())
-        )
+        if round_ % 10 == 9:
+            gc.collect()
+            used.append(
+                sum(isinstance(one, tf.Variable) for one in gc.get_objects())
+            )
     assert len(model.variables) == variables
-    assert len(set(used[2:])) == 1
+    assert len(set(used)) == 1
     assert all(v.constraint is None for v in model.trainable_variables)
     for layer in model._flatten_layers():
         assert set(vars(layer)) == plain[id(layer)], layer.name

@@ -453,6 +453,19 @@ class Ticket(Masks):
         )
 
 
+def check_ticket(ticket: Any) -> None:
+    """Raise if ``ticket`` is something else.
+
+    Raises:
+        ValueError: Naming the argument.
+    """
+    if not isinstance(ticket, Ticket):
+        raise ValueError(
+            "`ticket` must be a tf_tickets.Ticket. "
+            f"Received: ticket={ticket!r}"[:500]
+        )
+
+
 def _free_key(key: str, taken: Mapping[str, object]) -> str:
     count, free = 0, key
     while free in taken:

@@ -10,11 +10,12 @@ import numpy as np
 
 from tf_tickets.pruning import keep_largest
 from tf_tickets.selection import match_keys, named_weights, values_of
-from tf_tickets.ticket import Ticket
+from tf_tickets.ticket import Ticket, check_ticket
 
 
 def fitted(ticket: Ticket, model: keras.Model) -> Ticket:
     """The ticket with the model's own keys, and start weights."""
+    check_ticket(ticket)
     named = named_weights(model)
     keys = ticket.match(model)
     start = values_of(named)

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tf_tickets.analysis.figures import new_axes, save
+
 
 class HasMasks(Protocol):
     """A ticket over weights or over channels."""
@@ -109,14 +111,12 @@ def plot_mask_distances(
         raise ValueError(
             f"There must be {len(matrix)} labels. Received: {len(labels)}"
         )
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "Plots need matplotlib: pip install 'tf_tickets[plots]'."
-        ) from error
     if axes is None:
-        axes = Figure(figsize=(4.5, 4), layout="constrained").subplots()
+        _, axes = new_axes((4.5, 4))
+    elif not hasattr(axes, "imshow"):
+        raise ValueError(
+            f"`axes` must be matplotlib axes. Received: axes={axes!r}"
+        )
     image = axes.imshow(matrix, cmap="viridis_r", origin="lower", vmin=0.0)
     axes.figure.colorbar(image, ax=axes, label="mask distance")
     axes.set(xlabel="epoch", ylabel="epoch", title=title)
@@ -127,5 +127,5 @@ def plot_mask_distances(
         axes.set_xticks(ticks, names)
         axes.set_yticks(ticks, names)
     if path is not None:
-        axes.figure.savefig(path, dpi=150)
+        save(axes.figure, path)
     return axes

@@ -26,5 +26,13 @@ def new_axes(size: tuple[float, float] = (5, 3)) -> tuple[Any, Any]:
 
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Write a figure to an image file."""
+    """Write a figure to an image file.
+
+    Raises:
+        ValueError: If ``path`` is no path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(
+            f"`path` must name an image file. Received: path={path!r}"
+        )
     figure.savefig(os.fspath(path), dpi=150)

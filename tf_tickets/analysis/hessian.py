@@ -18,6 +18,7 @@ from tf_tickets.analysis.losses import (
     moved,
     scaled,
 )
+from tf_tickets.masks import check_mappings
 from tf_tickets.pruning.objective import Loss
 from tf_tickets.ticket import Ticket
 
@@ -243,6 +244,7 @@ def loss_along_eigenvector(
     vector = (
         direction.vector if isinstance(direction, TopEigenvalue) else direction
     )
+    check_mappings(direction=vector)
     function = LossOverData(
         model,
         data,

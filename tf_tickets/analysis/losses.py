@@ -20,7 +20,7 @@ from tf_tickets.pruning.objective import (
     computing_in,
 )
 from tf_tickets.selection import prunable_weights
-from tf_tickets.ticket import Ticket
+from tf_tickets.ticket import Ticket, check_ticket
 
 Vector = dict[str, tf.Tensor]
 
@@ -76,6 +76,7 @@ class LossOverData:
         if ticket is None:
             self.masks = dict(masking.attached_masks(model))
         else:
+            check_ticket(ticket)
             keys = ticket.match(model)
             self.masks = {keys[k]: m for k, m in ticket.masks.items()}
         self.keys = self.objective.trainable()

@@ -180,6 +180,8 @@ def _checked(
             "`train` must be a callable (model) -> number. "
             f"Received: train={train!r}"
         )
+    if isinstance(data, dict | list | tuple) and not data:
+        raise ValueError(f"`data` is empty. Received: data={data!r}")
     return names, chosen, train or functools.partial(_evaluated, data, metric)
 
 

@@ -10,10 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_tickets.masks import check_mappings
 from tf_tickets.pruning.criteria import Arrays
 from tf_tickets.pruning.data import batches as read
 from tf_tickets.pruning.objective import call, computing_in, substituted
-from tf_tickets.selection import layers_of, named_weights
+from tf_tickets.selection import check_model, layers_of, named_weights
 
 _LINEAR = (
     keras.layers.Activation,
@@ -97,6 +98,8 @@ def synflow(
     [[0.75], [0.25]]
     """
     del seed
+    check_model(model)
+    check_mappings(masks=masks)
     return _Scorer(model, data, dtype, traced=False)(masks)
 
 

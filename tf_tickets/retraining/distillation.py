@@ -100,7 +100,7 @@ def with_teacher_logits(
         A dataset for ``distiller(student, cached=True)``.
 
     Raises:
-        ValueError: If the dataset is endless.
+        ValueError: If the dataset is endless, or something else.
 
     Example:
 
@@ -113,6 +113,11 @@ def with_teacher_logits(
     >>> tuple(logits.shape)
     (4, 3)
     """
+    if not isinstance(dataset, tf.data.Dataset):
+        raise ValueError(
+            "`dataset` must be a tf.data.Dataset of batches (x, y). "
+            f"Received: dataset={dataset!r}"[:500]
+        )
     if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise ValueError(
             "An endless dataset cannot be cached: cache before `repeat`. "

@@ -12,7 +12,7 @@ from tf_tickets.pruning.objective import Loss, Objective, computing_in
 from tf_tickets.retraining.scalars import ScaleOptimizer
 from tf_tickets.retraining.search import Search, endless, without_dropout
 from tf_tickets.selection import named_weights
-from tf_tickets.ticket import Ticket
+from tf_tickets.ticket import Ticket, check_ticket
 
 Row = dict[str, Any]
 _NEEDED_BY = "rescale_initialization"
@@ -179,6 +179,7 @@ def rescale_initialization(
     objective = Objective(model, needed_by=_NEEDED_BY, loss=loss, training=True)
     feed = endless(data, _NEEDED_BY, batch_size, objective.needs_labels)
     if ticket is not None:
+        check_ticket(ticket)
         ticket.apply(model)
     with computing_in(model), without_dropout(model):
         search = Search(objective, step_size, optimizer, jit_compile)

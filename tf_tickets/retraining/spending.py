@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 
 import keras
 
+from tf_tickets.masks import check_mappings
 from tf_tickets.retraining.activations import replace_activations
 from tf_tickets.retraining.exchange import ActivationReport
 from tf_tickets.retraining.rescaling import Rescaling, rescale_initialization
@@ -20,7 +21,7 @@ from tf_tickets.retraining.surgery import (
     require_graph,
 )
 from tf_tickets.selection import named_weights, values_of
-from tf_tickets.ticket import Ticket
+from tf_tickets.ticket import Ticket, check_ticket
 
 _ORDER = ("activations", "skips", "rescale", "labels")
 TWEAKS: Mapping[str, tuple[str, ...]] = {
@@ -177,6 +178,9 @@ def spend(
     0.1
     """
     chosen = _chosen(tweaks)
+    check_ticket(ticket)
+    check_mappings(options=options)
+    check_mappings(**(options or {}))
     given = {name: dict(value) for name, value in (options or {}).items()}
     strangers = sorted(set(given) - set(chosen))
     if strangers:

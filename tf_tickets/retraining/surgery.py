@@ -13,7 +13,7 @@ import numpy as np
 from tf_tickets import masking
 from tf_tickets.retraining.graph import functional_view, is_graph
 from tf_tickets.selection import layers_of, named_weights
-from tf_tickets.ticket import Ticket
+from tf_tickets.ticket import Ticket, check_ticket
 
 Replace = Callable[[keras.Operation], keras.Operation | None]
 # (the layer of the model, its copy, args, kwargs) -> output
@@ -228,6 +228,7 @@ def rekeyed(ticket: Ticket, model: keras.Model, keys: Any) -> Ticket:
         model: The model that was copied.
         keys: `Copier.keys`.
     """
+    check_ticket(ticket)
     matched = ticket.match(model)
     weights = None
     if ticket.weights is not None:
