@@ -177,3 +177,18 @@ def test_models_that_cannot_be_spent_so_are_refused_with_the_reason():
     mine(np.ones((1, 4), "float32"))
     with pytest.raises(ValueError, match="use the tweaks one by one"):
         spend(tt.prune(mine, sparsity=0.5), mine, "activations")
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_spends_and_keeps_zeros(policy):
+    keras.mixed_precision.set_global_policy(policy)
+    model = compiled(block_net(), keras.optimizers.SGD(0.05))
+    ticket = tt.prune(model, sparsity=0.8)
+    data = images()
+    better = spend(ticket, model, data=data, options=OPTIONS)
+    assert better.get_layer("conv2_skip_conv").compute_dtype == policy[6:]
+    hold = ZerosHold(ticket.masks)
+    history = better.fit(*data, batch_size=8, verbose=0, callbacks=[hold])
+    assert hold.checked and np.isfinite(history.history["loss"]).all()
+    for key, mask in masking.attached_masks(better).items():
+        np.testing.assert_array_equal(mask, ticket.masks[key])
