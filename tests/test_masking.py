@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import tf_tickets as tt
 from tests.conftest import ZerosHold, batches, compiled, mlp
+from tests.layers.architectures import two_replicas
 from tf_tickets import masking
 from tf_tickets.selection import named_weights
 
@@ -86,11 +87,7 @@ def test_zeros_hold_in_mixed_precision(policy, optimizer, jit_compile, data):
 @pytest.mark.parametrize("swap_on_epoch", [False, True])
 @pytest.mark.parametrize("strategy", ["none", "mirrored"])
 def test_zeros_hold_when_averages_are_swapped_in(swap_on_epoch, strategy, data):
-    scope = (
-        tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope
-        if strategy == "mirrored"
-        else tf.init_scope
-    )
+    scope = two_replicas().scope if strategy == "mirrored" else tf.init_scope
     with scope():
         model = compiled(mlp(), OPTIMIZERS["ema"]())
 
@@ -116,7 +113,7 @@ def test_zeros_hold_when_averages_are_swapped_in(swap_on_epoch, strategy, data):
     ["momentum", "adamw", "ema", "clipnorm"],
 )
 def test_zeros_hold_on_two_replicas(optimizer, data):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_replicas()
     with strategy.scope():
         model = compiled(mlp(), OPTIMIZERS[optimizer]())
     ticket = train_with_ticket(model, data)

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import tf_tickets as tt
 from tests.conftest import ZerosHold, batches, compiled, mlp
+from tests.layers.architectures import two_replicas
 from tf_tickets.callbacks.plan import RoundPlan
 from tf_tickets.selection import named_weights
 
@@ -223,11 +224,7 @@ def test_zeros_hold_after_every_batch_of_every_round(rewind, strategy, data):
                     assert (weights[path].numpy()[~mask] == 0).all()
                 Held.batches += 1
 
-    scope = (
-        tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope
-        if strategy == "mirrored"
-        else tf.init_scope
-    )
+    scope = two_replicas().scope if strategy == "mirrored" else tf.init_scope
     with scope():
         model = compiled(mlp(), keras.optimizers.AdamW(0.01, use_ema=True))
     imp = IMP(target_sparsity=0.9, rounds=3, epochs_per_round=1, rewind=rewind)
