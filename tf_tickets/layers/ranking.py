@@ -13,6 +13,7 @@ sort. Shapes are static and it compiles under XLA; the counts may be tensors.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -22,6 +23,8 @@ Pools = Sequence[Sequence[int]]
 _MANY = 1 << 18
 # Odd, and no divisor of usual widths: a sample must not take one column.
 _STRIDE = 61
+# Of the rows in which flags are counted; at most 255.
+_WIDTH = 128
 
 
 def largest(
@@ -203,48 +206,43 @@ def _first_ties(
 ) -> list[tf.Tensor]:
     """For each tensor, before which index a score equal to the threshold is
     kept, so that each pool keeps its first ``wanted`` of them."""
-    starts = [0] * len(bits)
-    sizes = []
-    pool_of = {i: p for p, pool in enumerate(pools) for i in pool}
-    for pool in pools:
-        size = 0
+    ends: list[Any] = [None] * len(bits)
+    for p, pool in enumerate(pools):
+        left = wanted[p]
         for i in pool:
-            starts[i] = size
-            size += bits[i].shape[0]
-        sizes.append(size)
+            ties = _rows(bits[i] == threshold[p])
+            ends[i], found = _end_of(ties, left)
+            left = tf.maximum(left - found, 0)
+    return ends
 
-    def counts(end: tf.Tensor) -> tf.Tensor:
-        return tf.stack(
-            [
-                tf.add_n(
-                    [
-                        _count(
-                            (bits[i] == threshold[p])
-                            & (tf.range(bits[i].shape[0]) < end[p] - starts[i])
-                        )
-                        for i in pool
-                    ]
-                )
-                for p, pool in enumerate(pools)
-            ]
-        )
 
-    # At `high` there are enough ties, at `low` too few.
-    def body(low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        middle = low + (high - low) // 2
-        count = counts(middle)
-        exact = count == wanted
-        high = tf.where(count >= wanted, middle, high)
-        low = tf.where(exact, middle, tf.where(count < wanted, middle, low))
-        return low, high
+def _end_of(flags: tf.Tensor, wanted: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """``(index behind the flag number ``wanted``, number of flags)``.
 
-    _, ends = tf.while_loop(
-        lambda low, high: tf.reduce_any(high - low > 1),
-        body,
-        (tf.zeros([len(pools)], tf.int32), tf.constant(sizes, tf.int32)),
+    First the row, then the place in it: two passes and no search.
+    """
+    sums = tf.cumsum(tf.reduce_sum(tf.cast(flags, tf.int32), 1))
+    row = tf.reduce_sum(tf.cast(sums < wanted, tf.int32))
+    row = tf.minimum(row, flags.shape[0] - 1)
+    inside = tf.cast(tf.gather(flags, row), tf.int32)
+    before = tf.gather(sums, row) - tf.reduce_sum(inside)
+    place = tf.reduce_sum(
+        tf.cast(tf.cumsum(inside) < wanted - before, tf.int32)
     )
-    return [ends[pool_of[i]] - starts[i] for i in range(len(bits))]
+    end = tf.where(wanted > 0, row * flags.shape[1] + place + 1, 0)
+    return end, sums[-1]
 
 
 def _count(condition: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_sum(tf.cast(condition, tf.int32))
+    # Bytes move a quarter of what integers do, and so short a row of them
+    # cannot overflow.
+    short = tf.reduce_sum(tf.cast(_rows(condition), tf.uint8), 1)
+    return tf.reduce_sum(tf.cast(short, tf.int32))
+
+
+def _rows(flags: tf.Tensor) -> tf.Tensor:
+    """A vector as rows of `_WIDTH`, filled up with `False`."""
+    rest = -flags.shape[0] % _WIDTH
+    if rest:
+        flags = tf.pad(flags, [[0, rest]])
+    return tf.reshape(flags, [-1, _WIDTH])
