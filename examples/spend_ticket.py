@@ -13,7 +13,8 @@ rewound weights, and with a one-shot mask. No mask changes in any of it.
 
 With one seed, what swish changes is looked at too: the share of activations
 that are zero, the top eigenvalue of the Hessian, and the loss around the
-trained weights. The output directory gets `results.csv`, `summary.csv` and plots.
+trained weights. The output directory gets `results.csv`, `summary.csv` and
+plots.
 """
 
 from __future__ import annotations

@@ -311,7 +311,9 @@ def _is_ending(one: str, other: str) -> bool:
 
 
 def _unnumbered(path: str) -> str:
-    return re.sub(r"_\d+(?=/|#|$)", "", path)
+    # Before Keras 3.13 an optimizer names its slots by the whole path, joined
+    # with underscores.
+    return re.sub(r"_\d+(?=[/#_]|$)", "", path)
 
 
 def _listing(variables: Mapping[str, Any]) -> str:

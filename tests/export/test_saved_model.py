@@ -99,7 +99,7 @@ def test_a_process_without_the_library_serves_all_formats(all_sparse, tmp_path):
     script = Path(__file__).with_name("serve_artifacts.py")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-P", script, tmp_path / "all"],
+        [sys.executable, "-I", script, tmp_path / "all"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -171,6 +171,9 @@ def test_two_loads_and_a_lost_one_do_not_disturb_each_other(tmp_path):
     close(next(iter(signature(x).values())), model(x))
 
 
+@pytest.mark.skipif(
+    keras.version() < "3.13", reason="Keras' own GRU cannot be traced there"
+)
 def test_a_stateful_layer_keeps_its_state_between_calls(tmp_path):
     model = keras.Sequential(
         [

@@ -136,8 +136,33 @@ def _readers(student: keras.Model) -> tuple[keras.Model, keras.Model]:
     logits = keras.Input(
         batch_shape=student.outputs[0].shape, dtype=student.outputs[0].dtype
     )
-    aloud: Any = keras.layers.Identity()
     return (
-        keras.Model((x, logits), student(x), name="student"),
-        keras.Model((x, logits), aloud(logits), name="teacher"),
+        keras.Model((x, logits), student(Pick(0)([x, logits])), name="student"),
+        keras.Model((x, logits), Pick(1)([x, logits]), name="teacher"),
     )
+
+
+@keras.saving.register_keras_serializable("tf_tickets")
+class Pick(keras.layers.Layer):
+    """One of its inputs. Keras before 3.13 wants every input to be used.
+
+    Args:
+        index: Which.
+
+    Example:
+
+    >>> float(Pick(1)([np.zeros(()), np.ones(())]))
+    1.0
+    """
+
+    def __init__(self, index: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.index = index
+
+    def call(self, inputs: Any) -> Any:
+        """``inputs[index]``."""
+        return inputs[self.index]
+
+    def get_config(self) -> dict[str, Any]:
+        """The index and what a layer has."""
+        return {**super().get_config(), "index": self.index}
