@@ -8,14 +8,15 @@ make `read` run code nor take more memory than the file is long.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -67,12 +68,19 @@ def write(
     members["manifest"] = np.frombuffer(
         json.dumps(described, default=_plain_number).encode(), np.uint8
     )
+    with replacing(path) as file:
+        np.savez(file, allow_pickle=False, **members)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that stands at ``path`` when the block ends well."""
     descriptor, temporary = tempfile.mkstemp(
         prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
     )
     try:
         with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, allow_pickle=False, **members)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes private files; a saved file follows the umask.

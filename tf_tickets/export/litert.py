@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets import masking
+from tf_tickets import archive, masking
 from tf_tickets.export import policy, signatures
 from tf_tickets.export.latency import Latency, gain, interleaved
 
@@ -268,17 +267,5 @@ def _difference(expected: list[np.ndarray], found: list[np.ndarray]) -> float:
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(
-        prefix=f".{path.name}.", dir=path.parent
-    )
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        # mkstemp makes private files; a saved file follows the umask.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with archive.replacing(path) as file:
+        file.write(content)
