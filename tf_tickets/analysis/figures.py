@@ -6,11 +6,14 @@ import os
 from typing import Any
 
 
-def new_axes(size: tuple[float, float] = (5, 3)) -> tuple[Any, Any]:
+def new_axes(
+    size: tuple[float, float] = (5, 3), columns: int = 1
+) -> tuple[Any, Any]:
     """``(figure, axes)`` that no window manager knows of.
 
     Args:
         size: Width and height in inches.
+        columns: How many axes side by side; more than one come as an array.
 
     Raises:
         ImportError: If matplotlib is not installed.
@@ -22,7 +25,7 @@ def new_axes(size: tuple[float, float] = (5, 3)) -> tuple[Any, Any]:
             "Plots need matplotlib: pip install 'tf_tickets[plots]'"
         ) from error
     figure = Figure(figsize=size, layout="constrained")
-    return figure, figure.add_subplot()
+    return figure, figure.subplots(1, columns)
 
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from tf_tickets.analysis.figures import new_axes, save
+
 
 @dataclasses.dataclass(frozen=True)
 class SanityReport:
@@ -123,14 +125,7 @@ class SanityReport:
         Raises:
             ImportError: If matplotlib is not installed.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError(
-                "Plots need matplotlib: pip install 'tf_tickets[plots]'"
-            ) from error
-        figure = Figure(figsize=(5, 3), layout="constrained")
-        axes = figure.add_subplot()
+        figure, axes = new_axes()
         for i, (name, values) in enumerate(self._runs().items()):
             color = "C0" if name == "ticket" else "C1"
             axes.plot([i] * len(values), values, "o", color=color, alpha=0.5)
@@ -144,7 +139,7 @@ class SanityReport:
             f"density {self.density:.4f}: "
             + ("passes" if self.passed else "fails")
         )
-        figure.savefig(os.fspath(path), dpi=150)
+        save(figure, path)
 
     def _runs(self) -> dict[str, tuple[float, ...]]:
         return {"ticket": self.ticket, **self.controls}

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tf_tickets.analysis.figures import new_axes, save
 from tf_tickets.export.latency import Latency, gain
 
 
@@ -167,14 +168,7 @@ class Report:
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw bytes and latencies into an image file (needs matplotlib)."""
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise ImportError(
-                "Plots need matplotlib: pip install 'tf_tickets[plots]'"
-            ) from error
-        figure = Figure(figsize=(9, 3.5), layout="constrained")
-        size, speed = figure.subplots(1, 2)
+        figure, (size, speed) = new_axes((9, 3.5), columns=2)
         names = ("dense", "gzip", "packed", "floor")
         size.bar(names, [self.total(f"{n}_bytes") / 1e6 for n in names])
         size.set(ylabel="MB", yscale="log", title="weights")
@@ -197,7 +191,7 @@ class Report:
         )
         speed.set(ylabel="ms, median and quartiles", title="latency")
         speed.legend()
-        figure.savefig(path)
+        save(figure, path)
 
     def __str__(self) -> str:
         return self.table()
