@@ -174,19 +174,13 @@ class _Rounding:
 
     def __init__(self, model: keras.Model, bits: int, seed: int) -> None:
         self.bits = bits
-        self.seed = seed
-        self.iterations = model.optimizer.iterations
+        # Made there, each replica has a copy, and all draw the same numbers:
+        # kernels must stay equal.
         with model.distribute_strategy.scope():
             self.seeds = keras.random.SeedGenerator(seed)
 
     def __call__(self, x: tf.Tensor, axis: int | None) -> tf.Tensor:
         return block_floating_point(x, self._next(), axis, self.bits)
-
-    def kernel(self, w: tf.Tensor, index: int, axis: int) -> tf.Tensor:
-        """Kernel number ``index``, on every replica with the same numbers."""
-        step = tf.cast(tf.convert_to_tensor(self.iterations), tf.int32)
-        seed = tf.stack([(self.seed + 7919 * (index + 1)) % 2**31, step])
-        return block_floating_point(w, seed, axis, self.bits)
 
     def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
         """A layer's ``call`` with its output and the errors into it rounded."""
@@ -256,19 +250,15 @@ class _RoundedKernel(keras.constraints.Constraint):
     def __init__(
         self,
         rounding: _Rounding,
-        index: int,
         axis: int,
         inner: Callable[..., Any] | None,
     ) -> None:
         self.rounding = rounding
-        self.index = index
         self.axis = axis
         self.inner = inner
 
     def __call__(self, w: Any) -> tf.Tensor:
-        rounded = self.rounding.kernel(
-            tf.convert_to_tensor(w), self.index, self.axis
-        )
+        rounded = self.rounding(tf.convert_to_tensor(w), self.axis)
         # A mask has the last word; zero is zero in any precision.
         return rounded if self.inner is None else self.inner(rounded)
 
@@ -308,9 +298,7 @@ def _round_kernels(
             axis = len(variable.shape) - (2 if depthwise else 1)
             axes[id(variable)] = axis
             inner = variable.constraint
-            variable.constraint = _RoundedKernel(
-                rounding, len(axes), axis, inner
-            )
+            variable.constraint = _RoundedKernel(rounding, axis, inner)
             undo.callback(setattr, variable, "constraint", inner)
     return axes
 
