@@ -14,12 +14,20 @@ PACKAGE = ROOT / "tf_tickets"
 # A module imports from floors below its own, or from its own.
 FLOORS = [
     {"version"},
-    {"archive", "selection", "initialization", "distribute"},
+    {
+        "archive",
+        "checks",
+        "distribute",
+        "initialization",
+        "selection",
+        "tracing",
+    },
     {"foreign", "masking", "masks", "snapshot"},
     {"ticket"},
+    {"network", "loss"},
     {"pruning"},
-    {"layers", "structured", "analysis"},
-    {"callbacks", "retraining", "export"},
+    {"layers", "structured", "retraining", "analysis"},
+    {"callbacks", "export"},
     {"zoo"},
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_tickets.selection import named_weights
+from tf_tickets.tracing import retrace
 
 # The types that TensorFlow multiplies so on every device.
 _MULTIPLIED = ("float32", "float64")
@@ -104,7 +105,7 @@ def enforce(model: keras.Model, masks: Mapping[str, np.ndarray]) -> None:
                 )
                 fresh = True
     if fresh:
-        _forget_trace(model)
+        retrace(model, "train")
         _warn_of_dense_updates(masks, weights)
     project(model)
 
@@ -152,7 +153,7 @@ def release(model: keras.Model) -> None:
     for variable in found.values():
         variable.constraint = variable.constraint.inner
     if found:
-        _forget_trace(model)
+        retrace(model, "train")
 
 
 def _warn_of_dense_updates(
@@ -175,12 +176,6 @@ def _masked_weights(model: keras.Model) -> dict[str, keras.Variable]:
         for key, variable in named_weights(model).items()
         if isinstance(variable.constraint, MaskConstraint)
     }
-
-
-def _forget_trace(model: keras.Model) -> None:
-    # A step traced without the constraint would go on without it.
-    if getattr(model, "train_function", None) is not None:
-        model.make_train_function(force=True)
 
 
 def _average_of(

@@ -11,7 +11,7 @@ from tf_tickets.analysis import (
     loss_landscape,
 )
 from tf_tickets.analysis.landscape import _filter_normalized
-from tf_tickets.analysis.losses import LossOverData
+from tf_tickets.loss.over_data import LossOverData
 from tf_tickets.retraining import replace_activations
 from tf_tickets.selection import named_weights
 

@@ -7,10 +7,10 @@ import pytest
 import tf_tickets as tt
 from tests.conftest import compiled, mlp
 from tests.pruning.kinds import X, Y, only_read
+from tf_tickets.loss.batches import Batch
+from tf_tickets.loss.objective import Objective
 from tf_tickets.pruning import SCOPES, scopes, search_densities, smart_ratio
 from tf_tickets.pruning.bernoulli import BernoulliLoss
-from tf_tickets.pruning.data import Batch
-from tf_tickets.pruning.objective import Objective
 
 
 def resnet20_shapes():

@@ -6,8 +6,8 @@ import tf_tickets as tt
 from tests.conftest import ZerosHold, compiled, mlp
 from tests.retraining.networks import block_net, difference, images
 from tf_tickets import masking
+from tf_tickets.network.copier import rekeyed
 from tf_tickets.retraining import LabelSmoothing, spend
-from tf_tickets.retraining.surgery import rekeyed
 from tf_tickets.selection import named_weights
 
 OPTIONS = {"rescale": {"iterations": 3, "batch_size": 4}}

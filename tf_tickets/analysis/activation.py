@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from tf_tickets.analysis.figures import new_axes, save
-from tf_tickets.pruning.data import batches as read
-from tf_tickets.pruning.objective import call
+from tf_tickets.loss.batches import batches as read
+from tf_tickets.loss.objective import call
 from tf_tickets.selection import layers_of
 
 _LAYERS = (
@@ -88,7 +88,7 @@ def activation_sparsity(
     Args:
         model: A built model of any kind; only read. It runs eagerly, in
             inference mode.
-        data: See `tf_tickets.pruning.data.batches`; labels are not needed.
+        data: See `tf_tickets.loss.batches.batches`; labels are not needed.
         threshold: Count magnitudes up to this. The paper does not give its
             own; with 0 a swish would never be counted, and the shares under
             one percent in its table are what 1e-3 gives.

@@ -10,8 +10,8 @@ import keras
 import numpy as np
 
 from tf_tickets.masks import check_mappings
+from tf_tickets.network.graph import Call, Graph, trace
 from tf_tickets.selection import named_weights, view_of
-from tf_tickets.structured.graph import Call, Graph, trace
 
 # A training step runs forward once, and backward twice as long: once for the
 # weights, once for the inputs.

@@ -11,8 +11,8 @@ import keras
 import numpy as np
 
 from tf_tickets.analysis.figures import new_axes, save
-from tf_tickets.analysis.losses import LossOverData
-from tf_tickets.pruning.objective import Loss
+from tf_tickets.loss.objective import Loss
+from tf_tickets.loss.over_data import LossOverData
 from tf_tickets.ticket import Ticket
 
 
@@ -67,7 +67,7 @@ def gradient_flow(
     Args:
         model: A built model; compiled, unless there is a ``loss``. Nothing
             in it changes.
-        data: See `tf_tickets.pruning.data.batches`.
+        data: See `tf_tickets.loss.batches.batches`.
         ticket: Whose masks say which weights are there; `None` for the masks
             enforced on the model, if any.
         order: Of the norm: 1 or 2.

@@ -11,7 +11,8 @@ import keras
 import numpy as np
 
 from tf_tickets.analysis.figures import new_axes, save
-from tf_tickets.analysis.losses import (
+from tf_tickets.loss.objective import Loss
+from tf_tickets.loss.over_data import (
     LossOverData,
     Vector,
     inner,
@@ -19,7 +20,6 @@ from tf_tickets.analysis.losses import (
     scaled,
 )
 from tf_tickets.masks import check_mappings
-from tf_tickets.pruning.objective import Loss
 from tf_tickets.ticket import Ticket
 
 Which = Literal["magnitude", "algebraic"]
@@ -122,7 +122,7 @@ def hessian_top_eigenvalue(
     Args:
         model: A built model; compiled, unless there is a ``loss``. Nothing
             in it changes.
-        data: See `tf_tickets.pruning.data.batches`. The loss is the mean over
+        data: See `tf_tickets.loss.batches.batches`. The loss is the mean over
             all of it.
         ticket: Whose masks say which weights are there; `None` for the masks
             enforced on the model, if any.
@@ -207,7 +207,7 @@ def loss_along_eigenvector(
 
     Args:
         model: The model for which the direction was found; only read.
-        data: See `tf_tickets.pruning.data.batches`: test data, in the paper.
+        data: See `tf_tickets.loss.batches.batches`: test data, in the paper.
         direction: What `hessian_top_eigenvalue` returned, or
             ``{key: array}``, taken at the length it has.
         distances: Multiples of the direction; 21 from -0.5 to 0.5 if `None`.

@@ -12,9 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from tf_tickets.analysis.figures import new_axes, save
-from tf_tickets.analysis.losses import LossOverData, Vector, moved
-from tf_tickets.pruning.data import Batch
-from tf_tickets.pruning.objective import Loss
+from tf_tickets.loss.batches import Batch
+from tf_tickets.loss.objective import Loss
+from tf_tickets.loss.over_data import LossOverData, Vector, moved
 from tf_tickets.ticket import Ticket
 
 
@@ -88,7 +88,7 @@ def loss_landscape(
     Args:
         model: A built model; compiled, unless there is a ``loss``. Nothing
             in it changes.
-        data: See `tf_tickets.pruning.data.batches`.
+        data: See `tf_tickets.loss.batches.batches`.
         span: The plane goes from -span to span in both directions.
         steps: Points on a side, odd so that the model is one of them.
         seed: Of the directions.
@@ -169,7 +169,7 @@ def input_landscape(
 
     Args:
         model: A built model with one input; nothing in it changes.
-        data: See `tf_tickets.pruning.data.batches`.
+        data: See `tf_tickets.loss.batches.batches`.
         span: The plane goes from -span to span in both directions.
         steps: Points on a side, odd so that the samples are one of them.
         seed: Of the second direction.

@@ -20,7 +20,7 @@ from tf_tickets.analysis.controls import (
     reinitialized,
 )
 from tf_tickets.analysis.sanity_report import SanityReport
-from tf_tickets.pruning.trial import Train, trials
+from tf_tickets.loss.trials import Train, trials
 from tf_tickets.ticket import Ticket
 
 CONTROLS = ("shuffle", "reinitialize", "invert", "random")

@@ -12,9 +12,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from tf_tickets import checks
 from tf_tickets.callbacks.resume import EpochRun
-from tf_tickets.callbacks.rewind import check_count
-from tf_tickets.pruning.scopes import check_sparsity
 from tf_tickets.selection import named_weights, values_of
 from tf_tickets.structured.draw import (
     ChannelScores,
@@ -124,8 +123,8 @@ class EarlyBird(keras.callbacks.Callback):
                 f"Received: sparsities={sparsities!r}"
             )
         for sparsity in sparsities:
-            check_sparsity(sparsity, "sparsities")
-        check_count("window", window, least=2)
+            checks.sparsity(sparsity, "sparsities")
+        checks.whole("window", window, least=2)
         if (
             isinstance(epsilon, bool)
             or not isinstance(epsilon, int | float)

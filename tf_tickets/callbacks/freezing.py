@@ -11,8 +11,8 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from tf_tickets import checks
 from tf_tickets.callbacks.resume import EpochRun
-from tf_tickets.callbacks.rewind import check_count
 from tf_tickets.layers import Supermask
 from tf_tickets.pruning import scopes
 from tf_tickets.pruning.oneshot import select
@@ -53,10 +53,10 @@ def freezing_rate(
     >>> round(freezing_rate(1 - 0.0144, epochs=150, every=5, rate="paper"), 5)
     0.13182
     """
-    scopes.check_sparsity(target_sparsity, "target_sparsity")
+    checks.sparsity(target_sparsity, "target_sparsity")
     _check_rate(rate)
-    check_count("epochs", epochs, least=1)
-    check_count("every", every, least=1)
+    checks.whole("epochs", epochs, least=1)
+    checks.whole("every", every, least=1)
     count = epochs // every if rate == "paper" else (epochs - 1) // every
     if not count:
         raise ValueError(
@@ -146,8 +146,8 @@ class IterativeFreezing(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         if target_sparsity is not None:
-            scopes.check_sparsity(target_sparsity, "target_sparsity")
-        check_count("every", every, least=1)
+            checks.sparsity(target_sparsity, "target_sparsity")
+        checks.whole("every", every, least=1)
         _check_rate(rate)
         scopes.check_scope(scope)
         if isinstance(scope, Mapping) or (

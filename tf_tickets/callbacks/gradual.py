@@ -8,10 +8,10 @@ import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tf_tickets import masking
+from tf_tickets import checks, masking
 from tf_tickets.callbacks.enforce import MaskKeeper
 from tf_tickets.callbacks.resume import EpochRun
-from tf_tickets.callbacks.rewind import StepCounter, check_count
+from tf_tickets.callbacks.rewind import StepCounter
 from tf_tickets.pruning import criteria, scopes
 from tf_tickets.pruning.oneshot import (
     current_masks,
@@ -111,7 +111,7 @@ class GradualPruning(MaskKeeper):
                 "`schedule` must be a callable step -> sparsity. "
                 f"Received: schedule={schedule!r}"
             )
-        check_count("frequency", frequency, least=1)
+        checks.whole("frequency", frequency, least=1)
         criteria.get(criterion)
         scopes.check_scope(scope)
         if isinstance(scope, Mapping):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import keras
 
 from tf_tickets.analysis.hessian import power_iteration, validate
-from tf_tickets.analysis.losses import LossOverData
+from tf_tickets.loss.over_data import LossOverData
 
 
 class HessianEigenvalue(keras.callbacks.Callback):
@@ -18,7 +18,7 @@ class HessianEigenvalue(keras.callbacks.Callback):
 
     Args:
         data: On which the loss is taken; see
-            `tf_tickets.pruning.data.batches`. A batch or two will do.
+            `tf_tickets.loss.batches.batches`. A batch or two will do.
         every: Look at every so manyth epoch; others log the last value.
         **options: Those of `tf_tickets.analysis.hessian_top_eigenvalue`, but
             for ``ticket``: the masks enforced on the model count.

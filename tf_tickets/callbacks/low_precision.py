@@ -9,8 +9,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_tickets.callbacks.rewind import check_count
+from tf_tickets import checks
 from tf_tickets.selection import check_model, layers_of
+from tf_tickets.tracing import retrace
 
 
 def block_floating_point(
@@ -105,7 +106,7 @@ def low_precision(
     >>> bool((kernel * 2.0**20 % 1 == 0).all())  # few bits are left
     True
     """
-    check_count("bits", bits, least=2)
+    checks.whole("bits", bits, least=2)
     if bits > 16:
         raise ValueError(f"`bits` must be at most 16. Received: bits={bits}")
     check_model(model)
@@ -126,8 +127,8 @@ def low_precision(
             rounding.before(model.optimizer.apply, kernels),
             undo,
         )
-        _forget_traces(model)
-        undo.callback(_forget_traces, model)
+        retrace(model)
+        undo.callback(retrace, model)
         yield
 
 
@@ -154,7 +155,7 @@ class LowPrecision(keras.callbacks.Callback):
 
     def __init__(self, *, bits: int = 8, seed: int = 0) -> None:
         super().__init__()
-        check_count("bits", bits, least=2)
+        checks.whole("bits", bits, least=2)
         self.bits = bits
         self.seed = seed
         self._active = contextlib.ExitStack()
@@ -309,9 +310,3 @@ def _replace(
     setattr(thing, name, value)
     # The class's own method shows again.
     undo.callback(delattr, thing, name)
-
-
-def _forget_traces(model: keras.Model) -> None:
-    for step in ("train", "test", "predict"):
-        if getattr(model, f"{step}_function", None) is not None:
-            getattr(model, f"make_{step}_function")(force=True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from tf_tickets.callbacks.rewind import check_count
+from tf_tickets import checks
 from tf_tickets.pruning.scopes import (
     Scope,
     at_progress,
     check_scope,
-    check_sparsity,
 )
 
 
@@ -37,9 +36,9 @@ class RoundPlan:
     scope: Scope = "global"
 
     def __post_init__(self) -> None:
-        check_count("rounds", self.rounds, least=1)
-        check_count("epochs_per_round", self.epochs_per_round, least=1)
-        check_count("rewind_epoch", self.skipped_epochs, least=0)
+        checks.whole("rounds", self.rounds, least=1)
+        checks.whole("epochs_per_round", self.epochs_per_round, least=1)
+        checks.whole("rewind_epoch", self.skipped_epochs, least=0)
         if self.skipped_epochs >= self.epochs_per_round:
             raise ValueError(
                 "The rewind point must lie inside a round. Received: "
@@ -62,7 +61,7 @@ class RoundPlan:
         for name in ("target_sparsity", "prune_fraction"):
             value = getattr(self, name)
             if value is not None:
-                check_sparsity(value, name)
+                checks.sparsity(value, name)
                 if value == 0:
                     raise ValueError(
                         f"`{name}` must be above 0. Received: {name}={value}"

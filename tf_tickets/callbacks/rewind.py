@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import keras
 
+from tf_tickets import checks
 from tf_tickets.snapshot import Snapshot
 
 RewindKind = Literal["weights", "learning_rate"]
@@ -63,9 +64,9 @@ class Rewind(keras.callbacks.Callback):
         at_train_end: bool = True,
     ) -> None:
         super().__init__()
-        check_count("epoch", epoch, least=0)
+        checks.whole("epoch", epoch, least=0)
         if step is not None:
-            check_count("step", step, least=0)
+            checks.whole("step", step, least=0)
             if epoch:
                 raise ValueError(
                     "Give `epoch` or `step`, not both. "
@@ -165,12 +166,3 @@ class StepCounter:
         self.step = done.stop - 1
         self._last_batch = batch
         return done
-
-
-def check_count(name: str, value: object, *, least: int) -> None:
-    """Raise unless ``value`` is a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(
-            f"`{name}` must be a whole number of at least {least}. "
-            f"Received: {name}={value!r}"
-        )

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tf_tickets import checks
 from tf_tickets.layers import initializers
 from tf_tickets.pruning import scopes
 from tf_tickets.selection import Filters
@@ -50,7 +51,7 @@ class SupermaskOptions:
                     f"mask={self.mask!r}"
                 )
         elif not isinstance(self.scope, Mapping):
-            scopes.check_sparsity(self.sparsity)
+            checks.sparsity(self.sparsity)
         if (
             isinstance(self.score_penalty, bool)
             or not isinstance(self.score_penalty, int | float | np.number)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets.pruning.data import Batch
-from tf_tickets.pruning.derivatives import compiled
-from tf_tickets.pruning.objective import Objective, Tensors, computing_in
+from tf_tickets.loss.batches import Batch
+from tf_tickets.loss.derivatives import compiled
+from tf_tickets.loss.objective import Objective, Tensors, computing_in
 from tf_tickets.pruning.scopes import meet_budget
 
 

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from tf_tickets.loss.batches import batches as read
+from tf_tickets.loss.objective import Loss, Objective
+from tf_tickets.loss.trials import Train, trials
 from tf_tickets.pruning.bernoulli import BernoulliLoss, descend, project
-from tf_tickets.pruning.data import batches as read
-from tf_tickets.pruning.objective import Loss, Objective
 from tf_tickets.pruning.oneshot import prune
 from tf_tickets.pruning.scopes import apportion
-from tf_tickets.pruning.trial import Train, trials
 from tf_tickets.selection import named_weights
 from tf_tickets.ticket import Ticket
 
@@ -113,7 +113,7 @@ def search_densities(
             It ends as it was.
         start: A ticket or ``{path: density}``.
         method: `"ball"` or `"gradient"`.
-        data: For the loss; see `tf_tickets.pruning.data.batches`.
+        data: For the loss; see `tf_tickets.loss.batches.batches`.
         train: ``train(model) -> number``, the higher the better, such as an
             accuracy after training: for `"ball"`, see
             `tf_tickets.analysis.sanity_checks`.

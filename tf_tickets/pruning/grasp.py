@@ -8,16 +8,16 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_tickets.pruning.criteria import Arrays
-from tf_tickets.pruning.data import batches as read
-from tf_tickets.pruning.derivatives import (
+from tf_tickets.loss.batches import batches as read
+from tf_tickets.loss.derivatives import (
     compiled,
     finite,
     gradient,
     hessian_product,
     mean_over,
 )
-from tf_tickets.pruning.objective import Loss, Objective, computing_in
+from tf_tickets.loss.objective import Loss, Objective, computing_in
+from tf_tickets.pruning.criteria import Arrays
 
 
 def grasp(
@@ -56,7 +56,7 @@ def grasp(
     Args:
         model: A built and compiled model, only read.
         masks: ``{path: boolean array}``; the loss is that of the masked model.
-        data: See `tf_tickets.pruning.data.batches`. Read twice.
+        data: See `tf_tickets.loss.batches.batches`. Read twice.
         seed: Unused.
         temperature: $T$, positive.
         loss: Instead of the compiled loss.

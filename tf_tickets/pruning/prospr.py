@@ -9,21 +9,21 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets.pruning.criteria import Arrays
-from tf_tickets.pruning.data import Batch
-from tf_tickets.pruning.data import batches as read
-from tf_tickets.pruning.derivatives import (
+from tf_tickets.loss.batches import Batch
+from tf_tickets.loss.batches import batches as read
+from tf_tickets.loss.derivatives import (
     compiled,
     finite,
     gradient,
     hessian_product,
 )
-from tf_tickets.pruning.objective import (
+from tf_tickets.loss.objective import (
     Loss,
     Objective,
     Tensors,
     computing_in,
 )
+from tf_tickets.pruning.criteria import Arrays
 
 
 def prospr(
@@ -61,7 +61,7 @@ def prospr(
     Args:
         model: A built and compiled model, only read.
         masks: ``{path: boolean array}``; the masked model is trained.
-        data: See `tf_tickets.pruning.data.batches`; ``steps + 1`` batches are
+        data: See `tf_tickets.loss.batches.batches`; ``steps + 1`` batches are
             used, from the start again if there are fewer.
         seed: Unused.
         steps: $M$; 3 in the published code.

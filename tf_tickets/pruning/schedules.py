@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_tickets.pruning.scopes import check_sparsity
+from tf_tickets import checks
 
 Schedule = Callable[[int], Any]
 
@@ -33,7 +33,7 @@ class Constant:
     begin_step: int = 0
 
     def __post_init__(self) -> None:
-        check_sparsity(self.sparsity)
+        checks.sparsity(self.sparsity)
         _check_steps(self.begin_step, None)
 
     def __call__(self, step: int) -> float:
@@ -148,7 +148,7 @@ def sparsity_at(schedule: Schedule, step: int) -> float | None:
     # The shortest decimal of a float32 is the number its author wrote: 0.9,
     # not 0.8999999762, which is another count of weights at 25 million.
     sparsity = float(str(value))
-    check_sparsity(sparsity, f"schedule({step})")
+    checks.sparsity(sparsity, f"schedule({step})")
     return sparsity
 
 
@@ -158,8 +158,8 @@ def _progress(climb: Polynomial | Geometric, step: int) -> float:
 
 
 def _check_climb(climb: Polynomial | Geometric) -> None:
-    check_sparsity(climb.target_sparsity, "target_sparsity")
-    check_sparsity(climb.initial_sparsity, "initial_sparsity")
+    checks.sparsity(climb.target_sparsity, "target_sparsity")
+    checks.sparsity(climb.initial_sparsity, "initial_sparsity")
     if climb.initial_sparsity > climb.target_sparsity:
         raise ValueError(
             "`initial_sparsity` must not exceed `target_sparsity`. Received: "

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tf_tickets import checks
+
 Shapes = Mapping[str, tuple[int, ...]]
 Densities = dict[str, float]
 Scope = (
@@ -135,7 +137,7 @@ def pools(
             for p in shapes
         ]
     check_scope(scope)
-    check_sparsity(sparsity)
+    checks.sparsity(sparsity)
     total = round((1 - sparsity) * sum(sizes.values()))  # type: ignore[operator]
     _checked(total, sum(capacity.values()), "all tensors")
     if scope == "global":
@@ -177,7 +179,7 @@ def at_progress(
         return target, {
             pattern: _fall(0.0, end, progress) for pattern, end in scope.items()
         }
-    check_sparsity(target)
+    checks.sparsity(target)
     return _fall(initial, float(target or 0.0), progress), scope
 
 
@@ -197,19 +199,6 @@ def check_scope(scope: Scope) -> None:
         raise ValueError(
             f"`scope` must be one of {['global', *sorted(SCOPES)]}, a mapping "
             f"or a callable. Received: scope={scope!r}"
-        )
-
-
-def check_sparsity(sparsity: float | None, name: str = "sparsity") -> None:
-    """Raise unless ``sparsity`` is a number in [0, 1)."""
-    if (
-        isinstance(sparsity, bool)
-        or not isinstance(sparsity, int | float | np.number)
-        or not 0 <= sparsity < 1
-    ):
-        raise ValueError(
-            f"`{name}` must be a number in [0, 1), the fraction of weights "
-            f"that become zero. Received: {name}={sparsity!r}"
         )
 
 
@@ -244,7 +233,7 @@ def _mapped(scope: Mapping[str, float], shapes: Shapes) -> dict[str, float]:
         raise ValueError(f"The mapping is empty. Received: scope={scope!r}")
     wanted: dict[str, float] = {}
     for pattern, sparsity in scope.items():
-        check_sparsity(sparsity, f"scope[{pattern!r}]")
+        checks.sparsity(sparsity, f"scope[{pattern!r}]")
         # A whole path names its tensor alone, though it may be found in others.
         hits = (
             [pattern]

@@ -7,15 +7,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_tickets.pruning.criteria import Arrays
-from tf_tickets.pruning.data import batches as read
-from tf_tickets.pruning.derivatives import (
+from tf_tickets.loss.batches import batches as read
+from tf_tickets.loss.derivatives import (
     compiled,
     finite,
     gradient,
     mean_over,
 )
-from tf_tickets.pruning.objective import Loss, Objective, computing_in
+from tf_tickets.loss.objective import Loss, Objective, computing_in
+from tf_tickets.pruning.criteria import Arrays
 
 
 def snip(
@@ -40,7 +40,7 @@ def snip(
     Args:
         model: A built and compiled model, only read.
         masks: ``{path: boolean array}``; the loss is that of the masked model.
-        data: See `tf_tickets.pruning.data.batches`. The publication uses one
+        data: See `tf_tickets.loss.batches.batches`. The publication uses one
             batch, of 100 samples for CIFAR-10.
         seed: Unused.
         loss: Instead of the compiled loss.

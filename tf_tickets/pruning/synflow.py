@@ -10,10 +10,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_tickets.loss.batches import batches as read
+from tf_tickets.loss.objective import call, computing_in, substituted
 from tf_tickets.masks import check_mappings
 from tf_tickets.pruning.criteria import Arrays
-from tf_tickets.pruning.data import batches as read
-from tf_tickets.pruning.objective import call, computing_in, substituted
 from tf_tickets.selection import check_model, layers_of, named_weights
 
 _LINEAR = (

@@ -7,16 +7,16 @@ from typing import Literal, overload
 
 import keras
 
+from tf_tickets.network.copier import Copier, require_graph
 from tf_tickets.retraining.exchange import (
     Activation,
     ActivationReport,
     Exchange,
     Old,
-    forget_traces,
     get_activation,
 )
-from tf_tickets.retraining.surgery import Copier, require_graph
 from tf_tickets.selection import layers_of
+from tf_tickets.tracing import retrace
 
 
 @overload
@@ -106,7 +106,7 @@ def replace_activations(
             for layer in layers_of(model):
                 change.attributes(layer)
         report = change.report(model, new)
-        forget_traces(model)
+        retrace(model)
         return (model, report) if return_report else model
     require_graph(
         model,

@@ -10,8 +10,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_tickets.network.copier import copy_of
 from tf_tickets.retraining.annealing import TemporaryActivation
-from tf_tickets.retraining.surgery import copy_of
 from tf_tickets.selection import layers_of
 
 Activation = str | Callable[[Any], Any]
@@ -281,9 +281,3 @@ def _activations_of(model: keras.Model) -> list[str]:
         if "activation" in attribute and callable(value)
     }
     return sorted(found - {"linear"})
-
-
-def forget_traces(model: keras.Model) -> None:
-    for step in ("train", "test", "predict"):
-        if getattr(model, f"{step}_function", None) is not None:
-            getattr(model, f"make_{step}_function")(force=True)

@@ -9,14 +9,14 @@ from typing import Any, Literal, overload
 import keras
 import numpy as np
 
-from tf_tickets.retraining.graph import Call, Calls, calls_of, graphs_of
-from tf_tickets.retraining.sites import is_linear, reach
-from tf_tickets.retraining.surgery import (
+from tf_tickets.network.calls import Call, Calls, calls_of, graphs_of
+from tf_tickets.network.copier import (
     Copier,
     copy_of,
     count,
     require_graph,
 )
+from tf_tickets.retraining.sites import is_linear, reach
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import keras
 
-from tf_tickets.pruning.objective import Loss, Objective, computing_in
+from tf_tickets.loss.objective import Loss, Objective, computing_in
 from tf_tickets.retraining.scalars import ScaleOptimizer
 from tf_tickets.retraining.search import Search, endless, without_dropout
 from tf_tickets.selection import named_weights
@@ -116,7 +116,7 @@ def rescale_initialization(
     Args:
         model: A built model; its weights are multiplied in place at the end.
             Masks enforced on it hold.
-        data: To train on; see `tf_tickets.pruning.data.batches`. Batches of
+        data: To train on; see `tf_tickets.loss.batches.batches`. Batches of
             another size than the first are left out.
         ticket: Applied to the model first, start weights included.
         iterations: How many, at least 1. A third of them can be enough.

@@ -11,9 +11,9 @@ import numpy as np
 import tensorflow as tf
 
 from tf_tickets import masking
+from tf_tickets.loss.batches import Batch, batches
+from tf_tickets.loss.objective import Objective, Tensors
 from tf_tickets.masking import masked
-from tf_tickets.pruning.data import Batch, batches
-from tf_tickets.pruning.objective import Objective, Tensors
 from tf_tickets.retraining.scalars import ScaleOptimizer
 from tf_tickets.selection import layers_of
 

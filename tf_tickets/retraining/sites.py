@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_tickets.retraining.graph import Call, Calls, calls_of, graphs_of
+from tf_tickets.network.calls import Call, Calls, calls_of, graphs_of
 from tf_tickets.selection import Filters, prunable_weights
 
 _DENSE = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)

@@ -8,19 +8,19 @@ from typing import Any, Literal, overload
 
 import keras
 
+from tf_tickets.network.copier import (
+    Copier,
+    copy_of,
+    count,
+    require_graph,
+    scope_of,
+)
 from tf_tickets.retraining.sites import (
     Site,
     channel_axis,
     find_sites,
     is_linear,
     weights_and_kept,
-)
-from tf_tickets.retraining.surgery import (
-    Copier,
-    copy_of,
-    count,
-    require_graph,
-    scope_of,
 )
 from tf_tickets.selection import Filters
 

@@ -9,17 +9,17 @@ from typing import Any, Literal, overload
 import keras
 
 from tf_tickets.masks import check_mappings
-from tf_tickets.retraining.activations import replace_activations
-from tf_tickets.retraining.exchange import ActivationReport
-from tf_tickets.retraining.rescaling import Rescaling, rescale_initialization
-from tf_tickets.retraining.skips import SkipReport, inject_skip_connections
-from tf_tickets.retraining.soft_labels import LabelSmoothing, smoothed
-from tf_tickets.retraining.surgery import (
+from tf_tickets.network.copier import (
     Copier,
     compile_like,
     rekeyed,
     require_graph,
 )
+from tf_tickets.retraining.activations import replace_activations
+from tf_tickets.retraining.exchange import ActivationReport
+from tf_tickets.retraining.rescaling import Rescaling, rescale_initialization
+from tf_tickets.retraining.skips import SkipReport, inject_skip_connections
+from tf_tickets.retraining.soft_labels import LabelSmoothing, smoothed
 from tf_tickets.selection import named_weights, values_of
 from tf_tickets.ticket import Ticket, check_ticket
 

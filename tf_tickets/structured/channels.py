@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 import keras
 import numpy as np
 
+from tf_tickets.network.graph import Call, Graph, Shape
 from tf_tickets.selection import named_weights
-from tf_tickets.structured.graph import Call, Graph, Shape
 
 Atoms = np.ndarray
 # How many channels are left of each list -> a configuration key's new value.
@@ -84,7 +84,7 @@ class Channels:
     """The channels of a model: a union-find over atoms, filled by `rules`.
 
     Args:
-        graph: As `tf_tickets.structured.graph.trace` made it.
+        graph: As `tf_tickets.network.graph.trace` made it.
 
     Attributes:
         layers: How each layer that has channels depends on them.

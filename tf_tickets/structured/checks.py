@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import keras
 
+from tf_tickets.network.graph import Call
 from tf_tickets.structured.channels import Atoms, Channels, Flow, call_name
-from tf_tickets.structured.graph import Call
 
 # Functions of single values: they leave every channel where it is.
 _ELEMENTWISE = set(

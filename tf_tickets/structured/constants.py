@@ -14,12 +14,12 @@ from typing import Any
 import keras
 import numpy as np
 
+from tf_tickets.network.graph import Call
 from tf_tickets.selection import view_of
 from tf_tickets.structured import plain_rules as plain
 from tf_tickets.structured import rules
 from tf_tickets.structured import weighted_rules as weighted
 from tf_tickets.structured.channels import Channels, Read
-from tf_tickets.structured.graph import Call
 
 Constants = dict[int, np.ndarray]
 Propagation = Callable[[Channels, Call, Constants], np.ndarray]

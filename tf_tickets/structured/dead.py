@@ -8,6 +8,7 @@ from typing import Literal, overload
 import keras
 import numpy as np
 
+from tf_tickets.network.graph import trace
 from tf_tickets.structured.channels import Channels, Read
 from tf_tickets.structured.constants import (
     input_constants,
@@ -18,7 +19,6 @@ from tf_tickets.structured.constants import (
     weight,
 )
 from tf_tickets.structured.decide import Decision, floor
-from tf_tickets.structured.graph import trace
 from tf_tickets.structured.rebuild import Rebuilder
 from tf_tickets.structured.report import ShrinkReport
 from tf_tickets.structured.rules import follow

@@ -9,10 +9,10 @@ from typing import Literal
 import keras
 import numpy as np
 
-from tf_tickets.pruning.scopes import check_sparsity
+from tf_tickets import checks
+from tf_tickets.network.graph import trace
 from tf_tickets.selection import layers_of, named_weights, values_of
 from tf_tickets.structured.channels import Channels, owners
-from tf_tickets.structured.graph import trace
 from tf_tickets.structured.rules import follow
 from tf_tickets.structured.ticket import ChannelTicket, channel_axis
 
@@ -214,7 +214,7 @@ def draw_channels(
     >>> tt.structured.shrink(model, ticket).layers[0].units
     5
     """
-    check_sparsity(sparsity)
+    checks.sparsity(sparsity)
     ranking = ChannelScores(model, criterion, coupled)
     drawing, scores = ranking.draw(sparsity)
     return ChannelTicket(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 
+from tf_tickets.network.graph import Call
 from tf_tickets.structured.channels import Atoms, Channels, Flow, call_name
 from tf_tickets.structured.checks import (
     Unfollowed,
@@ -13,7 +14,6 @@ from tf_tickets.structured.checks import (
     data_axis,
     other_axis,
 )
-from tf_tickets.structured.graph import Call
 
 # --- layers without weights --------------------------------------------------
 

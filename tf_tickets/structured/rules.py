@@ -11,11 +11,11 @@ from collections.abc import Callable
 
 import keras
 
+from tf_tickets.network.graph import Call, Graph
 from tf_tickets.structured import plain_rules as plain
 from tf_tickets.structured import weighted_rules as weighted
 from tf_tickets.structured.channels import Channels, Flow, call_name
 from tf_tickets.structured.checks import ELEMENTWISE, Unfollowed
-from tf_tickets.structured.graph import Call, Graph
 
 Rule = Callable[[Channels, Call], Flow]
 
@@ -24,7 +24,7 @@ def follow(graph: Graph) -> Channels:
     """Walk the graph once and collect its channels.
 
     Args:
-        graph: As `tf_tickets.structured.graph.trace` made it.
+        graph: As `tf_tickets.network.graph.trace` made it.
 
     Returns:
         The channels; those of the model's inputs and outputs are frozen.

@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from tf_tickets.structured.draw import scale_variables
+from tf_tickets.tracing import retrace
 
 
 class Slimming(keras.regularizers.Regularizer):
@@ -77,14 +78,14 @@ def slimming(model: keras.Model, strength: float = 1e-4) -> Iterator[None]:
     for gamma in attached:
         gamma.regularizer = Slimming(strength, gamma.regularizer)
     if attached:
-        forget_trace(model)
+        retrace(model, "train")
     try:
         yield
     finally:
         for gamma in attached:
             gamma.regularizer = gamma.regularizer.inner
         if attached:
-            forget_trace(model)
+            retrace(model, "train")
 
 
 def check_strength(strength: object) -> None:
@@ -98,9 +99,3 @@ def check_strength(strength: object) -> None:
             "The strength of the penalty must be a number of at least 0. "
             f"Received: {strength!r}"
         )
-
-
-def forget_trace(model: keras.Model) -> None:
-    """Let the next training step be traced anew."""
-    if getattr(model, "train_function", None) is not None:
-        model.make_train_function(force=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tf_tickets.network.graph import Call
 from tf_tickets.structured.channels import Atoms, Channels, Flow, Read
 from tf_tickets.structured.checks import (
     Unfollowed,
@@ -13,7 +14,6 @@ from tf_tickets.structured.checks import (
     data_axis,
     other_axis,
 )
-from tf_tickets.structured.graph import Call
 
 # --- layers that make channels ------------------------------------------
 

@@ -10,15 +10,15 @@ import numpy as np
 import tensorflow as tf
 
 from tf_tickets import masking
-from tf_tickets.masking import masked
-from tf_tickets.pruning.data import Batch, batches
-from tf_tickets.pruning.derivatives import gradient, hessian_product
-from tf_tickets.pruning.objective import (
+from tf_tickets.loss.batches import Batch, batches
+from tf_tickets.loss.derivatives import gradient, hessian_product
+from tf_tickets.loss.objective import (
     Loss,
     Objective,
     Tensors,
     computing_in,
 )
+from tf_tickets.masking import masked
 from tf_tickets.selection import prunable_weights
 from tf_tickets.ticket import Ticket, check_ticket
 
@@ -33,7 +33,7 @@ class LossOverData:
 
     Args:
         model: A built model; compiled, unless there is a ``loss``.
-        data: See `tf_tickets.pruning.data.batches`; read once and kept.
+        data: See `tf_tickets.loss.batches.batches`; read once and kept.
         needed_by: Whose loss it is, for error messages.
         ticket: Whose masks say which weights are there; `None` for the masks
             enforced on the model, if any.

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets.pruning.data import Batch
-from tf_tickets.pruning.objective import Objective, Tensors
+from tf_tickets.loss.batches import Batch
+from tf_tickets.loss.objective import Objective, Tensors
 
 _ZERO = tf.UnconnectedGradients.ZERO
 

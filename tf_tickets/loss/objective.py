@@ -16,8 +16,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_tickets.loss.batches import Batch
 from tf_tickets.masking import masked
-from tf_tickets.pruning.data import Batch
 from tf_tickets.selection import layers_of, named_weights
 
 Tensors = dict[str, tf.Tensor]

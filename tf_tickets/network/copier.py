@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from tf_tickets import masking
-from tf_tickets.retraining.graph import functional_view, is_graph
+from tf_tickets.network.calls import functional_view, is_graph
 from tf_tickets.selection import layers_of, named_weights
 from tf_tickets.ticket import Ticket, check_ticket
 

@@ -1,0 +1,54 @@
+"""One sentence for each option that is wrong; NumPy's numbers are numbers."""
+
+import numpy as np
+import pytest
+
+from tf_tickets import checks
+
+
+@pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3)])
+def test_whole_numbers_of_python_and_numpy_are_the_same(value):
+    assert checks.whole("every", value) == 3
+    assert type(checks.whole("every", value)) is int
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.0, True, np.bool_(True), "3", None])
+def test_what_is_no_count_is_named(value):
+    with pytest.raises(ValueError, match="`every` must be a whole number of"):
+        checks.whole("every", value)
+
+
+@pytest.mark.parametrize(
+    ("interval", "inside", "outside"),
+    [
+        ("[0, 1)", [0, 0.5, np.float32(0.25)], [1, -0.1, np.nan]),
+        ("(0, 1]", [1, 0.5], [0, 1.1]),
+        ("(0, inf)", [1e-9, 7, np.int64(2)], [0, np.inf, -1]),
+        ("[0, inf)", [0, 3.5], [-1e-9, np.inf]),
+        ("(-inf, inf)", [-3, 0.0], [np.nan, np.inf]),
+    ],
+)
+def test_an_interval_includes_its_square_brackets_only(
+    interval, inside, outside
+):
+    for value in inside:
+        assert checks.number("rate", value, interval) == value
+        assert type(checks.number("rate", value, interval)) is float
+    for value in [*outside, True, "0.5", None, np.zeros(2)]:
+        with pytest.raises(ValueError, match="`rate` must be .* Received: "):
+            checks.number("rate", value, interval)
+
+
+def test_a_sparsity_says_what_it_is():
+    assert checks.sparsity(np.float64(0.9)) == 0.9
+    with pytest.raises(ValueError, match="weights that become zero.*=1.0"):
+        checks.sparsity(1.0, "target_sparsity")
+
+
+def test_a_word_is_one_of_the_known_ones():
+    checks.choice("weights", "keep", ("start", "keep"))
+    checks.choice("rewind", None, ("weights", None))
+    with pytest.raises(ValueError, match="'start' or 'keep'. Received"):
+        checks.choice("weights", "keeps", ("start", "keep"))
+    with pytest.raises(ValueError, match=r"one of \['a', 'b', 'c'\]"):
+        checks.choice("which", np.zeros(3), ("a", "b", "c"))

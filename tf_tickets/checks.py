@@ -1,0 +1,143 @@
+"""Options checked in one place, each with one sentence that says what is wrong.
+
+Every function returns the value as Python's own number, so that what NumPy
+hands over (``np.int64(3)``) is as welcome as what is written down.
+"""
+
+from __future__ import annotations
+
+import numbers
+import operator
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+
+def whole(name: str, value: Any, *, least: int = 1) -> int:
+    """A whole number of at least ``least``.
+
+    Args:
+        name: Of the option, for the message.
+        value: What was given: an integer of Python or NumPy, no boolean.
+        least: The smallest allowed value.
+
+    Returns:
+        The value as an ``int``.
+
+    Raises:
+        ValueError: If it is something else.
+
+    Example:
+
+    >>> whole("every", np.int64(3))
+    3
+    """
+    if (
+        isinstance(value, bool | np.bool_)
+        or not isinstance(value, numbers.Integral)
+        or value < least
+    ):
+        raise ValueError(
+            f"`{name}` must be a whole number of at least {least}. "
+            f"Received: {name}={value!r}"
+        )
+    return operator.index(value)
+
+
+def number(name: str, value: Any, interval: str = "(-inf, inf)") -> float:
+    """A finite number inside an interval.
+
+    Args:
+        name: Of the option, for the message.
+        value: What was given: a number of Python or NumPy, no boolean.
+        interval: Such as ``"[0, 1)"``: a square bracket includes its end.
+
+    Returns:
+        The value as a ``float``.
+
+    Raises:
+        ValueError: If it is something else.
+
+    Example:
+
+    >>> number("momentum", 0.9, "[0, 1)")
+    0.9
+    """
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    real = isinstance(value, numbers.Real | np.number) and not isinstance(
+        value, bool | np.bool_
+    )
+    x = float(value) if real else float("nan")
+    fine = (
+        np.isfinite(x)
+        and (low < x or (interval[0] == "[" and x == low))
+        and (x < high or (interval[-1] == "]" and x == high))
+    )
+    if not fine:
+        wanted = {
+            "(-inf, inf)": "a finite number",
+            "(0, inf)": "a positive number",
+            "[0, inf)": "a number of at least 0",
+        }.get(interval, f"a number in {interval}")
+        raise ValueError(
+            f"`{name}` must be {wanted}. Received: {name}={value!r}"
+        )
+    return x
+
+
+def sparsity(value: Any, name: str = "sparsity") -> float:
+    """A sparsity: a number in [0, 1).
+
+    Args:
+        value: What was given.
+        name: Of the option, for the message.
+
+    Returns:
+        The value as a ``float``.
+
+    Raises:
+        ValueError: If it is something else.
+
+    Example:
+
+    >>> sparsity(0.9)
+    0.9
+    """
+    try:
+        return number(name, value, "[0, 1)")
+    except ValueError:
+        raise ValueError(
+            f"`{name}` must be a number in [0, 1), the fraction of weights "
+            f"that become zero. Received: {name}={value!r}"
+        ) from None
+
+
+def choice(name: str, value: Any, known: Collection[Any]) -> None:
+    """One of the known words.
+
+    Args:
+        name: Of the option, for the message.
+        value: What was given.
+        known: What it may be.
+
+    Raises:
+        ValueError: If it is something else.
+
+    Example:
+
+    >>> choice("weights", "keep", ("start", "keep"))
+    """
+    if not any(
+        value is one or (isinstance(value, type(one)) and value == one)
+        for one in known
+    ):
+        words = [repr(one) for one in known]
+        wanted = (
+            " or ".join(words)
+            if len(words) <= 2
+            else f"one of [{', '.join(words)}]"
+        )
+        raise ValueError(
+            f"`{name}` must be {wanted}. Received: {name}={value!r}"[:500]
+        )

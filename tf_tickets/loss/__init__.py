@@ -1,0 +1,1 @@
+"""A loss over data as a function of a model's weights."""

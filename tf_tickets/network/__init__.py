@@ -1,0 +1,1 @@
+"""A Keras model as something to read and to rewrite."""
