@@ -22,7 +22,7 @@ from absl import app, flags
 
 from benchmarks import networks, timing
 from tf_tickets import masking
-from tf_tickets.pruning.oneshot import draw_masks
+from tf_tickets.pruning.prune import draw_masks
 
 # Flags of a script that is imported, by a test, must not meet those of others.
 FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()

@@ -19,8 +19,9 @@ from absl import app, flags
 from benchmarks import timing
 from tf_tickets import masking
 from tf_tickets.pruning import keep_largest
-from tf_tickets.pruning.oneshot import draw_masks, select
+from tf_tickets.pruning.prune import draw_masks
 from tf_tickets.pruning.scopes import Pool
+from tf_tickets.pruning.topk import select
 
 # Flags of a script that is imported, by a test, must not meet those of others.
 FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()

@@ -1,5 +1,6 @@
 """One sentence for each option that is wrong; NumPy's numbers are numbers."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -52,3 +53,18 @@ def test_a_word_is_one_of_the_known_ones():
         checks.choice("weights", "keeps", ("start", "keep"))
     with pytest.raises(ValueError, match=r"one of \['a', 'b', 'c'\]"):
         checks.choice("which", np.zeros(3), ("a", "b", "c"))
+
+
+def test_arrays_that_are_not_finite_are_named():
+    checks.finite("Scores", {"a": np.ones(2), "b": np.arange(3)}, "why?")
+    broken = {f"{i}/kernel": np.array([1, np.nan]) for i in range(7)}
+    with pytest.raises(
+        ValueError,
+        match="Scores must be finite: why.*in 7 tensors: 0/k",
+    ):
+        checks.finite("Scores", {"fine": np.ones(1), **broken}, "why?")
+    with pytest.raises(ValueError, match="in 1 tensors: a$"):
+        half = keras.ops.convert_to_numpy(
+            keras.ops.array([np.inf], dtype="bfloat16")
+        )
+        checks.finite("Scores", {"a": half}, "why?")

@@ -6,7 +6,12 @@ import pytest
 
 import tf_tickets as tt
 from tests.conftest import batches, compiled
-from tf_tickets.selection import match_keys, named_weights
+from tf_tickets.selection import (
+    match_keys,
+    named_weights,
+    own_weights,
+    owners,
+)
 
 L = keras.layers
 
@@ -248,3 +253,42 @@ def test_keys_match_exactly_then_by_order_then_not_at_all():
 def test_all_weights_have_a_key():
     model = nested()
     assert len(named_weights(model)) == len(model.weights) == 6
+
+
+def test_the_innermost_layer_owns_a_weight_whatever_comes_first():
+    class Holder(keras.layers.Layer):
+        """Holds a layer that the model holds, too, and a weight of its own."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+            self.scale = self.add_weight(shape=(4,), name="scale")
+
+        def call(self, x):
+            return self.inner(x) * self.scale
+
+    class Both(keras.Model):
+        def __init__(self, first):
+            super().__init__()
+            dense = keras.layers.Dense(4)
+            holder = Holder(dense)
+            if first == "dense":
+                self.one, self.other = dense, holder
+            else:
+                self.one, self.other = holder, dense
+            self.dense, self.holder = dense, holder
+
+        def call(self, x):
+            return self.holder(self.dense(x))
+
+    for first in ("dense", "holder"):
+        model = Both(first)
+        model(np.ones((1, 4)))
+        found = owners(model)
+        assert len(found) == len(model.weights) == 3
+        assert found[id(model.dense.kernel)] is model.dense
+        assert found[id(model.dense.bias)] is model.dense
+        assert found[id(model.holder.scale)] is model.holder
+        assert own_weights(model) == []
+        assert own_weights(model.holder)[0] is model.holder.scale
+        assert len(own_weights(model.holder)) == 1

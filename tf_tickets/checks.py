@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numbers
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -140,4 +140,33 @@ def choice(name: str, value: Any, known: Collection[Any]) -> None:
         )
         raise ValueError(
             f"`{name}` must be {wanted}. Received: {name}={value!r}"[:500]
+        )
+
+
+def finite(what: str, arrays: Mapping[str, Any], why: str) -> None:
+    """Arrays that hold neither NaN nor infinity.
+
+    Args:
+        what: Of which the arrays are, for the message.
+        arrays: ``{key: real array}``.
+        why: A question or advice that tells where they may come from.
+
+    Raises:
+        ValueError: If one holds some, with the keys.
+
+    Example:
+
+    >>> finite("Weights", {"w": np.ones(3)}, "has training diverged?")
+    """
+    broken = []
+    for key, value in arrays.items():
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiu":
+            array = array.astype(np.float32)  # bfloat16
+        if not np.isfinite(array).all():
+            broken.append(key)
+    if broken:
+        raise ValueError(
+            f"{what} must be finite: {why} Received: NaN or infinity in "
+            f"{len(broken)} tensors: {', '.join(broken[:5])}"
         )

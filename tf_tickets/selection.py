@@ -25,7 +25,7 @@ _KERNELS = {
     "pointwise_kernel",
     "recurrent_kernel",
 }
-# Rank says nothing here: attention biases have rank 2, and a normalisation
+# Rank says nothing here: attention biases have rank 2, and a normalization
 # over several axes has scales of rank 2 and more.
 _NEVER = {
     "bias",
@@ -48,7 +48,7 @@ def named_weights(model: keras.Model) -> dict[str, keras.Variable]:
         model: A built Keras model.
 
     Returns:
-        ``{key: variable}``: kernels, biases, normalisation parameters and
+        ``{key: variable}``: kernels, biases, normalization parameters and
         statistics; no optimizer, metric or random-seed state.
 
     Raises:
@@ -117,7 +117,7 @@ def prunable_weights(
     SeparableConv, transposed convolution and EinsumDense layers and the
     projections inside attention and recurrent layers. With ``filters``: every
     weight matrix or tensor that a filter names, embeddings and the weights of
-    your own layers included. Biases and normalisation parameters are never
+    your own layers included. Biases and normalization parameters are never
     prunable.
 
     Args:
@@ -247,6 +247,54 @@ def layers_of(model: keras.Model) -> Iterator[keras.layers.Layer]:
     """
     check_model(model)
     yield from model._flatten_layers(include_self=True)
+
+
+def own_weights(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """The weights that ``layer`` holds itself, not through a layer inside it.
+
+    Args:
+        layer: A layer or a model.
+
+    Returns:
+        Its variables in the layer's order; none for most models.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    >>> len(own_weights(model)), len(own_weights(model.layers[0]))
+    (0, 2)
+    """
+    inside = {
+        id(variable)
+        for inner in layers_of(layer)
+        if inner is not layer
+        for variable in inner.weights
+    }
+    return [v for v in layer.weights if id(v) not in inside]
+
+
+def owners(model: keras.Model) -> dict[int, keras.layers.Layer]:
+    """The innermost layer that holds each weight.
+
+    Args:
+        model: A layer or a model.
+
+    Returns:
+        ``{id of a variable: its layer}``. Where unrelated layers share a
+        variable, the last of them.
+
+    Example:
+
+    >>> inner = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
+    >>> model = keras.Sequential([inner, keras.layers.Dense(2)])
+    >>> owners(model)[id(inner.weights[0])] is inner.layers[0]
+    True
+    """
+    return {
+        id(variable): layer
+        for layer in layers_of(model)
+        for variable in own_weights(layer)
+    }
 
 
 def _is_maskable(variable: keras.Variable) -> bool:

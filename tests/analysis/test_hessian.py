@@ -1,36 +1,16 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import tf_tickets as tt
+from tests.analysis.conftest import tiny
 from tests.conftest import batches, compiled, mlp
 from tf_tickets.analysis import (
-    gradient_flow,
     hessian_top_eigenvalue,
     loss_along_eigenvector,
 )
 from tf_tickets.callbacks import HessianEigenvalue
 from tf_tickets.selection import named_weights
-
-
-def tiny():
-    return compiled(
-        keras.Sequential(
-            [
-                keras.Input((3,)),
-                keras.layers.Dense(4, activation="tanh", name="one"),
-                keras.layers.Dense(3, name="two"),
-            ],
-            name="tiny",
-        )
-    )
-
-
-@pytest.fixture
-def points():
-    rng = np.random.default_rng(0)
-    return rng.normal(size=(20, 3)).astype("float32"), rng.integers(0, 3, 20)
 
 
 def full_hessian(x, y, weights):
@@ -151,30 +131,6 @@ def test_the_callback_logs_what_the_function_finds(data, jit):
     assert (top.vector[key][~ticket.masks[key]] == 0).all()
 
 
-def test_gradient_flow_counts_kept_weights_only(points):
-    x, y = points
-    model = tiny()
-    ticket = tt.prune(model, sparsity=0.5)
-    ticket.apply(model)
-    with tf.GradientTape() as tape:
-        loss = model.loss(y, model(x, training=True))
-    kernels = [model.layers[0].kernel, model.layers[1].kernel]
-    slopes = tape.gradient(loss, [k.value for k in kernels])
-    kept = [
-        np.where(m, s.numpy(), 0)
-        for m, s in zip(ticket.masks.values(), slopes, strict=True)
-    ]
-    flow = gradient_flow(model, points)
-    norms = [np.sqrt((k**2).sum()) for k in kept]
-    assert list(flow.layers.values()) == pytest.approx(norms, rel=1e-4)
-    assert flow.effective == pytest.approx(np.mean(norms), rel=1e-4)
-    assert flow.norm == pytest.approx(np.hypot(*norms), rel=1e-4)
-    assert sum(flow.kept.values()) == ticket.kept
-    assert gradient_flow(model, points, order=1).norm == pytest.approx(
-        sum(np.abs(k).sum() for k in kept), rel=1e-4
-    )
-
-
 def test_plots_are_files(points, tmp_path):
     pytest.importorskip("matplotlib")
     model = tiny()
@@ -182,7 +138,6 @@ def test_plots_are_files(points, tmp_path):
     top.plot(tmp_path / "top.png")
     curve = loss_along_eigenvector(model, points, top, distances=[-0.1, 0, 0.1])
     curve.plot(tmp_path / "curve.png")
-    gradient_flow(model, points).plot(tmp_path / "flow.png")
     assert {p.stat().st_size > 1000 for p in tmp_path.iterdir()} == {True}
 
 
@@ -207,5 +162,3 @@ def test_other_errors_say_what_is_wrong(points):
         hessian_top_eigenvalue(tiny(), (points[0] * np.nan, points[1]))
     with pytest.raises(ValueError, match="one of this model's weights"):
         loss_along_eigenvector(tiny(), points, {"other": np.ones(3)})
-    with pytest.raises(ValueError, match="order"):
-        gradient_flow(tiny(), points, order=3)

@@ -1,4 +1,3 @@
-import keras
 import numpy as np
 import pytest
 
@@ -6,13 +5,11 @@ import tf_tickets as tt
 from tests.conftest import compiled, mlp
 from tests.retraining.networks import block_net, images
 from tf_tickets.analysis import (
-    activation_sparsity,
     input_landscape,
     loss_landscape,
 )
 from tf_tickets.analysis.landscape import _filter_normalized
 from tf_tickets.loss.over_data import LossOverData
-from tf_tickets.retraining import replace_activations
 from tf_tickets.selection import named_weights
 
 
@@ -77,63 +74,10 @@ def test_the_input_landscape_rises_fastest_along_the_gradient(data):
     assert seen[-1] == (9, 9)
 
 
-def test_activation_sparsity_is_the_count_by_hand():
-    x = i = keras.Input((3,))
-    inner = keras.Sequential(
-        [keras.Input((3,)), keras.layers.Activation("relu", name="nested")]
-    )
-    x = keras.layers.Dense(
-        3, activation="relu", kernel_initializer="identity", name="dense"
-    )(x)
-    x = inner(x - 1.0)
-    x = keras.ops.relu(x - 1.0)
-    x = keras.layers.ReLU(name="layer")(x)
-    model = keras.Model(i, keras.layers.Dense(2, name="linear")(x))
-    batch = np.array([[-1.0, 0.5, 1.5], [2.5, 3.5, -2.0]], "float32")
-    found = activation_sparsity(model, batch, threshold=0.0)
-    shares = list(found.layers.values())
-    #  relu(x): 0 .5 1.5 / 2.5 3.5 0; -1: 0 0 .5 / 1.5 2.5 0; -1: 0 0 0 / .5 ..
-    assert shares == pytest.approx([2 / 6, 3 / 6, 4 / 6, 4 / 6])
-    assert found.total == pytest.approx(13 / 24)
-    assert list(found.layers)[0] == "dense"
-    assert "linear" not in found.layers
-    assert model.get_layer("dense").activation is keras.activations.relu
-    assert "call" not in vars(model.get_layer("layer"))
-
-
-def test_swish_has_hardly_any_zeros_where_relu_has_tens_of_percent():
-    """The gap of Table A1."""
-    model = block_net()
-    x = images(count=64)[0]
-    relu = activation_sparsity(model, x)
-    swish = activation_sparsity(replace_activations(model, "swish"), x)
-    assert list(relu.layers) == list(swish.layers)
-    assert all(share > 0.2 for share in relu.layers.values())
-    assert all(share < 0.01 for share in swish.layers.values())
-
-
-def test_a_subclassed_model_is_looked_into():
-    class Mine(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.dense = keras.layers.Dense(8, "relu", name="dense")
-            self.relu = keras.layers.ReLU(name="relu")
-
-        def call(self, x):
-            return self.relu(self.dense(x) - 0.5)
-
-    model = Mine()
-    model(np.ones((2, 4), "float32"))
-    found = activation_sparsity(model, images((4,))[0])
-    assert list(found.layers) == ["dense", "relu"]
-    assert found.layers["relu"] > found.layers["dense"] > 0
-
-
 def test_plots_are_files(data, tmp_path):
     pytest.importorskip("matplotlib")
     model = compiled(mlp())
     loss_landscape(model, data, steps=3).plot(tmp_path / "a.png")
-    activation_sparsity(model, data[0]).plot(tmp_path / "b.png")
     assert {p.stat().st_size > 1000 for p in tmp_path.iterdir()} == {True}
 
 
@@ -143,13 +87,6 @@ def test_plots_are_files(data, tmp_path):
         (lambda m, d: loss_landscape(m, d, steps=4), "odd"),
         (lambda m, d: loss_landscape(m, d, span=0), "span"),
         (lambda m, d: input_landscape(m, d, steps=1), "odd"),
-        (lambda m, d: activation_sparsity(m, d, threshold=-1), "threshold"),
-        (
-            lambda m, d: activation_sparsity(
-                keras.Sequential([keras.Input((8,)), keras.layers.Dense(2)]), d
-            ),
-            "no activations",
-        ),
     ],
 )
 def test_bad_requests_get_one_clear_error(data, make, message):

@@ -9,7 +9,7 @@ import pytest
 import tf_tickets as tt
 from tests.conftest import batches, compiled, mlp
 from tests.pruning.kinds import only_read
-from tf_tickets.analysis import SanityReport, controls, sanity_checks
+from tf_tickets.analysis import SanityReport, sanity, sanity_checks
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def counts(ticket):
 
 MAKERS = {
     "shuffle": lambda ticket, seed: ticket.shuffle(seed),
-    "random": controls.redrawn,
-    "invert": controls.inverted,
+    "random": sanity.redrawn,
+    "invert": sanity.inverted,
 }
 
 
@@ -40,13 +40,13 @@ def test_a_control_moves_the_mask_and_keeps_the_count_per_layer(name, drawn):
             np.testing.assert_array_equal(control.weights[key], weight)
     one, other = MAKERS[name](ticket, 0), MAKERS[name](ticket, 1)
     assert (one.hamming_distance(other) > 0) == (name != "invert")
-    assert controls.redrawn(ticket, 0).hamming_distance(ticket.shuffle(0)) > 0
+    assert sanity.redrawn(ticket, 0).hamming_distance(ticket.shuffle(0)) > 0
 
 
 def test_inversion_keeps_the_lowest_scores():
     scores = {"a": np.array([[5.0, 1.0, 3.0, 2.0, 4.0]])}
     ticket = tt.Ticket({"a": [[1, 0, 0, 0, 1]]}, scores=scores)
-    mask = controls.inverted(ticket, seed=0).masks["a"]
+    mask = sanity.inverted(ticket, seed=0).masks["a"]
     assert mask.tolist() == [[False, True, False, True, False]]
 
 
@@ -57,7 +57,7 @@ def test_inversion_follows_what_the_mask_was_ranked_by(rank):
     high, low = np.zeros(200, bool), np.zeros(200, bool)
     high[order[-60:]] = low[order[:60]] = True
     ticket = tt.Ticket({"a": high.reshape(20, 10)}, scores={"a": scores})
-    mask = controls.inverted(ticket, seed=0).masks["a"]
+    mask = sanity.inverted(ticket, seed=0).masks["a"]
     np.testing.assert_array_equal(mask.ravel(), low)
 
 
@@ -65,7 +65,7 @@ def test_inversion_breaks_ties_at_random():
     # Most scores of an iterative criterion are exact zeros at the end.
     scores = {"a": np.r_[np.zeros(90), np.ones(10)]}
     ticket = tt.Ticket({"a": scores["a"] > 0}, scores=scores)
-    masks = [controls.inverted(ticket, s).masks["a"] for s in (0, 1)]
+    masks = [sanity.inverted(ticket, s).masks["a"] for s in (0, 1)]
     assert [m.sum() for m in masks] == [10, 10]
     assert (masks[0] != masks[1]).any() and not masks[0][90:].any()
     assert not masks[0][:10].all()
@@ -76,15 +76,15 @@ def test_reinitialization_draws_from_the_layers_own_distribution(drawn):
     model.get_layer(
         "hidden"
     ).kernel_initializer = keras.initializers.RandomUniform(2.0, 3.0)
-    control = controls.reinitialized(ticket, model, None, seed=1)
+    control = sanity.reinitialized(ticket, model, None, seed=1)
     hidden, head = (control.weights[k] for k in ticket.masks)
     assert hidden.min() >= 2 and hidden.max() <= 3
     assert np.abs(head).max() <= np.sqrt(6 / 36)  # Glorot uniform
     for key in ticket.masks:
         np.testing.assert_array_equal(control.masks[key], ticket.masks[key])
-    again = controls.reinitialized(ticket, model, None, seed=1)
+    again = sanity.reinitialized(ticket, model, None, seed=1)
     np.testing.assert_array_equal(again.weights[key], head)
-    given = controls.reinitialized(ticket, model, "zeros", seed=1)
+    given = sanity.reinitialized(ticket, model, "zeros", seed=1)
     assert not given.weights[key].any()
 
 
@@ -105,13 +105,29 @@ def test_signed_constants_are_drawn_again_from_kaiming_normal():
         weights[key] = signs * np.sqrt(2 / weights[key].shape[0])
         masks[key] = rng.random(weights[key].shape) < 0.3
     ticket = tt.Ticket(masks, weights)
-    control = controls.reinitialized(ticket, model, None, seed=3)
+    control = sanity.reinitialized(ticket, model, None, seed=3)
     for key, mask in masks.items():
         w = control.weights[key]
         assert w.std() == pytest.approx(np.sqrt(2 / len(mask)), rel=0.05)
         assert len(np.unique(w)) > 0.9 * w.size
         assert np.abs(w).max() > 2.2 * w.std()  # not a truncated normal
     assert len({w.ravel()[0] for w in control.weights.values()}) > 2
+
+
+def test_reinitialization_takes_the_fan_of_the_layer():
+    """A depthwise kernel feeds each output from its own 9 inputs only."""
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 200)),
+            keras.layers.DepthwiseConv2D(3, use_bias=False),
+            keras.layers.Conv2DTranspose(20, 1, use_bias=False),
+        ]
+    )
+    ticket = tt.prune(model, 0.5)
+    control = sanity.reinitialized(ticket, model, "he_normal", seed=1)
+    depthwise, transposed = (control.weights[k].std() for k in ticket.masks)
+    assert depthwise == pytest.approx(np.sqrt(2 / 9), rel=0.1)
+    assert transposed == pytest.approx(np.sqrt(2 / 200), rel=0.1)
 
 
 def test_every_run_starts_from_the_same_state_and_the_model_ends_so(
@@ -264,6 +280,8 @@ def test_a_control_that_changes_nothing_raises(drawn, data):
         ({"train": max, "controls": []}, "controls"),
         ({"train": max, "seeds": []}, "seeds"),
         ({"train": max, "seeds": [1, 1]}, "seeds"),
+        ({"train": max, "seeds": [0, -1]}, "seeds=-1"),
+        ({"train": max, "seeds": [0.5]}, "seeds=0.5"),
         ({"train": max, "threshold": -0.1}, "threshold=-0.1"),
         ({"train": lambda m: None}, "finite number.*None"),
         ({"train": lambda m: float("nan")}, "finite number.*nan"),

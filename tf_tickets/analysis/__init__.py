@@ -1,9 +1,5 @@
 """What a ticket is worth: checks, distances, costs, reports."""
 
-from tf_tickets.analysis.activation import (
-    ActivationSparsity,
-    activation_sparsity,
-)
 from tf_tickets.analysis.distances import (
     mask_distance_matrix,
     plot_mask_distances,
@@ -13,7 +9,12 @@ from tf_tickets.analysis.flops import (
     LayerFlops,
     flops,
 )
-from tf_tickets.analysis.gradient_flow import GradientFlow, gradient_flow
+from tf_tickets.analysis.flow import (
+    ActivationSparsity,
+    GradientFlow,
+    activation_sparsity,
+    gradient_flow,
+)
 from tf_tickets.analysis.hessian import (
     LossCurve,
     TopEigenvalue,

@@ -19,7 +19,7 @@ class HasMasks(Protocol):
 
 
 def mask_distance_matrix(tickets: Sequence[HasMasks]) -> np.ndarray:
-    """Normalised Hamming distances between all masks.
+    """Normalized Hamming distances between all masks.
 
     Args:
         tickets: At least one; all over the same weights, or all over the same

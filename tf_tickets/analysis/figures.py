@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -26,6 +27,28 @@ def new_axes(
         ) from error
     figure = Figure(figsize=size, layout="constrained")
     return figure, figure.subplots(1, columns)
+
+
+def bars(
+    values: Mapping[str, float],
+    label: str,
+    path: str | os.PathLike[str],
+    scale: str = "linear",
+) -> None:
+    """Draw a bar for each name, into an image file.
+
+    Args:
+        values: ``{name: height}``.
+        label: What stands at the vertical axis.
+        path: The image file.
+        scale: The vertical axis is `"linear"`, the default, or `"log"`.
+    """
+    figure, axes = new_axes((max(4.0, 0.4 * len(values)), 3))
+    axes.bar(range(len(values)), list(values.values()))
+    axes.set_xticks(range(len(values)), list(values), rotation=90, fontsize=7)
+    axes.set_ylabel(label)
+    axes.set_yscale(scale)
+    save(figure, path)
 
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:

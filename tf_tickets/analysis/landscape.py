@@ -11,10 +11,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_tickets import checks
 from tf_tickets.analysis.figures import new_axes, save
 from tf_tickets.loss.batches import Batch
-from tf_tickets.loss.objective import Loss
-from tf_tickets.loss.over_data import LossOverData, Vector, moved
+from tf_tickets.loss.objective import Loss, Tensors, value_and_gradient
+from tf_tickets.loss.over_data import LossOverData, moved
 from tf_tickets.ticket import Ticket
 
 
@@ -81,22 +82,26 @@ def loss_landscape(
     r"""The loss over a random plane through the weights.
 
     Two random directions, each filter of which has the length of the model's
-    filter: $d_{ij} \leftarrow d_{ij}\,\|w_{ij}\|/\|d_{ij}\|$. So networks of
-    other scales can be compared. Biases and normalization parameters stay,
-    and so do pruned weights.
+    filter: $d_{ij} \leftarrow d_{ij}\,\|w_{ij}\|/\|d_{ij}\|$. Thus networks
+    whose weights differ in scale can be compared. Biases and normalization
+    parameters stay, and so do pruned weights.
 
     Args:
         model: A built model; compiled, unless there is a ``loss``. Nothing
             in it changes.
         data: See `tf_tickets.loss.batches.batches`.
-        span: The plane goes from -span to span in both directions.
-        steps: Points on a side, odd so that the model is one of them.
-        seed: Of the directions.
+        span: The plane goes from -span to span in both directions; 1 by
+            default.
+        steps: Points on a side, odd so that the model is one of them; 21 by
+            default.
+        seed: Equal ones draw equal directions; 0 by default.
         ticket: As in `hessian_top_eigenvalue`.
         loss: Instead of the compiled loss.
         training: Whether normalization uses the statistics of the batch.
-        batch_size: Of the batches that arrays are cut into.
-        batches: Read at most so many batches.
+            `False` by default.
+        batch_size: Samples in a batch where arrays are cut into batches; 256
+            by default.
+        batches: Read at most this many batches; `None` for all.
         on_point: Called with (points done, points in all).
 
     Returns:
@@ -128,7 +133,7 @@ def loss_landscape(
         loss=loss,
         training=training,
         batch_size=batch_size,
-        limit=batches,
+        batches=batches,
     )
     weights = function.weights()
     first, second = (
@@ -170,12 +175,15 @@ def input_landscape(
     Args:
         model: A built model with one input; nothing in it changes.
         data: See `tf_tickets.loss.batches.batches`.
-        span: The plane goes from -span to span in both directions.
-        steps: Points on a side, odd so that the samples are one of them.
-        seed: Of the second direction.
+        span: The plane goes from -span to span in both directions; 0.5 by
+            default.
+        steps: Points on a side, odd so that the unchanged samples are one of
+            them; 21 by default.
+        seed: Equal ones draw equal second directions; 0 by default.
         loss: Instead of the compiled loss.
-        batch_size: Of the batches that arrays are cut into.
-        batches: Read at most so many batches.
+        batch_size: Samples in a batch where arrays are cut into batches; 256
+            by default.
+        batches: Read at most this many batches; `None` for all.
         on_point: Called with (points done, points in all).
 
     Returns:
@@ -206,12 +214,18 @@ def input_landscape(
         needed_by="input_landscape",
         loss=loss,
         batch_size=batch_size,
-        limit=batches,
+        batches=batches,
     )
     weights = function.weights()
     rng = np.random.default_rng(seed)
     originals = function.batches
     planes = []
+
+    def input_slope(x: tf.Tensor, batch: Batch) -> tf.Tensor:
+        return value_and_gradient(
+            lambda x: function.objective(weights, batch._replace(x=x)), x
+        )[1]
+
     for batch in originals:
         if not tf.is_tensor(batch.x):
             raise ValueError(
@@ -219,12 +233,9 @@ def input_landscape(
                 f"Received: inputs of the structure {type(batch.x).__name__}"
             )
         x = tf.cast(batch.x, tf.float32)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(x)
-            value = function.objective(weights, batch._replace(x=x))
-        slope = tape.gradient(value, x).numpy()
+        slope = input_slope(x, batch)
         noise = rng.normal(size=slope.shape)
-        planes.append(_plane(x.numpy(), slope, noise))
+        planes.append(_plane(x.numpy(), slope.numpy(), noise))
 
     def at(a: float, b: float) -> float:
         function.batches = [
@@ -237,9 +248,8 @@ def input_landscape(
 
 
 def _grid(span: float, steps: int) -> np.ndarray:
-    if not span > 0:
-        raise ValueError(f"`span` must be positive. Received: span={span!r}")
-    if isinstance(steps, bool) or steps < 3 or steps % 2 == 0:
+    span = checks.number("span", span, "(0, inf)")
+    if checks.whole("steps", steps) < 3 or steps % 2 == 0:
         raise ValueError(
             "`steps` must be an odd number of at least 3. "
             f"Received: steps={steps!r}"
@@ -262,7 +272,7 @@ def _surface(
     return LossSurface(grid, grid.copy(), losses, title)
 
 
-def _filter_normalized(direction: Vector, weights: Vector) -> Vector:
+def _filter_normalized(direction: Tensors, weights: Tensors) -> Tensors:
     """Each output's filter at the model's length; vectors are left out."""
     normalized = {}
     for key, d in direction.items():

@@ -15,7 +15,7 @@ from tf_tickets import checks
 from tf_tickets.callbacks.resume import EpochRun
 from tf_tickets.layers import Supermask
 from tf_tickets.pruning import scopes
-from tf_tickets.pruning.oneshot import select
+from tf_tickets.pruning.topk import select
 from tf_tickets.selection import layers_of, values_of
 
 RateKind = Literal["code", "paper"]

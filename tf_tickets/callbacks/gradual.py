@@ -13,7 +13,7 @@ from tf_tickets.callbacks.enforce import MaskKeeper
 from tf_tickets.callbacks.resume import EpochRun
 from tf_tickets.callbacks.rewind import StepCounter
 from tf_tickets.pruning import criteria, scopes
-from tf_tickets.pruning.oneshot import (
+from tf_tickets.pruning.prune import (
     current_masks,
     describe,
     draw_masks,

@@ -19,7 +19,8 @@ class HessianEigenvalue(keras.callbacks.Callback):
     Args:
         data: On which the loss is taken; see
             `tf_tickets.loss.batches.batches`. A batch or two will do.
-        every: Look at every so manyth epoch; others log the last value.
+        every: Epochs from one eigenvalue to the next; those between log the
+            last value.
         **options: Those of `tf_tickets.analysis.hessian_top_eigenvalue`, but
             for ``ticket``: the masks enforced on the model count.
 
@@ -73,12 +74,12 @@ class HessianEigenvalue(keras.callbacks.Callback):
         self._function: LossOverData | None = None
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        options = dict(self.options)
-        if "batches" in options:
-            options["limit"] = options.pop("batches")
         self.values = []
         self._function = LossOverData(
-            self.model, self.data, needed_by="HessianEigenvalue", **options
+            self.model,
+            self.data,
+            needed_by="HessianEigenvalue",
+            **self.options,
         )
 
     def on_epoch_end(

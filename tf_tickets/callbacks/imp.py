@@ -17,7 +17,7 @@ from tf_tickets.callbacks.plan import RoundPlan
 from tf_tickets.callbacks.resume import RunDirectory
 from tf_tickets.callbacks.rewind import Rewind
 from tf_tickets.pruning import criteria, scopes
-from tf_tickets.pruning.oneshot import (
+from tf_tickets.pruning.prune import (
     current_masks,
     describe,
     draw_masks,

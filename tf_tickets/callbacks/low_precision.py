@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from tf_tickets import checks
-from tf_tickets.selection import check_model, layers_of
+from tf_tickets.selection import check_model, layers_of, own_weights
 from tf_tickets.tracing import retrace
 
 
@@ -266,19 +266,7 @@ class _RoundedKernel(keras.constraints.Constraint):
 
 def _rounded_layers(model: keras.Model) -> list[keras.layers.Layer]:
     """Layers with weights of their own, but for the last."""
-    found = []
-    for layer in layers_of(model):
-        held = {id(v) for one in _inner_layers(layer) for v in one.weights}
-        if any(id(v) not in held for v in layer.weights):
-            found.append(layer)
-    return found[:-1]
-
-
-def _inner_layers(
-    layer: keras.layers.Layer,
-) -> Iterator[keras.layers.Layer]:
-    """Every layer inside ``layer`` but itself."""
-    return (inner for inner in layers_of(layer) if inner is not layer)
+    return [layer for layer in layers_of(model) if own_weights(layer)][:-1]
 
 
 def _round_kernels(

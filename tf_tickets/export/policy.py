@@ -32,7 +32,12 @@ import platform
 import keras
 import numpy as np
 
-from tf_tickets.selection import layers_of, prunable_weights, view_of
+from tf_tickets.selection import (
+    layers_of,
+    owners,
+    prunable_weights,
+    view_of,
+)
 
 _FEWEST_ZEROS = 2 / 3
 
@@ -95,15 +100,9 @@ def sparse_inference_policy(model: keras.Model) -> list[LayerPolicy]:
         One row for each weight. What the rows cannot see is whether an
         unusual operation stands between two layers; measure.
     """
-    owners = {
-        id(variable): layer
-        for layer in layers_of(model)
-        for variable in layer.weights
-        if not isinstance(layer, keras.Model)
-    }
+    owner = owners(model)
     weights = prunable_weights(model)
-    # Innermost layers come last in the walk and own their weights.
-    layers = {key: owners[id(v)] for key, v in weights.items()}
+    layers = {key: owner[id(v)] for key, v in weights.items()}
     pointwise = [k for k in weights if _is_pointwise(layers[k])]
     zeros = sum(
         weights[k].numpy().size - np.count_nonzero(weights[k].numpy())

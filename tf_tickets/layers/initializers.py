@@ -10,16 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets.selection import layers_of
-
-Shape = tuple[int, ...]
-
-_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
-_TRANSPOSED = (
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
-)
+from tf_tickets.selection import Shape
 
 
 class _Drawn(keras.initializers.Initializer):
@@ -211,69 +202,3 @@ def get(identifier: Any, named: dict[str, Any], argument: str) -> Any:
             f"initializer. Received: {argument}={identifier!r}"
         )
     return found
-
-
-def draw(
-    initializer: Any, shape: Shape, stand_in: Shape, seed: tuple[int, ...]
-) -> np.ndarray:
-    """Values of ``shape`` from ``initializer``, with a seed of its own.
-
-    Args:
-        initializer: A Keras initializer.
-        shape: Of the result.
-        stand_in: A shape of the same size from which the initializer reads
-            the right fans; see `stand_in`.
-        seed: Integers; equal ones give equal values.
-    """
-    if isinstance(initializer, keras.initializers.Initializer):
-        config = initializer.get_config()
-        if "seed" in config:
-            entropy = np.random.SeedSequence(seed)
-            value = int(entropy.generate_state(1)[0] >> 1)
-            initializer = type(initializer).from_config(
-                {**config, "seed": value}
-            )
-    with tf.init_scope():  # where a graph is traced, values are drawn now
-        values = initializer(stand_in, dtype="float32")
-        return np.reshape(keras.ops.convert_to_numpy(values), shape)
-
-
-def stand_in(layer: Any, variable: keras.Variable) -> Shape:
-    """A shape of the kernel's size whose fans are those of its layer.
-
-    Initializers see a shape only and take it for a convolution's: ``(...,
-    inputs, outputs)``. That is wrong for depthwise and transposed convolutions
-    and for the projections of attention.
-
-    Args:
-        layer: The layer that owns the kernel, or `None`.
-        variable: The kernel.
-
-    Returns:
-        The kernel's own shape where it is right, else ``(receptive field,
-        inputs, outputs)``.
-    """
-    shape = tuple(variable.shape)
-    if isinstance(layer, _DEPTHWISE) or variable.name == "depthwise_kernel":
-        return (math.prod(shape[:-2]), 1, shape[-2] * shape[-1])
-    if isinstance(layer, _TRANSPOSED):
-        return (*shape[:-2], shape[-1], shape[-2])
-    if isinstance(layer, keras.layers.EinsumDense):
-        inputs, _, rest = layer.equation.partition(",")
-        kernel, _, outputs = rest.partition("->")
-        contracted = math.prod(
-            size
-            for label, size in zip(kernel.strip(), shape, strict=True)
-            if label in inputs and label not in outputs
-        )
-        return (contracted, math.prod(shape) // max(contracted, 1))
-    return shape
-
-
-def owners(layer: keras.layers.Layer) -> dict[int, keras.layers.Layer]:
-    """``{id of a variable: the innermost layer that owns it}``."""
-    return {
-        id(variable): one
-        for one in layers_of(layer)
-        for variable in one.weights
-    }

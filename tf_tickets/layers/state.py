@@ -10,11 +10,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets.layers import initializers
+from tf_tickets import initialization
 from tf_tickets.layers.options import SupermaskOptions
 from tf_tickets.pruning import scopes
-from tf_tickets.pruning.oneshot import select
-from tf_tickets.selection import prunable_weights, unique_keys, values_of
+from tf_tickets.pruning.topk import select
+from tf_tickets.selection import (
+    owners,
+    prunable_weights,
+    unique_keys,
+    values_of,
+)
 
 
 class UnitInterval(keras.constraints.Constraint):
@@ -94,7 +99,7 @@ def make(
     """
     lent = unique_keys(layer.variables)
     kernels = prunable_weights(layer, options.filters)
-    owners = initializers.owners(layer)
+    owner = owners(layer)
     pools = (
         top_k_pools(options, kernels, options.sparsity)
         if options.mask == "top_k"
@@ -121,10 +126,12 @@ def make(
             int(purpose == "scores"),
         )
         variable = lent[key]
-        shape = initializers.stand_in(owners.get(id(variable)), variable)
+        fans = initialization.fan_shape(owner.get(id(variable)), variable)
 
         def draw(size: Sequence[int], dtype: Any) -> tf.Tensor:
-            values = initializers.draw(initializer, tuple(size), shape, seed)
+            values = initialization.draw(
+                initializer, tuple(size), seed, fans=fans
+            )
             if purpose == "scores" and not pools:
                 _check_unit_interval(values, key)
             return tf.constant(values, dtype)

@@ -1,4 +1,4 @@
-"""What a criterion scores on: every form of data becomes batches."""
+"""Data as batches, whatever form it comes in."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
+
+from tf_tickets import checks
 
 
 class Batch(NamedTuple):
@@ -43,10 +45,12 @@ def batches(
             ``tf.data.Dataset``, a ``keras.utils.PyDataset`` or a list of such
             tuples, each of which is a batch; or the array ``x`` alone, where
             no labels are needed.
-        needed_by: Whose data it is, for error messages.
-        batch_size: Of the batches that arrays are cut into.
-        limit: Read at most so many batches; `None` for all.
-        labels: Whether a batch without labels is an error.
+        needed_by: What reads the data, for error messages.
+        batch_size: Samples in a batch where arrays are cut into batches; 256
+            by default.
+        limit: Read at most this many batches; `None` for all.
+        labels: Whether a batch without labels is an error, as it is by
+            default.
 
     Yields:
         Batches, at least one.
@@ -55,12 +59,9 @@ def batches(
         ValueError: If there is no data, or it is of another form, endless
             without a ``limit``, unlabelled, or of unequal lengths.
     """
-    for name, count in (("batch_size", batch_size), ("batches", limit)):
-        if count is not None and (isinstance(count, bool) or count < 1):
-            raise ValueError(
-                f"`{name}` must be a whole number of at least 1. "
-                f"Received: {name}={count!r}"
-            )
+    checks.whole("batch_size", batch_size)
+    if limit is not None:
+        checks.whole("batches", limit)
     source = _source(data, needed_by, batch_size, limit)
     empty = True
     for item in islice(source, limit):

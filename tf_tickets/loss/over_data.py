@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets import masking
-from tf_tickets.loss.batches import Batch, batches
-from tf_tickets.loss.derivatives import gradient, hessian_product
+from tf_tickets import checks, masking
+from tf_tickets.loss.batches import Batch
 from tf_tickets.loss.objective import (
     Loss,
     Objective,
     Tensors,
+    compiled,
     computing_in,
+    mean_over,
 )
 from tf_tickets.masking import masked
 from tf_tickets.selection import prunable_weights
 from tf_tickets.ticket import Ticket, check_ticket
-
-Vector = dict[str, tf.Tensor]
 
 
 class LossOverData:
@@ -34,16 +33,34 @@ class LossOverData:
     Args:
         model: A built model; compiled, unless there is a ``loss``.
         data: See `tf_tickets.loss.batches.batches`; read once and kept.
-        needed_by: Whose loss it is, for error messages.
+        needed_by: What asks for the loss, for error messages.
         ticket: Whose masks say which weights are there; `None` for the masks
             enforced on the model, if any.
         loss: Instead of the compiled loss. Regularization counts only in the
             compiled one.
         training: Whether normalization uses the statistics of the batch.
+            `False` by default.
         only: `"all"` trainable weights or the `"prunable"` ones.
-        batch_size: Of the batches that arrays are cut into.
-        limit: Read at most so many batches.
-        jit_compile: Compile with XLA.
+        batch_size: Samples in a batch where arrays are cut into batches; 256
+            by default.
+        batches: Read at most this many batches; `None` for all.
+        jit_compile: Compile with XLA. `False` by default.
+
+    Raises:
+        ValueError: If there is no loss, no data, or nothing to train.
+
+    Example:
+
+    >>> model = keras.Sequential(
+    ...     [keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+    >>> _ = model.layers[0].kernel.assign([[3.0]])
+    >>> model.compile(loss="mse")
+    >>> data = np.ones((4, 1)), np.zeros((4, 1))  # L = w²
+    >>> function = LossOverData(model, data, needed_by="the example")
+    >>> at = function.weights()
+    >>> [slope] = function.slope(at).values()
+    >>> function.value(at), slope.numpy().tolist()
+    (9.0, [[6.0]])
     """
 
     def __init__(
@@ -57,7 +74,7 @@ class LossOverData:
         training: bool = False,
         only: str = "all",
         batch_size: int = 256,
-        limit: int | None = None,
+        batches: int | None = None,
         jit_compile: bool = False,
     ) -> None:
         self.model = model
@@ -65,13 +82,7 @@ class LossOverData:
             model, needed_by=needed_by, loss=loss, training=training
         )
         self.batches: list[Batch] = list(
-            batches(
-                data,
-                needed_by=needed_by,
-                batch_size=batch_size,
-                limit=limit,
-                labels=self.objective.needs_labels,
-            )
+            self.objective.batches(data, batch_size=batch_size, limit=batches)
         )
         if ticket is None:
             self.masks = dict(masking.attached_masks(model))
@@ -79,29 +90,30 @@ class LossOverData:
             check_ticket(ticket)
             keys = ticket.match(model)
             self.masks = {keys[k]: m for k, m in ticket.masks.items()}
+        checks.choice("only", only, ("all", "prunable"))
         self.keys = self.objective.trainable()
         if only == "prunable":
             chosen = prunable_weights(model)
             self.keys = [key for key in self.keys if key in chosen]
-        elif only != "all":
-            raise ValueError(
-                f"`only` must be 'all' or 'prunable'. Received: only={only!r}"
-            )
         if not self.keys:
             raise ValueError(
                 f"{needed_by} needs trainable weights. "
                 f"Received: model={model.name!r}, which has none"
             )
-        options = {"jit_compile": jit_compile}
-        self._value = tf.function(self.objective, **options)
-        self._slope = tf.function(self._gradient, **options)
-        self._product = tf.function(self._hessian_product, **options)
+        self._value, self._gradient, self._hessian_product = (
+            compiled(function, jit_compile, often=True)
+            for function in (
+                self.objective,
+                self.objective.gradient,
+                self.objective.hessian_product,
+            )
+        )
 
     def weights(self) -> Tensors:
         """The model's weights of this moment, under the masks."""
         return self.objective.values(self.masks)
 
-    def random(self, seed: int) -> Vector:
+    def random(self, seed: int) -> Tensors:
         """A normal random vector over the kept weights."""
         rng = np.random.default_rng(seed)
         values = self.weights()
@@ -114,7 +126,7 @@ class LossOverData:
             }
         )
 
-    def kept(self, vector: Mapping[str, Any]) -> Vector:
+    def kept(self, vector: Mapping[str, Any]) -> Tensors:
         """``vector`` with zeros where masks prune."""
         return {
             key: masked(v, tf.constant(self.masks[key]))
@@ -126,52 +138,36 @@ class LossOverData:
     def value(self, weights: Tensors) -> float:
         """The loss."""
         with computing_in(self.model):
-            total = sum(
-                b.size * float(self._value(weights, b)) for b in self.batches
+            mean = mean_over(
+                self.batches,
+                lambda batch: {"loss": float(self._value(weights, batch))},
             )
-        return total / self._samples
+        return float(mean["loss"])
 
-    def slope(self, weights: Tensors) -> Vector:
+    def slope(self, weights: Tensors) -> Tensors:
         """The gradient of the loss."""
         with computing_in(self.model):
-            return self._mean(self._slope(weights, b) for b in self.batches)
+            return self.kept(
+                mean_over(
+                    self.batches,
+                    lambda batch: self._gradient(weights, self.keys, batch),
+                )
+            )
 
-    def product(self, weights: Tensors, vector: Vector) -> Vector:
+    def product(self, weights: Tensors, vector: Tensors) -> Tensors:
         """The Hessian of the loss times ``vector``."""
-        direction = [vector[key] for key in self.keys]
         with computing_in(self.model):
-            return self._mean(
-                self._product(weights, direction, b) for b in self.batches
+            return self.kept(
+                mean_over(
+                    self.batches,
+                    lambda batch: self._hessian_product(
+                        weights, self.keys, vector, batch
+                    ),
+                )
             )
 
-    @property
-    def _samples(self) -> int:
-        return sum(batch.size for batch in self.batches)
 
-    def _mean(self, parts: Iterator[list[tf.Tensor]]) -> Vector:
-        sums: list[tf.Tensor] | None = None
-        for batch, tensors in zip(self.batches, parts, strict=True):
-            share = batch.size / self._samples
-            scaled = [tf.cast(share, t.dtype) * t for t in tensors]
-            sums = (
-                scaled
-                if sums is None
-                else [a + b for a, b in zip(sums, scaled, strict=True)]
-            )
-        return self.kept(dict(zip(self.keys, sums or [], strict=True)))
-
-    def _gradient(self, weights: Tensors, batch: Batch) -> list[tf.Tensor]:
-        return gradient(self.objective, weights, self.keys, batch)
-
-    def _hessian_product(
-        self, weights: Tensors, vector: list[tf.Tensor], batch: Batch
-    ) -> list[tf.Tensor]:
-        return hessian_product(
-            self.objective, weights, self.keys, vector, batch
-        )
-
-
-def inner(a: Vector, b: Vector) -> float:
+def inner(a: Tensors, b: Tensors) -> float:
     """The scalar product of two vectors over the same weights."""
     return float(
         sum(
@@ -184,7 +180,7 @@ def inner(a: Vector, b: Vector) -> float:
     )
 
 
-def scaled(vector: Vector, factor: float) -> Vector:
+def scaled(vector: Tensors, factor: float) -> Tensors:
     """A multiple of a vector."""
     return {k: tf.cast(factor, v.dtype) * v for k, v in vector.items()}
 

@@ -2,69 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from tf_tickets.loss.batches import batches as read
-from tf_tickets.loss.objective import Loss, Objective
+from tf_tickets import checks
+from tf_tickets.loss.batches import Batch
+from tf_tickets.loss.objective import (
+    Loss,
+    Objective,
+    Tensors,
+    compiled,
+    computing_in,
+    value_and_gradient,
+)
 from tf_tickets.loss.trials import Train, trials
-from tf_tickets.pruning.bernoulli import BernoulliLoss, descend, project
-from tf_tickets.pruning.oneshot import prune
-from tf_tickets.pruning.scopes import apportion
+from tf_tickets.pruning.prune import prune
+from tf_tickets.pruning.scopes import apportion, meet_budget
 from tf_tickets.selection import named_weights
 from tf_tickets.ticket import Ticket
 
 
-class DensitySearch(Mapping[str, float]):
-    """``{path: sparsity}``, best of a search: a ``scope`` for `prune`.
+@dataclasses.dataclass(frozen=True, eq=False)
+class DensitySearch:
+    """Densities of the layers, found by a search.
 
     Attributes:
         counts: ``{path: how many weights are kept}``.
-        densities: ``{path: density}``.
-        method: How it was searched.
+        sizes: ``{path: how many weights there are}``.
+        method: How it was searched: `"ball"` or `"gradient"`.
         history: One row per candidate or step: ``{"densities": ..., ...}``
             with ``"value"`` (of ``train``) or ``"loss"`` (of equation 1).
-        start, best: Value or loss of where the search started and ended.
+        start: Value or loss of where the search started.
+        best: Value or loss of where it ended.
 
     Example:
 
-    >>> found = DensitySearch({"a": 1, "b": 2}, {"a": 4, "b": 4}, "ball", [])
-    >>> found["a"], found.densities
-    (0.75, {'a': 0.25, 'b': 0.5})
+    >>> found = DensitySearch(
+    ...     {"a": 1, "b": 2}, {"a": 4, "b": 4}, "ball", [], 0.7, 0.5)
+    >>> found.densities, found.sparsities
+    ({'a': 0.25, 'b': 0.5}, {'a': 0.75, 'b': 0.5})
     """
 
-    def __init__(
-        self,
-        counts: Mapping[str, int],
-        sizes: Mapping[str, int],
-        method: str,
-        history: list[dict[str, Any]],
-        start: float | None = None,
-        best: float | None = None,
-    ) -> None:
-        self.counts = dict(counts)
-        self.densities = {p: k / sizes[p] for p, k in counts.items()}
-        self.method = method
-        self.history = history
-        self.start = start
-        self.best = best
+    counts: Mapping[str, int]
+    sizes: Mapping[str, int]
+    method: str
+    history: Sequence[Mapping[str, Any]]
+    start: float
+    best: float
 
-    def __getitem__(self, path: str) -> float:
-        return 1 - self.densities[path]
+    @property
+    def densities(self) -> dict[str, float]:
+        """``{path: density}``."""
+        return {p: k / self.sizes[p] for p, k in self.counts.items()}
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.counts)
-
-    def __len__(self) -> int:
-        return len(self.counts)
+    @property
+    def sparsities(self) -> dict[str, float]:
+        """``{path: sparsity}``: a ``scope`` for `tf_tickets.prune`."""
+        return {path: 1 - d for path, d in self.densities.items()}
 
     def __repr__(self) -> str:
         return (
             f"<DensitySearch by {self.method!r}: {sum(self.counts.values()):,} "
-            f"weights in {len(self)} tensors, from {self.start} to {self.best}>"
+            f"weights in {len(self.counts)} tensors, from {self.start} to "
+            f"{self.best}>"
         )
 
 
@@ -96,7 +101,7 @@ def search_densities(
     by ``train`` on a random ticket, or without it by the loss below. From the
     densities of an IMP ticket this is SR-v4 of the reference.
 
-    `"gradient"` minimises over $p$, at a fixed budget,
+    `"gradient"` minimizes over $p$, at a fixed budget,
 
     $$\sum_{(x, y) \in S} \ell(f(w \odot \mathrm{Bern}(p); x), y).$$
 
@@ -117,23 +122,27 @@ def search_densities(
         train: ``train(model) -> number``, the higher the better, such as an
             accuracy after training: for `"ball"`, see
             `tf_tickets.analysis.sanity_checks`.
-        radius: $r$ of the ball.
-        candidates: How many points of the ball.
-        steps: Of gradient descent.
-        learning_rate: Of gradient descent, in units of $\log p$.
+        radius: $r$ of the ball; 0.3 by default.
+        candidates: How many points of the ball; 8 by default.
+        steps: Of gradient descent; 100 by default.
+        learning_rate: Of gradient descent, in units of $\log p$; 0.05 by
+            default.
         samples: How many draws of the masks the loss is averaged over to
-            compare two points; both see the same draws.
+            compare two points; both see the same draws. 8 by default.
         loss: Instead of the compiled loss.
-        training: Whether the model runs as in training: batch statistics in
-            normalisation, which a random mask changes much, and dropout.
-        batch_size: Of the batches that arrays are cut into.
-        batches: Use at most so many batches.
-        seed: Of all draws.
-        jit_compile: Compile the loss and its gradient with XLA.
+        training: Whether the model runs as in training, as it does by
+            default: batch statistics in normalization, which a random mask
+            changes much, and dropout.
+        batch_size: Samples in a batch where arrays are cut into batches; 256
+            by default.
+        batches: Use at most this many batches; `None` for all.
+        seed: Equal ones draw equal masks and points; 0 by default.
+        jit_compile: Compile the loss and its gradient with XLA. `False` by
+            default.
 
     Returns:
-        A mapping ``{path: sparsity}`` with the history of the search. No worse
-        than the start by what it was measured with.
+        The densities, with the history of the search. They are no worse than
+        the start by what they were measured with.
 
     Raises:
         ValueError: If the start does not fit the model, an option is out of
@@ -156,10 +165,13 @@ def search_densities(
     >>> erk = tt.prune(model, 0.5, criterion="random", scope="erk")
     >>> found = tt.pruning.search_densities(
     ...     model, erk, method="gradient", data=data, steps=5)
-    >>> tt.prune(model, scope=found, criterion="random").kept == erk.kept
+    >>> ticket = tt.prune(model, scope=found.sparsities, criterion="random")
+    >>> ticket.kept == erk.kept
     True
     """
-    _check(method, data, train, radius, candidates, steps, learning_rate)
+    _check(
+        method, data, train, radius, candidates, steps, learning_rate, samples
+    )
     sizes, counts = _start_of(model, start)
     budget = sum(counts.values())
 
@@ -175,15 +187,11 @@ def search_densities(
         objective = Objective(
             model, needed_by="search_densities", loss=loss, training=training
         )
-        used = read(
-            data,
-            needed_by="search_densities",
-            batch_size=batch_size,
-            limit=batches,
-            labels=objective.needs_labels,
+        used = list(
+            objective.batches(data, batch_size=batch_size, limit=batches)
         )
         estimate = BernoulliLoss(
-            objective, list(sizes), list(used), seed, jit_compile
+            objective, list(sizes), used, seed, jit_compile
         )
     if method == "ball":
         rng = np.random.default_rng(seed)
@@ -231,12 +239,9 @@ def _check(
     candidates: int,
     steps: int,
     learning_rate: float,
+    samples: int,
 ) -> None:
-    if method not in ("ball", "gradient"):
-        raise ValueError(
-            "`method` must be 'ball' or 'gradient'. "
-            f"Received: method={method!r}"
-        )
+    checks.choice("method", method, ("ball", "gradient"))
     if method == "gradient" and data is None:
         raise ValueError(
             "method='gradient' descends a loss on data. Received: data=None"
@@ -252,16 +257,11 @@ def _check(
             "reach, or `data`, to compare them by their loss. Received: "
             "data=None, train=None"
         )
-    for name, value in (
-        ("radius", radius),
-        ("candidates", candidates),
-        ("steps", steps),
-        ("learning_rate", learning_rate),
-    ):
-        if not value > 0:
-            raise ValueError(
-                f"`{name}` must be positive. Received: {name}={value!r}"
-            )
+    checks.number("radius", radius, "(0, inf)")
+    checks.whole("candidates", candidates)
+    checks.whole("steps", steps)
+    checks.number("learning_rate", learning_rate, "(0, inf)")
+    checks.whole("samples", samples)
 
 
 def _start_of(
@@ -306,3 +306,143 @@ def _trained(
     ]
     with trials(model) as run:
         return [run(ticket, train, seed) for ticket in tickets]
+
+
+class BernoulliLoss:
+    r"""Equation 1: the loss under Bernoulli masks, and its gradient.
+
+    $\ell(f(w \odot 1[u < p]))$, at given draws $u$.
+
+    Args:
+        objective: The loss of the weights.
+        keys: Which weights have random masks.
+        used: The batches.
+        seed: Equal ones draw equal masks.
+        jit_compile: Compile loss and gradient with XLA.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        keys: list[str],
+        used: list[Batch],
+        seed: int = 0,
+        jit_compile: bool = False,
+    ) -> None:
+        self.objective, self.keys = objective, keys
+        self.used, self.seed = used, seed
+        self.values = objective.values({})
+        self._loss = compiled(self._loss_of, jit_compile, often=True)
+        self._slope = compiled(self._slope_of, jit_compile, often=True)
+
+    def mean(self, counts: Mapping[str, int], samples: int) -> float:
+        """The mean loss over ``samples`` draws with these counts."""
+        p = self._densities(
+            {
+                k: n / max(int(tf.size(self.values[k])), 1)
+                for k, n in counts.items()
+            }
+        )
+        with computing_in(self.objective.model):
+            losses = [
+                float(
+                    self._loss(p, self.values, tf.constant([self.seed, i]), b)
+                )
+                for i in range(samples)
+                for b in self.used
+            ]
+        return float(np.mean(losses))
+
+    def slope(
+        self, p: Mapping[str, float], step: int
+    ) -> tuple[float, dict[str, float]]:
+        """Loss and gradient on one batch, with the draws of this step."""
+        batch = self.used[step % len(self.used)]
+        draw = tf.constant([self.seed + 1, step])
+        with computing_in(self.objective.model):
+            loss, slopes = self._slope(
+                self._densities(p), self.values, draw, batch
+            )
+        return float(loss), dict(
+            zip(self.keys, map(float, slopes), strict=True)
+        )
+
+    def _densities(self, p: Mapping[str, float]) -> list[tf.Tensor]:
+        return [tf.constant(p[k], tf.float32) for k in self.keys]
+
+    def _loss_of(
+        self, p: list[tf.Tensor], values: Tensors, draw: Any, batch: Batch
+    ) -> Any:
+        gated = dict(values)
+        for i, (key, density) in enumerate(zip(self.keys, p, strict=True)):
+            w = values[key]
+            u = tf.random.stateless_uniform(w.shape, draw + [0, 1000003 * i])
+            hard = tf.cast(u < density, w.dtype)
+            straight = tf.cast(density - tf.stop_gradient(density), w.dtype)
+            gated[key] = w * (hard + straight)
+        return self.objective(gated, batch)
+
+    def _slope_of(
+        self, p: list[tf.Tensor], values: Tensors, draw: Any, batch: Batch
+    ) -> Any:
+        return value_and_gradient(
+            lambda p: self._loss_of(p, values, draw, batch), p
+        )
+
+
+def descend(
+    estimate: BernoulliLoss,
+    start: Mapping[str, float],
+    sizes: Mapping[str, int],
+    budget: int,
+    steps: int,
+    learning_rate: float,
+    history: list[dict[str, Any]],
+) -> dict[str, float]:
+    """Gradient descent on the probabilities, at a fixed budget."""
+    p = project(
+        {k: max(d, 1 / max(sizes[k], 1)) for k, d in start.items()},
+        sizes,
+        budget,
+    )
+    weights = np.array([sizes[k] for k in p], float)
+    square = 0.0
+    for step in range(steps):
+        loss, slopes = estimate.slope(p, step)
+        if not np.isfinite(loss):
+            raise ValueError(
+                "The loss of a random mask is not finite. "
+                f"Received: {loss} at step {step}"
+            )
+        history.append({"densities": dict(p), "loss": loss})
+        per_weight = np.array([slopes[k] for k in p]) / np.maximum(weights, 1)
+        mean_square = float(np.average(per_weight**2, weights=weights))
+        square = 0.9 * square + 0.1 * mean_square
+        scale = np.sqrt(square / (1 - 0.9 ** (step + 1))) or 1.0
+        rate = learning_rate * (1 - step / steps)
+        # No single draw may change a density by more than a factor of √e.
+        move = np.clip(rate * per_weight / scale, -0.5, 0.5)
+        p = project(
+            {
+                k: d * np.exp(-m)
+                for (k, d), m in zip(p.items(), move, strict=True)
+            },
+            sizes,
+            budget,
+        )
+    return p
+
+
+def project(
+    p: Mapping[str, float], sizes: Mapping[str, int], budget: float
+) -> dict[str, float]:
+    """Scaled to the budget, with one weight at least in every tensor."""
+    fixed: dict[str, float] = {}
+    while True:
+        rest = budget - sum(d * sizes[k] for k, d in fixed.items())
+        free = {k: d for k, d in p.items() if k not in fixed}
+        scaled = meet_budget(free, sizes, max(rest, 0.0))
+        low = [k for k, d in scaled.items() if d * sizes[k] < 1 - 1e-9]
+        if not low or rest < len(free):
+            return {**scaled, **fixed}
+        fixed.update({k: 1 / max(sizes[k], 1) for k in low})

@@ -20,7 +20,11 @@ Schedule = Callable[[int], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-    """Sparsity ``sparsity`` from ``begin_step`` on, 0 before.
+    """One sparsity from a step on.
+
+    Args:
+        sparsity: In [0, 1).
+        begin_step: The first step that has it; 0 before and by default.
 
     Example:
 
@@ -34,7 +38,7 @@ class Constant:
 
     def __post_init__(self) -> None:
         checks.sparsity(self.sparsity)
-        _check_steps(self.begin_step, None)
+        checks.number("begin_step", self.begin_step, "[0, inf)")
 
     def __call__(self, step: int) -> float:
         return self.sparsity if step >= self.begin_step else 0.0
@@ -47,9 +51,9 @@ class Polynomial:
     Args:
         target_sparsity: $s_f$, reached at ``end_step``.
         end_step: Last step of the climb.
-        initial_sparsity: $s_i$, at ``begin_step``; 0 before.
-        begin_step: First step of the climb.
-        power: $p$.
+        initial_sparsity: $s_i$, at ``begin_step``; 0 before and by default.
+        begin_step: First step of the climb; 0 by default.
+        power: $p$, positive; 3 by default.
 
     Reference:
         Zhu and Gupta, "To prune, or not to prune", 2017, equation 1 (p = 3).
@@ -69,10 +73,7 @@ class Polynomial:
 
     def __post_init__(self) -> None:
         _check_climb(self)
-        if not self.power > 0:
-            raise ValueError(
-                f"`power` must be positive. Received: power={self.power!r}"
-            )
+        checks.number("power", self.power, "(0, inf)")
 
     def __call__(self, step: int) -> float:
         if step < self.begin_step:
@@ -91,8 +92,8 @@ class Geometric:
     Args:
         target_sparsity: $s_f$, reached at ``end_step``.
         end_step: Last step of the climb.
-        initial_sparsity: $s_i$, at ``begin_step``; 0 before.
-        begin_step: First step of the climb.
+        initial_sparsity: $s_i$, at ``begin_step``; 0 before and by default.
+        begin_step: First step of the climb; 0 by default.
 
     Example:
 
@@ -165,12 +166,9 @@ def _check_climb(climb: Polynomial | Geometric) -> None:
             "`initial_sparsity` must not exceed `target_sparsity`. Received: "
             f"{climb.initial_sparsity!r} and {climb.target_sparsity!r}"
         )
-    _check_steps(climb.begin_step, climb.end_step)
-
-
-def _check_steps(begin_step: int, end_step: int | None) -> None:
-    if begin_step < 0 or (end_step is not None and end_step <= begin_step):
+    begin = checks.number("begin_step", climb.begin_step, "[0, inf)")
+    if checks.number("end_step", climb.end_step) <= begin:
         raise ValueError(
-            "Steps must satisfy 0 <= begin_step < end_step. Received: "
-            f"begin_step={begin_step!r}, end_step={end_step!r}"
+            "`end_step` must lie after `begin_step`. Received: "
+            f"begin_step={climb.begin_step!r}, end_step={climb.end_step!r}"
         )

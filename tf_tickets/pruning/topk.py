@@ -1,8 +1,12 @@
-"""Which scores survive: an exact count, whatever the ties."""
+"""Exact selection: which scores survive, to the weight, whatever the ties."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+
+from tf_tickets.pruning.scopes import Pool
 
 # Below this many scores a plain partition is as fast as sampling first.
 _SMALL = 1 << 18
@@ -63,6 +67,58 @@ def keep_largest(scores: np.ndarray, keep: int) -> np.ndarray:
             kept[candidates] = _partition(scores[candidates], keep - surplus)
             return kept
     return _partition(scores, keep)
+
+
+def select(
+    scores: Mapping[str, np.ndarray],
+    pools: list[Pool],
+    active: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Masks that keep each pool's count of best scores.
+
+    Args:
+        scores: ``{path: real array}``.
+        pools: Groups of paths and how many weights each keeps.
+        active: ``{path: mask}`` of the weights that may be kept at all.
+
+    Returns:
+        ``{path: boolean array}``; of equal scores the first in the order of
+        the paths and, within a tensor, of the indices is kept.
+
+    Raises:
+        ValueError: If a score is NaN, or scores do not fit the weights.
+    """
+    paths = {path for pool in pools for path in pool.paths}
+    if set(scores) != paths:
+        raise ValueError(
+            "There must be scores for every weight that is ranked and for no "
+            f"other. Received: {sorted(set(scores) ^ paths)} missing or unknown"
+        )
+    masks: dict[str, np.ndarray] = {}
+    for pool in pools:
+        ranked = []
+        for path in pool.paths:
+            score = np.asarray(scores[path])
+            if score.shape != active[path].shape:
+                raise ValueError(
+                    f"The scores of {path} must have its shape "
+                    f"{active[path].shape}. Received: shape {score.shape}"
+                )
+            if score.dtype.kind not in "fiu":
+                score = score.astype(np.float32)  # bfloat16
+            if not active[path].all():
+                score = np.where(active[path], score, -np.inf)
+            if np.isnan(score).any():
+                raise ValueError(
+                    f"Scores must not be NaN. Received: NaN in {path}"
+                )
+            ranked.append(score.ravel())
+        flat = ranked[0] if len(ranked) == 1 else np.concatenate(ranked)
+        kept = keep_largest(flat, pool.keep)
+        ends = np.cumsum([r.size for r in ranked])[:-1]
+        for path, part in zip(pool.paths, np.split(kept, ends), strict=True):
+            masks[path] = part.reshape(np.shape(scores[path]))
+    return {path: masks[path] for path in scores}
 
 
 def _tied(

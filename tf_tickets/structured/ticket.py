@@ -11,7 +11,7 @@ import numpy as np
 
 from tf_tickets import archive, masking
 from tf_tickets.masks import Masks, check_weights_option, shapes_of
-from tf_tickets.selection import layers_of, match_keys, named_weights
+from tf_tickets.selection import match_keys, named_weights, owners
 
 
 class ChannelTicket(Masks):
@@ -190,9 +190,5 @@ def channel_axis(model: keras.Model, variable: keras.Variable) -> int:
     rank = len(variable.shape)
     if rank == 1:
         return 0
-    transposed = any(
-        getattr(layer, "kernel", None) is variable
-        and "Transpose" in type(layer).__name__
-        for layer in layers_of(model)
-    )
+    transposed = "Transpose" in type(owners(model)[id(variable)]).__name__
     return rank - 2 if transposed else rank - 1

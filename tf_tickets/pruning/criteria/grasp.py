@@ -8,16 +8,16 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_tickets.loss.batches import batches as read
-from tf_tickets.loss.derivatives import (
+from tf_tickets import checks
+from tf_tickets.loss.objective import (
+    Loss,
+    Objective,
+    Tensors,
     compiled,
-    finite,
-    gradient,
-    hessian_product,
+    computing_in,
     mean_over,
 )
-from tf_tickets.loss.objective import Loss, Objective, computing_in
-from tf_tickets.pruning.criteria import Arrays
+from tf_tickets.masks import Arrays
 
 
 def grasp(
@@ -49,7 +49,7 @@ def grasp(
 
     The publication takes ten samples of each class, sorts them by class and
     cuts them into two batches with half of the classes each. With
-    ``training=True`` normalisation sees those batches, so that they matter:
+    ``training=True`` normalization sees those batches, so that they matter:
     give ``data`` as a list of two batches to have them. Options are set with
     ``functools.partial``.
 
@@ -60,10 +60,12 @@ def grasp(
         seed: Unused.
         temperature: $T$, positive.
         loss: Instead of the compiled loss.
-        training: `True` scores as in training, as published; `False` with the
-            moving statistics of normalisation and without dropout.
-        batch_size: Of the batches that arrays are cut into.
-        batches: Read at most so many batches.
+        training: `True`, the default, scores as in training, as published;
+            `False` with the moving statistics of normalization and without
+            dropout.
+        batch_size: Samples in a batch where arrays are cut into batches; 256
+            by default.
+        batches: Read at most this many batches; `None` for all.
         jit_compile: Compile both passes with XLA.
 
     Returns:
@@ -89,11 +91,7 @@ def grasp(
     [[0.0], [4.0]]
     """
     del seed
-    if not temperature > 0:
-        raise ValueError(
-            "`temperature` must be positive. "
-            f"Received: temperature={temperature!r}"
-        )
+    temperature = checks.number("temperature", temperature, "(0, inf)")
     objective = Objective(
         model,
         needed_by="criterion='grasp'",
@@ -101,34 +99,31 @@ def grasp(
         training=training,
         transform=_softened(
             getattr(model, "loss", None) if loss is None else loss,
-            float(temperature),
+            temperature,
         ),
     )
     keys = list(masks)
     values = objective.values(masks)
 
-    def mean(function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    def mean(function: Callable[..., Tensors], *at: Tensors) -> Tensors:
         step = compiled(function, jit_compile)
         return mean_over(
-            (batch.size, step(objective, values, keys, *arguments, batch))
-            for batch in read(
-                data,
-                needed_by="criterion='grasp'",
-                batch_size=batch_size,
-                limit=batches,
-                labels=objective.needs_labels,
-            )
+            objective.batches(data, batch_size=batch_size, limit=batches),
+            lambda batch: step(values, keys, *at, batch),
         )
 
     with computing_in(model):
-        products = mean(hessian_product, mean(gradient))
-    return finite(
-        {
-            key: (values[key] * product).numpy()
-            for key, product in zip(keys, products, strict=True)
-        },
-        "grasp",
+        products = mean(objective.hessian_product, mean(objective.gradient))
+    scores = {key: (values[key] * products[key]).numpy() for key in keys}
+    checks.finite(
+        "The scores of 'grasp'",
+        scores,
+        "does the data hold NaN, or has the loss overflowed?",
     )
+    return scores
+
+
+grasp.needs_data = True  # type: ignore[attr-defined]
 
 
 def _softened(loss: Any, temperature: float) -> Callable[[Any], Any]:

@@ -1,29 +1,14 @@
-"""Criteria: a score for every weight; the lowest are pruned first.
-
-Every criterion has the same signature,
-``criterion(model, masks, *, data, seed) -> {path: scores}``: ``masks`` is
-``{path: boolean array}`` of the weights to score with what is kept of them so
-far, ``data`` what the caller gave, and the scores of a weight have its shape.
-The model is only read. Weights that ``masks`` has pruned stay pruned whatever
-their score.
-
-A criterion that must be scored anew as weights go (SynFlow) says in how many
-drawings with an attribute ``iterations``. If it can share work among them, it
-has an attribute ``prepare(model, *, data, seed) -> (masks -> scores)``.
-"""
+"""Magnitude, and the control that every criterion has to beat: chance."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
+from tf_tickets.masks import Arrays
 from tf_tickets.selection import named_weights, values_of
-
-Arrays = Mapping[str, np.ndarray]
-Criterion = Callable[..., Arrays]
 
 
 def magnitude(
@@ -61,22 +46,3 @@ def random(
         path: np.random.default_rng((seed, i)).random(mask.shape, np.float32)
         for i, (path, mask) in enumerate(masks.items())
     }
-
-
-CRITERIA: dict[str, Criterion] = {"magnitude": magnitude, "random": random}
-
-
-def get(criterion: str | Criterion) -> Criterion:
-    """The criterion of that name; a callable is returned as it is.
-
-    Raises:
-        ValueError: If there is no criterion of that name.
-    """
-    if callable(criterion):
-        return criterion
-    if criterion in CRITERIA:
-        return CRITERIA[criterion]
-    raise ValueError(
-        f"`criterion` must be one of {sorted(CRITERIA)} or a callable. "
-        f"Received: criterion={criterion!r}"
-    )

@@ -9,21 +9,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_tickets import checks
 from tf_tickets.loss.batches import Batch
-from tf_tickets.loss.batches import batches as read
-from tf_tickets.loss.derivatives import (
-    compiled,
-    finite,
-    gradient,
-    hessian_product,
-)
 from tf_tickets.loss.objective import (
     Loss,
     Objective,
     Tensors,
+    compiled,
     computing_in,
 )
-from tf_tickets.pruning.criteria import Arrays
+from tf_tickets.masks import Arrays
 
 
 def prospr(
@@ -69,9 +64,11 @@ def prospr(
         momentum: $\mu$ of the inner steps; 0.9 in the published code.
         first_order: Leave the Hessians out: $|w \odot \nabla L_M(w_M)|$.
         loss: Instead of the compiled loss.
-        training: `True` steps as in training, as published; `False` with the
-            moving statistics of normalisation and without dropout.
-        batch_size: Of the batches that arrays are cut into.
+        training: `True`, the default, steps as in training, as published;
+            `False` with the moving statistics of normalization and without
+            dropout.
+        batch_size: Samples in a batch where arrays are cut into batches; 256
+            by default.
         jit_compile: Compile gradient and Hessian-vector product with XLA.
 
     Returns:
@@ -101,29 +98,14 @@ def prospr(
     0.002048
     """
     del seed
-    if isinstance(steps, bool) or steps < 1:
-        raise ValueError(
-            "`steps` must be a whole number of at least 1. "
-            f"Received: steps={steps!r}"
-        )
-    if not learning_rate > 0 or not 0 <= momentum < 1:
-        raise ValueError(
-            "`learning_rate` must be positive and `momentum` in [0, 1). "
-            f"Received: learning_rate={learning_rate!r}, momentum={momentum!r}"
-        )
+    steps = checks.whole("steps", steps)
+    learning_rate = checks.number("learning_rate", learning_rate, "(0, inf)")
+    momentum = checks.number("momentum", momentum, "[0, 1)")
     objective = Objective(
         model, needed_by="criterion='prospr'", loss=loss, training=training
     )
-    available = list(
-        read(
-            data,
-            needed_by="criterion='prospr'",
-            batch_size=batch_size,
-            limit=steps + 1,
-            labels=objective.needs_labels,
-        )
-    )
-    used = list(islice(cycle(available), steps + 1))
+    found = objective.batches(data, batch_size=batch_size, limit=steps + 1)
+    used = list(islice(cycle(found), steps + 1))
     keys = list(dict.fromkeys([*masks, *objective.trainable()]))
     start = objective.values(masks)
     with computing_in(model):
@@ -138,11 +120,17 @@ def prospr(
             first_order=first_order,
             jit_compile=jit_compile,
         )
-    return finite(
-        {k: np.abs((start[k] * adjoint[k]).numpy()) for k in masks},
-        "prospr",
-        " Have the inner steps diverged? Lower `learning_rate`.",
+    scores = {k: np.abs((start[k] * adjoint[k]).numpy()) for k in masks}
+    checks.finite(
+        "The scores of 'prospr'",
+        scores,
+        "does the data hold NaN, or have the inner steps diverged? Lower "
+        "`learning_rate`.",
     )
+    return scores
+
+
+prospr.needs_data = True  # type: ignore[attr-defined]
 
 
 def _meta_gradient(
@@ -158,8 +146,8 @@ def _meta_gradient(
     jit_compile: bool,
 ) -> Tensors:
     """``{key: d L(w_M) / d w_0}``."""
-    slope = compiled(gradient, jit_compile)
-    curvature = compiled(hessian_product, jit_compile)
+    slope = compiled(objective.gradient, jit_compile)
+    curvature = compiled(objective.hessian_product, jit_compile)
     # Frozen weights in `masks` have scores and take no steps; a pruned
     # position takes none either. Both are a zero of the step's mask.
     trained = set(objective.trainable())
@@ -176,13 +164,12 @@ def _meta_gradient(
     velocity = {k: tf.zeros_like(start[k]) for k in keys}
     for batch in used[:-1]:
         path.append(w)
-        slopes = slope(objective, w, keys, batch)
+        slopes = slope(w, keys, batch)
         velocity = {
-            k: momentum * velocity[k] + moves[k] * g
-            for k, g in zip(keys, slopes, strict=True)
+            k: momentum * velocity[k] + moves[k] * slopes[k] for k in keys
         }
         w = {**w, **{k: w[k] - learning_rate * velocity[k] for k in keys}}
-    adjoint = dict(zip(keys, slope(objective, w, keys, used[-1]), strict=True))
+    adjoint = slope(w, keys, used[-1])
     if first_order:
         return adjoint
     momentum_adjoint = {k: tf.zeros_like(start[k]) for k in keys}
@@ -190,9 +177,7 @@ def _meta_gradient(
         inner = {
             k: momentum_adjoint[k] - learning_rate * adjoint[k] for k in keys
         }
-        bent = curvature(
-            objective, w, keys, [moves[k] * inner[k] for k in keys], batch
-        )
-        adjoint = {k: adjoint[k] + h for k, h in zip(keys, bent, strict=True)}
+        bent = curvature(w, keys, {k: moves[k] * inner[k] for k in keys}, batch)
+        adjoint = {k: adjoint[k] + bent[k] for k in keys}
         momentum_adjoint = {k: momentum * inner[k] for k in keys}
     return adjoint

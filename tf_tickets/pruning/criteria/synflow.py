@@ -10,10 +10,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_tickets import checks
 from tf_tickets.loss.batches import batches as read
-from tf_tickets.loss.objective import call, computing_in, substituted
-from tf_tickets.masks import check_mappings
-from tf_tickets.pruning.criteria import Arrays
+from tf_tickets.loss.objective import (
+    call,
+    computing_in,
+    substituted,
+    value_and_gradient,
+)
+from tf_tickets.masks import Arrays, check_mappings
 from tf_tickets.selection import check_model, layers_of, named_weights
 
 _LINEAR = (
@@ -46,7 +51,7 @@ def synflow(
     r"""Score $\theta \odot \partial R / \partial \theta$, divided by $R$.
 
     $R$ is the sum of the outputs for an input of ones when every weight,
-    bias and normalisation parameter is replaced by its absolute value and
+    bias and normalization parameter is replaced by its absolute value and
     pruned weights by zero. No data, no loss and no labels. What enters a
     neuron leaves it, so without biases the scores of every layer that all
     paths cross add up to $R$: layers are not cut off as long as the weights go
@@ -58,8 +63,8 @@ def synflow(
     - Activations are the identity while scoring. On a flow without negative
       values a ReLU is; swish, GELU, the cap of ReLU6 or a final softmax (whose
       outputs always add up to one) would stop the flow.
-    - Batch normalisation runs on its moving statistics, as published, with a
-      mean of zero (as in a new model); layer, group and RMS normalisation keep
+    - Batch normalization runs on its moving statistics, as published, with a
+      mean of zero (as in a new model); layer, group and RMS normalization keep
       their scale and offset only; input rescaling is left out. Activations
       that a model calls as functions, attention fused into one operation and
       the gates of recurrent layers cannot be replaced and stay; a gate that
@@ -140,34 +145,31 @@ class _Scorer:
                 f"Received: masks that keep {count} weights"
             )
         scores = {
-            key: (kept[key] * (tf.convert_to_tensor(slope) / flow)).numpy()
+            key: (kept[key] * (slope / flow)).numpy()
             for key, slope in slopes.items()
         }
-        broken = [k for k, s in scores.items() if not np.isfinite(s).all()]
-        if broken:
-            raise ValueError(
-                f"The flow through the model leaves the range of {self.dtype}. "
-                f"Received: scores that are not finite in {broken}"
-            )
+        checks.finite(
+            "The scores of 'synflow'",
+            scores,
+            f"the flow through the model leaves the range of {self.dtype}.",
+        )
         return scores
 
     def _flow_of(
         self, kept: dict[str, tf.Tensor], values: dict[str, tf.Tensor]
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        with linear_path(self.model), computing_in(self.model, self.dtype):
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(kept)
-                with substituted(self.variables, {**values, **kept}):
-                    outputs = call(self.model, self.x, training=False)
-                flow = tf.add_n(
-                    [
-                        tf.reduce_sum(tf.cast(out, self.dtype))
-                        for out in keras.tree.flatten(outputs)
-                    ]
-                )
-            return flow, tape.gradient(
-                flow, kept, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        def flow(kept: dict[str, tf.Tensor]) -> tf.Tensor:
+            with substituted(self.variables, {**values, **kept}):
+                outputs = call(self.model, self.x, training=False)
+            return tf.add_n(
+                [
+                    tf.reduce_sum(tf.cast(out, self.dtype))
+                    for out in keras.tree.flatten(outputs)
+                ]
             )
+
+        with linear_path(self.model), computing_in(self.model, self.dtype):
+            return value_and_gradient(flow, kept)
 
 
 def _prepare(
@@ -189,7 +191,7 @@ synflow.iterations = 100  # type: ignore[attr-defined]
 def linear_path(model: keras.Model) -> Iterator[None]:
     """Inside, the layers of ``model`` are linear in their inputs.
 
-    Activations are the identity and normalisations over a sample keep their
+    Activations are the identity and normalizations over a sample keep their
     scale and offset only. Attributes of the layers are set for it and put
     back on the way out, so a model of any kind will do; no variable changes.
     """

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from tf_tickets import masking
+from tf_tickets import checks, masking
 from tf_tickets.pruning import criteria, scopes
-from tf_tickets.pruning.topk import keep_largest
+from tf_tickets.pruning.topk import select
 from tf_tickets.selection import (
     Filters,
     named_weights,
@@ -41,20 +40,24 @@ def prune(
         model: A built Keras model.
         sparsity: Fraction of the prunable weights that the masks zero, in
             [0, 1); exact to the weight. `None` if ``scope`` is a mapping.
-        criterion: A name in `tf_tickets.pruning.CRITERIA` or a callable (see
+        criterion: How weights are scored, `"magnitude"` by default: a name in
+            `tf_tickets.pruning.CRITERIA` or a callable (see
             `tf_tickets.pruning.criteria`).
-        scope: `"global"` ranks all weights together; `"layer"` gives every
-            tensor the same sparsity; `"erk"` keeps small tensors denser;
-            `"smart_ratio"` keeps early layers denser (more names are in
-            `tf_tickets.pruning.SCOPES`);
-            ``{pattern: sparsity}`` says it for each; a callable
-            ``(shapes, density) -> {path: density}`` decides.
-        data: What the criterion scores on, for criteria that need it.
-        filters: Which weights; see `tf_tickets.prunable_weights`.
-        iterations: In how many drawings to get there, each scored under the
-            masks of the one before, with densities that fall by equal
-            factors; `None` leaves it to the criterion, mostly 1.
-        seed: For criteria that draw at random.
+        scope: How the budget is spread. `"global"`, the default, ranks all
+            weights together; `"layer"` gives every tensor the same sparsity;
+            `"erk"` keeps small tensors denser; `"smart_ratio"` keeps early
+            layers denser (`tf_tickets.pruning.SCOPES` has more names). A
+            mapping ``{pattern: sparsity}`` gives the sparsity of each tensor;
+            a callable ``(shapes, density) -> {path: density}`` decides.
+        data: What the criterion scores on, for criteria that need it; see
+            `tf_tickets.loss.batches.batches`.
+        filters: Which weights may be pruned; see
+            `tf_tickets.prunable_weights`. `None` for every kernel.
+        iterations: The number of drawings on the way to the target, each
+            scored under the masks of the one before, with densities that
+            fall by equal factors. `None` leaves it to the criterion: 100 for
+            `"synflow"`, 1 for the others.
+        seed: For criteria that draw at random; 0 by default.
 
     Returns:
         A ticket whose start weights are the model's present weights, with the
@@ -106,17 +109,12 @@ def draw_masks(
     seed: int = 0,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """``(masks, scores)`` of `prune`, without the ticket around them."""
-    score = criteria.get(criterion)
-    # A criterion with options set is a functools.partial of itself.
-    whole = getattr(score, "func", score)
     asked = iterations
-    if iterations is None:
-        iterations = getattr(whole, "iterations", 1)
-    if isinstance(iterations, bool) or iterations < 1:
-        raise ValueError(
-            "`iterations` must be a whole number of at least 1. "
-            f"Received: iterations={iterations!r}"
-        )
+    iterations = (
+        criteria.drawings(criterion)
+        if asked is None
+        else checks.whole("iterations", asked)
+    )
     finite_weights(model, filters)
     masks = current_masks(model, filters)
     if asked and asked > sum(mask.size for mask in masks.values()):
@@ -130,14 +128,11 @@ def draw_masks(
         for i in range(1, iterations + 1)
     ]
     _pools(targets[-1], masks)
-    prepare = getattr(whole, "prepare", None) if iterations > 1 else None
-    if prepare is None:
-        score_of = functools.partial(score, model, data=data, seed=seed)
-    else:
-        options = {**getattr(score, "keywords", {}), "data": data, "seed": seed}
-        score_of = prepare(model, **options)
+    score = criteria.scorer(
+        criterion, model, data=data, seed=seed, again=iterations > 1
+    )
     for target in targets:
-        scores = dict(score_of(masks))
+        scores = dict(score(masks))
         masks = select(scores, _pools(target, masks), masks)
     return masks, scores
 
@@ -174,50 +169,6 @@ def sparsity_of(masks: Mapping[str, np.ndarray]) -> float:
     return (size - kept) / size
 
 
-def select(
-    scores: Mapping[str, np.ndarray],
-    pools: list[scopes.Pool],
-    active: Mapping[str, np.ndarray],
-) -> dict[str, np.ndarray]:
-    """Masks that keep each pool's count of best scores.
-
-    Args:
-        scores: ``{path: real array}``.
-        pools: Groups of paths and how many weights each keeps.
-        active: ``{path: mask}`` of the weights that may be kept at all.
-
-    Returns:
-        ``{path: boolean array}``; of equal scores the first in the order of
-        the paths and, within a tensor, of the indices is kept.
-
-    Raises:
-        ValueError: If a score is NaN.
-    """
-    masks: dict[str, np.ndarray] = {}
-    for pool in pools:
-        ranked = []
-        for path in pool.paths:
-            score = np.asarray(scores[path])
-            if score.shape != active[path].shape:
-                raise ValueError(
-                    f"The scores of {path} must have its shape "
-                    f"{active[path].shape}. Received: shape {score.shape}"
-                )
-            if score.dtype.kind not in "fiu":
-                score = score.astype(np.float32)  # bfloat16
-            if not active[path].all():
-                score = np.where(active[path], score, -np.inf)
-            if np.isnan(score).any():
-                raise ValueError(f"The scores of {path} hold NaN.")
-            ranked.append(score.ravel())
-        flat = ranked[0] if len(ranked) == 1 else np.concatenate(ranked)
-        kept = keep_largest(flat, pool.keep)
-        ends = np.cumsum([r.size for r in ranked])[:-1]
-        for path, part in zip(pool.paths, np.split(kept, ends), strict=True):
-            masks[path] = part.reshape(np.shape(scores[path]))
-    return {path: masks[path] for path in scores}
-
-
 def finite_weights(
     model: keras.Model, filters: Filters = None
 ) -> dict[str, np.ndarray]:
@@ -227,17 +178,7 @@ def finite_weights(
         ValueError: If one is NaN or infinite, naming the tensors.
     """
     weights = values_of(prunable_weights(model, filters))
-    broken = [
-        path
-        for path, w in weights.items()
-        if not np.isfinite(w.astype(np.float32, copy=False)).all()
-    ]
-    if broken:
-        raise ValueError(
-            "Weights must be finite to be ranked; has training diverged? "
-            f"Received: NaN or infinity in {len(broken)} tensors: "
-            f"{', '.join(broken[:5])}"
-        )
+    checks.finite("Weights that are ranked", weights, "has training diverged?")
     return weights
 
 

@@ -8,14 +8,9 @@ import pytest
 
 import tf_tickets as tt
 from tests.conftest import compiled, mlp
+from tests.pruning.criteria.oracle import all_true
 from tests.pruning.kinds import KINDS, only_read
 from tf_tickets.pruning import synflow
-
-
-def all_true(model):
-    return {
-        k: np.ones(v.shape, bool) for k, v in tt.prunable_weights(model).items()
-    }
 
 
 def dense_net(widths, activation="relu", **options):

@@ -7,15 +7,15 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_tickets.loss.batches import batches as read
-from tf_tickets.loss.derivatives import (
+from tf_tickets import checks
+from tf_tickets.loss.objective import (
+    Loss,
+    Objective,
     compiled,
-    finite,
-    gradient,
+    computing_in,
     mean_over,
 )
-from tf_tickets.loss.objective import Loss, Objective, computing_in
-from tf_tickets.pruning.criteria import Arrays
+from tf_tickets.masks import Arrays
 
 
 def snip(
@@ -44,10 +44,12 @@ def snip(
             batch, of 100 samples for CIFAR-10.
         seed: Unused.
         loss: Instead of the compiled loss.
-        training: `False` scores with the moving statistics of normalisation
-            and without dropout, as published; `True` as in training.
-        batch_size: Of the batches that arrays are cut into.
-        batches: Read at most so many batches.
+        training: `False`, the default, scores with the moving statistics of
+            normalization and without dropout, as published; `True` as in
+            training.
+        batch_size: Samples in a batch where arrays are cut into batches; 256
+            by default.
+        batches: Read at most this many batches; `None` for all.
         jit_compile: Compile the gradient with XLA: worth its time on an
             accelerator and many batches.
 
@@ -79,22 +81,19 @@ def snip(
     )
     keys = list(masks)
     values = objective.values(masks)
-    step = compiled(gradient, jit_compile)
+    gradient = compiled(objective.gradient, jit_compile)
     with computing_in(model):
         slopes = mean_over(
-            (batch.size, step(objective, values, keys, batch))
-            for batch in read(
-                data,
-                needed_by="criterion='snip'",
-                batch_size=batch_size,
-                limit=batches,
-                labels=objective.needs_labels,
-            )
+            objective.batches(data, batch_size=batch_size, limit=batches),
+            lambda batch: gradient(values, keys, batch),
         )
-    return finite(
-        {
-            key: np.abs((values[key] * slope).numpy())
-            for key, slope in zip(keys, slopes, strict=True)
-        },
-        "snip",
+    scores = {key: np.abs((values[key] * slopes[key]).numpy()) for key in keys}
+    checks.finite(
+        "The scores of 'snip'",
+        scores,
+        "does the data hold NaN, or has the loss overflowed?",
     )
+    return scores
+
+
+snip.needs_data = True  # type: ignore[attr-defined]

@@ -1,0 +1,123 @@
+"""Criteria: a score for every weight; the lowest are pruned first.
+
+Every criterion has the same signature,
+``criterion(model, masks, *, data, seed) -> {path: scores}``: ``masks`` is
+``{path: boolean array}`` of the weights to score with what is kept of them so
+far, ``data`` what the caller gave, and the scores of a weight have its shape.
+The model is only read. Weights that ``masks`` has pruned stay pruned whatever
+their score.
+
+What else a criterion may say, by attributes of the function:
+
+- ``needs_data = True``: without ``data`` it cannot score.
+- ``iterations = n``: it must be scored anew as weights go (SynFlow), in so
+  many drawings.
+- ``prepare(model, *, data, seed) -> (masks -> scores)``: how to share work
+  among those drawings.
+
+A criterion is used by its name in `CRITERIA` or as a callable, with options
+set by ``functools.partial`` if need be. What a partial sets stays set.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from tf_tickets.masks import Arrays
+from tf_tickets.pruning.criteria.grasp import grasp
+from tf_tickets.pruning.criteria.magnitude import magnitude, random
+from tf_tickets.pruning.criteria.prospr import prospr
+from tf_tickets.pruning.criteria.snip import snip
+from tf_tickets.pruning.criteria.synflow import synflow
+
+Criterion = Callable[..., Arrays]
+
+CRITERIA: dict[str, Criterion] = {
+    "magnitude": magnitude,
+    "random": random,
+    "snip": snip,
+    "grasp": grasp,
+    "synflow": synflow,
+    "prospr": prospr,
+}
+
+
+def get(criterion: str | Criterion) -> Criterion:
+    """The criterion of that name; a callable is returned as it is.
+
+    Raises:
+        ValueError: If there is no criterion of that name.
+    """
+    if callable(criterion):
+        return criterion
+    if isinstance(criterion, str) and criterion in CRITERIA:
+        return CRITERIA[criterion]
+    raise ValueError(
+        f"`criterion` must be one of {sorted(CRITERIA)} or a callable. "
+        f"Received: criterion={criterion!r}"
+    )
+
+
+def needs_data(criterion: str | Criterion) -> bool:
+    """Whether a criterion cannot score without ``data`` from its caller.
+
+    Args:
+        criterion: A name or a callable.
+
+    Returns:
+        `True` for criteria that say so, unless ``functools.partial`` has set
+        their data.
+
+    Example:
+
+    >>> needs_data("snip"), needs_data(functools.partial(snip, data=(1, 2)))
+    (True, False)
+    """
+    score = get(criterion)
+    return bool(
+        getattr(_unbound(score), "needs_data", False)
+        and _options_of(score).get("data") is None
+    )
+
+
+def drawings(criterion: str | Criterion) -> int:
+    """In how many drawings a criterion wants to reach its target."""
+    return int(getattr(_unbound(get(criterion)), "iterations", 1))
+
+
+def scorer(
+    criterion: str | Criterion,
+    model: keras.Model,
+    *,
+    data: Any = None,
+    seed: int = 0,
+    again: bool = False,
+) -> Callable[[Arrays], Arrays]:
+    """``masks -> scores`` of one model.
+
+    Args:
+        criterion: A name or a callable.
+        model: A built model.
+        data: What to score on, unless a partial has set it.
+        seed: Of random draws, unless a partial has set it.
+        again: Whether more than one mask will be scored, so that preparing
+            for it pays.
+    """
+    score = get(criterion)
+    options = {"data": data, "seed": seed, **_options_of(score)}
+    prepare = getattr(_unbound(score), "prepare", None) if again else None
+    if prepare is None:
+        return functools.partial(score, model, **options)
+    return prepare(model, **options)
+
+
+def _unbound(score: Criterion) -> Criterion:
+    return getattr(score, "func", score)
+
+
+def _options_of(score: Criterion) -> dict[str, Any]:
+    return dict(getattr(score, "keywords", {}))
