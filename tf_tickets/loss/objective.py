@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -88,6 +88,41 @@ class Objective:
                 )
         return tf.reduce_mean(value)
 
+    def gradient(
+        self, values: Tensors, keys: Sequence[str], batch: Batch
+    ) -> Tensors:
+        r"""$\partial L / \partial w$ for the weights named by ``keys``."""
+        return self.value_and_gradient(values, keys, batch)[1]
+
+    def value_and_gradient(
+        self, values: Tensors, keys: Sequence[str], batch: Batch
+    ) -> tuple[tf.Tensor, Tensors]:
+        r"""$L$ and $\partial L / \partial w$, in one pass."""
+        return value_and_gradient(
+            lambda w: self({**values, **w}, batch),
+            {key: values[key] for key in keys},
+        )
+
+    def hessian_product(
+        self,
+        values: Tensors,
+        keys: Sequence[str],
+        vector: Tensors,
+        batch: Batch,
+    ) -> Tensors:
+        r"""$H v = \nabla_w (v^T \nabla_w L)$ over the weights of ``keys``.
+
+        Two passes of the tape; the Hessian itself is never built.
+        """
+
+        def along(w: Tensors) -> tf.Tensor:
+            slopes = self.gradient({**values, **w}, keys, batch)
+            return tf.add_n(
+                [tf.reduce_sum(slopes[key] * vector[key]) for key in keys]
+            )
+
+        return value_and_gradient(along, {key: values[key] for key in keys})[1]
+
     def values(self, masks: Mapping[str, Any]) -> Tensors:
         """The model's weights under ``masks``, at least in float32."""
         tensors = {}
@@ -104,6 +139,39 @@ class Objective:
         """Keys of the weights that training would change."""
         ids = {id(v) for v in self.model.trainable_variables}
         return [k for k, v in self.variables.items() if id(v) in ids]
+
+
+def value_and_gradient(
+    function: Callable[[Any], tf.Tensor], at: Any
+) -> tuple[tf.Tensor, Any]:
+    r"""$f(x)$ and $\partial f / \partial x$.
+
+    Args:
+        function: Of one argument; returns a scalar tensor.
+        at: The argument: a tensor or a nest of tensors.
+
+    Returns:
+        ``(value, gradient)``, the gradient in the structure of ``at``, dense,
+        and zero where the value does not depend on it.
+
+    Example:
+
+    >>> value, slope = value_and_gradient(lambda x: x**2, tf.constant(3.0))
+    >>> float(value), float(slope)
+    (9.0, 6.0)
+    """
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(at)
+        value = function(at)
+    slopes = tape.gradient(
+        value, at, unconnected_gradients=tf.UnconnectedGradients.ZERO
+    )
+    # An embedding's gradient is a sparse one.
+    return value, tf.nest.map_structure(
+        lambda slope, x: tf.reshape(tf.convert_to_tensor(slope), x.shape),
+        slopes,
+        at,
+    )
 
 
 @contextlib.contextmanager
