@@ -205,7 +205,8 @@ def fold_normalization(
     >>> from tf_tickets.retraining.merging import fold_normalization
     >>> norm = keras.layers.BatchNormalization(epsilon=0.0)
     >>> norm.build((None, 2))
-    >>> norm.set_weights([[2.0, 1.0], [0.0, 5.0], [0.0, 3.0], [1.0, 4.0]])
+    >>> norm.set_weights(  # scale, offset, mean, variance
+    ...     np.array([[2.0, 1.0], [0.0, 5.0], [0.0, 3.0], [1.0, 4.0]]))
     >>> kernel, bias = fold_normalization(np.ones((3, 2)), np.zeros(2), norm)
     >>> kernel[0].tolist(), bias.tolist()
     ([2.0, 0.5], [0.0, 3.5])

@@ -45,8 +45,7 @@ def keras_label_smoothing(alpha: float, classes: int) -> float:
             "the true class would get less than the others. "
             f"Received: alpha={alpha!r}, classes={classes!r}"
         )
-    # Rounding must not lead out of what Keras takes.
-    return min(alpha * classes / (classes - 1), 1.0)
+    return alpha * classes / (classes - 1)
 
 
 @keras.saving.register_keras_serializable(package="tf_tickets")

@@ -55,7 +55,7 @@ class SpendingRecipe(Recipe):
 
         Raises:
             ValueError: If there are fewer than two classes, or so few that
-                Keras could not spread that much.
+                the true class would get less than the others.
 
         Example:
 
