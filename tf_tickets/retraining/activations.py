@@ -167,16 +167,9 @@ def replace_activations(
 class Exchange:
     """Substitutes layers that have the new activation and records where.
 
-    Its `replace` is what a `Copier` asks about each layer, so that one copy
-    of a model can combine it with other changes.
-
-    Args:
-        activation: As in `replace_activations`.
-        replaces: As in `replace_activations`.
-        temporary: As in `replace_activations`.
-
-    Raises:
-        ValueError: If an activation is unknown or cannot be saved.
+    Options and errors are those of `replace_activations`. A `Copier` asks
+    `replace` about each layer, so that one copy of a model can combine this
+    with other changes.
     """
 
     def __init__(

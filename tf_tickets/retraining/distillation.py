@@ -141,9 +141,7 @@ def with_teacher_logits(
 
 
 def _readers(student: keras.Model) -> tuple[keras.Model, keras.Model]:
-    """Models of (input, logits): the student, which ignores the logits, and a
-    teacher whose output they are.
-    """
+    """The student beside logits it ignores, and a model that returns them."""
     x = keras.Input(
         batch_shape=student.inputs[0].shape, dtype=student.inputs[0].dtype
     )

@@ -180,18 +180,12 @@ def inject_skip_connections(
 class Injection:
     """Lays the branches while a model is copied.
 
+    Model, options and errors are those of `inject_skip_connections`.
+
     Args:
-        model: As in `inject_skip_connections`.
-        branch: As in `inject_skip_connections`.
-        scale: As in `inject_skip_connections`.
-        epsilon: As in `inject_skip_connections`.
-        filters: As in `inject_skip_connections`.
         replace: Another change to make in the same copy, as `Copier` takes
             it. It is also asked about the activations that move behind the
             branches, which are not layers of the model. Default: none.
-
-    Raises:
-        ValueError: As in `inject_skip_connections`.
     """
 
     def __init__(
