@@ -26,6 +26,22 @@ def block_net(activation="relu"):
     return keras.Model(image, keras.layers.Dense(3, name="head")(x), name="net")
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class Fixed(keras.layers.Layer):
+    """A user's layer whose activations are fixed in its code."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.dense = keras.layers.Dense(4, activation="relu", name="inner")
+        self.relu = keras.layers.ReLU()
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        return self.relu(self.dense(x) - 0.1)
+
+
 def images(shape=(8, 8, 3), count=16, seed=0):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(count, *shape)).astype("float32")
@@ -46,3 +62,20 @@ def train_a_little(model, x, y, steps=3):
     )
     for _ in range(steps):
         model.train_on_batch(x, y)
+
+
+def softmax(z):
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def cross_entropy(y, logits, alpha, spread):
+    """Of labels smoothed by hand, for each sample."""
+    classes = logits.shape[-1]
+    if spread == "others":
+        q = np.full(logits.shape, alpha / (classes - 1))
+        q[np.arange(len(y)), y] = 1 - alpha
+    else:
+        q = np.full(logits.shape, alpha / classes)
+        q[np.arange(len(y)), y] += 1 - alpha
+    return -(q * np.log(softmax(logits))).sum(-1)

@@ -6,7 +6,7 @@ import pytest
 
 import tf_tickets as tt
 from tests.conftest import ZerosHold, compiled, mlp
-from tests.retraining.networks import block_net, difference, images
+from tests.retraining.networks import Fixed, block_net, difference, images
 from tf_tickets import masking
 from tf_tickets.retraining import (
     AnnealActivations,
@@ -18,22 +18,6 @@ from tf_tickets.selection import named_weights
 
 def swish(x):
     return x / (1 + np.exp(-x))
-
-
-@keras.saving.register_keras_serializable(package="tests")
-class Fixed(keras.layers.Layer):
-    """A user's layer whose activations are fixed in its code."""
-
-    def __init__(self, **options):
-        super().__init__(**options)
-        self.dense = keras.layers.Dense(4, activation="relu", name="inner")
-        self.relu = keras.layers.ReLU()
-
-    def build(self, shape):
-        self.dense.build(shape)
-
-    def call(self, x):
-        return self.relu(self.dense(x) - 0.1)
 
 
 class Subclassed(keras.Model):
@@ -110,6 +94,19 @@ def test_every_form_of_relu_is_found(tmp_path):
         replace_activations(smooth, "tanh", replaces=["silu"])
 
 
+def test_two_activations_of_one_layer_are_named_in_order():
+    model = keras.Sequential(
+        [
+            keras.Input((2, 2)),
+            keras.layers.GRU(
+                3, "relu", recurrent_activation="relu", name="gru"
+            ),
+        ]
+    )
+    _, report = replace_activations(model, "tanh", return_report=True)
+    assert report.replaced == ("gru.activation", "gru.recurrent_activation")
+
+
 def test_values_are_those_of_the_formula():
     model = keras.Sequential(
         [keras.Input((4,)), keras.layers.Dense(6, activation="relu")]
@@ -181,6 +178,11 @@ def test_subclassed_models_change_in_place_or_say_why_not():
     np.testing.assert_allclose(after, expected, atol=1e-5)
     assert np.abs(after - before).max() > 1e-3
 
+    early = replace_activations(Subclassed(relu_layer=True), in_place=True)
+    early(x)  # built only now: its ReLU layer could still be exchanged
+    assert early.relu.activation is keras.activations.silu
+    assert early.one.activation is keras.activations.silu
+
     other = Subclassed(relu_layer=True)
     other(x)
     with pytest.warns(UserWarning, match="an Activation layer could"):
@@ -234,11 +236,12 @@ def test_temporary_activations_lead_back_to_the_original(data):
     x, y = data
     model = compiled(mlp())
     smooth = compiled(replace_activations(model, temporary=True), "sgd")
+    blend = smooth.get_layer("relu").activation
+    smooth.predict(x, verbose=0)
     seen = []
 
     class Watch(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
-            blend = self.model.get_layer("relu").activation
             seen.append(float(blend.share.numpy()))
             z = np.linspace(-3, 3, 7, dtype="float32")
             np.testing.assert_allclose(
@@ -259,6 +262,10 @@ def test_temporary_activations_lead_back_to_the_original(data):
     plain = compiled(mlp())
     plain.set_weights(smooth.get_weights())
     assert difference(plain, smooth, x) == 0
+    blend.share.assign(1.0)  # nothing that was traced reads it any more
+    np.testing.assert_allclose(
+        smooth.predict(x, verbose=0), plain.predict(x, verbose=0), atol=1e-6
+    )
 
 
 def test_annealing_that_cannot_end_is_refused(data):
@@ -269,7 +276,9 @@ def test_annealing_that_cannot_end_is_refused(data):
         compiled(mlp()).fit(
             *data, epochs=4, verbose=0, callbacks=[AnnealActivations(2)]
         )
-    with pytest.raises(ValueError, match="below `end_epoch`"):
+    with pytest.raises(ValueError, match="`end_epoch`.*at least 3"):
         AnnealActivations(2, start_epoch=2)
-    with pytest.raises(ValueError, match="share"):
+    with pytest.raises(ValueError, match="`start_epoch`.*at least 0"):
+        AnnealActivations(2, start_epoch=-1)
+    with pytest.raises(ValueError, match=r"`share`.*\[0, 1\]"):
         TemporaryActivation("swish", share=2.0)

@@ -1,14 +1,21 @@
+import re
+
 import keras
 import numpy as np
 import pytest
 
 import tf_tickets as tt
 from tests.conftest import ZerosHold, compiled, mlp
-from tests.retraining.networks import block_net, difference, images
+from tests.retraining.networks import Fixed, block_net, difference, images
 from tf_tickets import masking
-from tf_tickets.network.copier import rekeyed
-from tf_tickets.retraining import LabelSmoothing, spend
-from tf_tickets.selection import named_weights
+from tf_tickets.network.copier import Copier, rekeyed
+from tf_tickets.retraining import (
+    LabelSmoothing,
+    inject_skip_connections,
+    replace_activations,
+    spend,
+)
+from tf_tickets.selection import layers_of, named_weights
 
 OPTIONS = {"rescale": {"iterations": 3, "batch_size": 4}}
 
@@ -84,6 +91,124 @@ def test_each_tweak_alone_leaves_the_others_out(drawn, tweak):
     assert (report.rescaling is not None) == (tweak == "rescale")
 
 
+@pytest.mark.parametrize(
+    "tweaks", ["activations", "skips", "architecture", "labels", "paper"]
+)
+def test_a_model_is_copied_once_for_all_tweaks(drawn, monkeypatch, tweaks):
+    model, ticket, data = drawn
+    copied = []
+    copy = Copier.copy
+
+    def counted(self, model):
+        copied.append(model)
+        return copy(self, model)
+
+    monkeypatch.setattr(Copier, "copy", counted)
+    options = OPTIONS if tweaks == "paper" else None
+    spend(ticket, model, tweaks, data=data, options=options)
+    assert copied == [model]
+
+
+def branched():
+    """Fused activations, a nested model, a shared layer, a user's layer."""
+    x = image = keras.Input((8, 8, 3))
+    relu = {"padding": "same", "activation": "relu"}
+    x = keras.layers.Conv2D(4, 3, name="stem", **relu)(x)
+    inner = keras.Sequential(
+        [
+            keras.Input((8, 8, 4)),
+            keras.layers.Conv2D(4, 3, name="conv", **relu),
+            keras.layers.Conv2D(4, 3, padding="same", name="bare"),
+            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.ReLU(name="relu"),
+        ],
+        name="inner",
+    )
+    x = keras.ops.relu(inner(x) - 0.1)
+    shared = keras.layers.Conv2D(4, 3, name="shared", **relu)
+    x = shared(shared(x))
+    x = keras.layers.DepthwiseConv2D(3, name="depthwise", **relu)(x)
+    x = keras.layers.Conv2D(6, 5, strides=2, name="strided", **relu)(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    x = Fixed(name="fixed")(x)
+    return keras.Model(image, keras.layers.Dense(3, name="head")(x))
+
+
+@pytest.mark.parametrize("make", [block_net, branched])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {
+            "skips": {"branch": "identity", "scale": 0.1},
+            "activations": {"activation": "mish", "temporary": True},
+        },
+    ],
+    ids=["defaults", "options"],
+)
+def test_one_copy_is_what_one_tweak_after_another_makes(make, options):
+    model = compiled(make())
+    for variable in model.variables:  # statistics and offsets of their own
+        variable.assign(keras.random.uniform(variable.shape, 0.1, 1.0))
+    ticket = tt.prune(model, sparsity=0.8)
+    better, report = spend(
+        ticket, model, "architecture", options=options, return_report=True
+    )
+    deeper, skips = inject_skip_connections(
+        model, return_report=True, **options.get("skips", {})
+    )
+    smooth, exchange = replace_activations(
+        deeper, return_report=True, **options.get("activations", {})
+    )
+    rekeyed(ticket, model, skips.keys).apply(smooth)
+
+    def named(model):
+        # What a user's layer makes inside itself is numbered as it comes.
+        return [re.sub(r"_\d+$", "", x.name) for x in layers_of(model)]
+
+    assert named(better) == named(smooth)
+    assert [type(x) for x in layers_of(better)] == [
+        type(x) for x in layers_of(smooth)
+    ]
+    once, twice = named_weights(better), named_weights(smooth)
+    assert list(once) == list(twice)
+    for key, variable in once.items():
+        np.testing.assert_array_equal(variable.numpy(), twice[key].numpy())
+        assert variable.trainable == twice[key].trainable
+    masks, expected = (masking.attached_masks(m) for m in (better, smooth))
+    assert list(masks) == list(expected)
+    for key, mask in masks.items():
+        np.testing.assert_array_equal(mask, expected[key])
+    x = images()[0]
+    for training in (False, True):
+        assert difference(better, smooth, x, training=training) == 0
+
+    def places(report):
+        return sorted(re.sub(r"_\d+$", "", p) for p in report.replaced)
+
+    assert places(report.activations) == places(exchange)
+    assert report.activations.unsaved == exchange.unsaved
+    assert report.activations.skipped == exchange.skipped
+    # Both reports say what became of the keys of the model that was given.
+    assert report.activations.keys == report.skips.keys == skips.keys
+    assert report.skips == skips
+
+
+def test_an_activation_that_moves_behind_a_branch_is_exchanged():
+    model = compiled(branched())
+    better, report = spend(
+        tt.prune(model, sparsity=0.5),
+        model,
+        "architecture",
+        return_report=True,
+    )
+    assert better.get_layer("strided").activation is keras.activations.linear
+    moved = better.get_layer("strided_skip_activation")
+    assert moved.activation is keras.activations.silu
+    assert "strided_skip_activation.activation" in report.activations.replaced
+    assert "shared.activation" in report.activations.replaced
+
+
 def test_sets_are_the_papers():
     assert tt.retraining.TWEAKS == {
         "architecture": ("activations", "skips"),
@@ -146,6 +271,12 @@ def test_rekeying_keeps_every_array():
         ("rescale", {}, "needs `data`"),
         ("skips", {"options": {"labels": {"alpha": 0.2}}}, "for the tweaks"),
         ("labels", {"options": {"labels": {"alpha": 2.0}}}, "alpha"),
+        ("skips", {"options": {"skips": {"branch": "1x1"}}}, "'identity'"),
+        (
+            "activations",
+            {"options": {"activations": {"replaces": ["tanh"]}}},
+            "No activation to exchange",
+        ),
     ],
 )
 def test_bad_requests_get_one_clear_error(drawn, tweaks, options, message):

@@ -200,6 +200,9 @@ def test_label_smoothing_spares_the_true_class():
     for classes in (1, 2.5):
         with pytest.raises(ValueError, match="Received: classes="):
             recipe.keras_label_smoothing(classes)
+    much = dataclasses.replace(recipe, label_smoothing=0.6)
+    with pytest.raises(ValueError, match="less than the others"):
+        much.keras_label_smoothing(2)
 
 
 def test_early_bird():

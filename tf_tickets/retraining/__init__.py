@@ -1,15 +1,15 @@
 """Spending a ticket better: keep the mask, change how it is retrained."""
 
-from tf_tickets.retraining.activations import replace_activations
-from tf_tickets.retraining.annealing import (
+from tf_tickets.retraining.activations import (
+    ActivationReport,
     AnnealActivations,
     TemporaryActivation,
+    replace_activations,
 )
 from tf_tickets.retraining.distillation import (
     distiller,
     with_teacher_logits,
 )
-from tf_tickets.retraining.exchange import ActivationReport
 from tf_tickets.retraining.merging import (
     MergeReport,
     merge_skip_connections,

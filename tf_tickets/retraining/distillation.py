@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_tickets import checks
+
 
 def distiller(
     student: keras.Model,
@@ -26,19 +28,21 @@ def distiller(
 
     Args:
         student: The ticket's model; it returns logits.
-        teacher: The trained dense model, which gets frozen; `None` if its
-            logits are ``cached``.
-        temperature: $T$.
-        student_loss_weight: $w$.
-        cached: Whether the inputs come from `with_teacher_logits`, as pairs
-            (input, logits), so that the teacher need not run.
+        teacher: The trained dense model, which gets frozen. Default `None`,
+            for logits that are ``cached``.
+        temperature: Positive number $T$. Default 3.
+        student_loss_weight: Number $w$ in [0, 1]. Default 0.5.
+        cached: Boolean: whether the inputs come from `with_teacher_logits`,
+            as pairs (input, logits), so that the teacher need not run.
+            Default `False`.
 
     Returns:
         The distiller, not compiled.
 
     Raises:
         ValueError: If there are both a teacher and cached logits or neither,
-            or the student's inputs are not known.
+            a number is out of its range, or the student's inputs are not
+            known.
 
     Reference:
         Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
@@ -62,6 +66,10 @@ def distiller(
             "Give either a `teacher` or `cached=True`. "
             f"Received: teacher={teacher!r}, cached={cached!r}"
         )
+    temperature = checks.number("temperature", temperature, "(0, inf)")
+    student_loss_weight = checks.number(
+        "student_loss_weight", student_loss_weight, "[0, 1]"
+    )
     pupil = student
     if cached:
         if len(getattr(student, "inputs", None) or ()) != 1:
@@ -85,22 +93,26 @@ def distiller(
 def with_teacher_logits(
     teacher: keras.Model, dataset: tf.data.Dataset, path: str = ""
 ) -> tf.data.Dataset:
-    """Run the teacher over a dataset once: ``(x, y)`` to ``((x, logits), y)``.
+    """Add the teacher's logits to a dataset, computed once.
 
-    The first pass runs the teacher, later ones read what it said. So order
-    and augmentation of the first pass are kept: shuffle after this, and
-    augment only what does not change the teacher's opinion.
+    The first pass over the result runs the teacher, later ones read its
+    logits from a cache. So the order and the augmentation of the first pass
+    are kept: shuffle after this, and augment after it only in ways that would
+    not change the logits.
 
     Args:
         teacher: A trained model that returns logits.
-        dataset: Finite, of batches (x, y).
-        path: File prefix of the cache; empty for memory.
+        dataset: A finite `tf.data.Dataset` of batches (x, y).
+        path: String: file prefix of the cache. Default empty: it is kept in
+            memory.
 
     Returns:
-        A dataset for ``distiller(student, cached=True)``.
+        A dataset of batches ``((x, logits), y)``, for
+        ``distiller(student, cached=True)``.
 
     Raises:
-        ValueError: If the dataset is endless, or something else.
+        ValueError: If the dataset is endless, or something else than a
+            dataset.
 
     Example:
 
@@ -129,7 +141,7 @@ def with_teacher_logits(
 
 
 def _readers(student: keras.Model) -> tuple[keras.Model, keras.Model]:
-    """The student beside the logits, and a teacher that reads them aloud."""
+    """The student beside logits it ignores, and a model that returns them."""
     x = keras.Input(
         batch_shape=student.inputs[0].shape, dtype=student.inputs[0].dtype
     )
@@ -144,10 +156,12 @@ def _readers(student: keras.Model) -> tuple[keras.Model, keras.Model]:
 
 @keras.saving.register_keras_serializable("tf_tickets")
 class Pick(keras.layers.Layer):
-    """One of its inputs. Keras before 3.13 wants every input to be used.
+    """Returns one of its inputs.
+
+    So the others count as used, which Keras before 3.13 asks of every input.
 
     Args:
-        index: Which.
+        index: Whole number: the position of the input to return.
 
     Example:
 

@@ -1,8 +1,13 @@
-"""Fold skip connections into the convolutions they go around."""
+"""Fold skip connections into the convolutions they go around.
+
+`fold_normalization` is the algebra for any layer that multiplies by a kernel
+and adds a bias; the rest of the module is about injected skip connections.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, overload
 
@@ -16,18 +21,24 @@ from tf_tickets.network.copier import (
     count,
     require_graph,
 )
-from tf_tickets.retraining.sites import is_linear, reach
+from tf_tickets.retraining.skips import (
+    channel_axis,
+    is_depthwise,
+    is_linear,
+    reach,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class MergeReport:
-    """What merging made of a model.
+    """Which skip connections were merged and what that cost.
 
     Attributes:
-        kernels: ``{convolution: (weights not zero before, after, size)}``:
-            before without the branch, after with it in the kernel.
+        kernels: ``{convolution: (before, after, size)}``: how many weights of
+            its kernel were not zero before, without the branch, how many are
+            not after, with the branch in it, and how many there are.
         refused: ``{convolution: reason}`` of the skips that stay.
-        parameters: ``(before, after)``, of the whole model.
+        parameters: How many the whole model had before and has after.
 
     Example:
 
@@ -82,14 +93,17 @@ def merge_skip_connections(
 
     Args:
         model: A trained model that has skip connections. It is not changed.
-        return_report: Also return what was merged and what it cost.
+        return_report: Boolean: also return what was merged and what it cost.
+            Default `False`.
 
     Returns:
-        The model for serving; with ``return_report`` a pair of it and the
-        report. Its training would be another one.
+        The model for serving; with ``return_report`` a pair of it and a
+        `MergeReport`. To train it on would not be to train the model on: its
+        normalizations are gone.
 
     Raises:
-        ValueError: If there is nothing to merge.
+        ValueError: If there is nothing to merge, or the calls inside the
+            model are not known.
 
     Reference:
         Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR
@@ -164,6 +178,55 @@ def merge_skip_connections(
     return merged, MergeReport(kernels, refused, parameters)
 
 
+def fold_normalization(
+    kernel: np.ndarray,
+    bias: np.ndarray,
+    norm: keras.layers.BatchNormalization,
+    axes: tuple[int, ...] = (-1,),
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""Kernel and bias of a layer together with the normalization after it.
+
+    In inference mode $BN(k*x + b) = (fk)*x + f(b - \mu) + \beta$ with the
+    factor $f = \gamma/\sqrt{\sigma^2 + \epsilon}$ of each output channel.
+
+    Args:
+        kernel: Array: the layer's kernel.
+        bias: Array: its bias, zeros if it has none.
+        norm: A built `BatchNormalization` over the layer's output channels.
+        axes: The axes of the kernel that count the output channels. Default
+            ``(-1,)``, as in dense layers and convolutions; ``(-2, -1)`` in
+            depthwise convolutions, ``(-2,)`` in transposed ones.
+
+    Returns:
+        The new kernel and the new bias, in float64.
+
+    Example:
+
+    >>> from tf_tickets.retraining.merging import fold_normalization
+    >>> norm = keras.layers.BatchNormalization(epsilon=0.0)
+    >>> norm.build((None, 2))
+    >>> norm.set_weights(  # scale, offset, mean, variance
+    ...     np.array([[2.0, 1.0], [0.0, 5.0], [0.0, 3.0], [1.0, 4.0]]))
+    >>> kernel, bias = fold_normalization(np.ones((3, 2)), np.zeros(2), norm)
+    >>> kernel[0].tolist(), bias.tolist()
+    ([2.0, 0.5], [0.0, 3.5])
+    """
+    mean, variance = (
+        v.numpy().astype(np.float64)
+        for v in (norm.moving_mean, norm.moving_variance)
+    )
+    factor = 1 / np.sqrt(variance + norm.epsilon)
+    if norm.scale:
+        factor *= norm.gamma.numpy().astype(np.float64)
+    bias = (np.asarray(bias, np.float64) - mean) * factor
+    if norm.center:
+        bias += norm.beta.numpy().astype(np.float64)
+    shape = [1] * kernel.ndim
+    for axis in axes:
+        shape[axis] = kernel.shape[axis]
+    return np.asarray(kernel, np.float64) * factor.reshape(shape), bias
+
+
 @dataclasses.dataclass(frozen=True)
 class _Merge:
     """A convolution and the layers that become part of it."""
@@ -184,24 +247,19 @@ class _Merge:
         """The one kernel and its bias."""
         conv = self.conv
         kernel = conv.kernel.numpy().astype(np.float64)
-        outputs = kernel.shape[-1] * (
-            kernel.shape[-2] if _is_depthwise(conv) else 1
-        )
-        bias = np.zeros(outputs)
-        if conv.use_bias:
-            bias += conv.bias.numpy()
-        kernel, bias = _normalized(conv, kernel, bias, self.norm)
+        axes = (-2, -1) if is_depthwise(conv) else (-1,)
+        none = np.zeros(math.prod(kernel.shape[axis] for axis in axes))
+        bias = conv.bias.numpy().astype(np.float64) if conv.use_bias else none
+        if self.norm is not None:
+            kernel, bias = fold_normalization(kernel, bias, self.norm, axes)
         if self.small is None:
             kernel[self.tap] += _identity(conv, kernel.shape)
         else:
-            pixel, offset = _normalized(
-                conv,
-                self.small.kernel.numpy().astype(np.float64),
-                np.zeros(outputs),
-                self.small_norm,
+            pixel, offset = fold_normalization(
+                self.small.kernel.numpy(), none, self.small_norm, axes
             )
             kernel[self.tap] += pixel[(0,) * len(self.tap)]
-            bias += offset
+            bias = bias + offset
         return kernel, bias
 
 
@@ -228,6 +286,10 @@ def _merge_at(calls: Calls, add: Call) -> _Merge | str:
             return "the branch is not a 1x1 convolution and a normalization"
         small = small_maker.operation
         side = small_maker.inputs[0]
+    rank = len(calls.shapes[main])
+    for one in filter(None, (norm, small_norm)):
+        if one.axis % rank != channel_axis(conv) % rank:
+            return "a normalization is over another axis than the channels"
     tap = _tap(conv, calls.shapes[side])
     if isinstance(tap, str):
         return tap
@@ -237,11 +299,9 @@ def _merge_at(calls: Calls, add: Call) -> _Merge | str:
 def _tap(conv: Any, shape: tuple[int | None, ...]) -> tuple[int, ...] | str:
     """The pixel of the kernel that sees what the branch sees."""
     sizes = shape[2:] if conv.data_format == "channels_first" else shape[1:-1]
-    strides = _each(conv.strides, len(sizes))
-    gaps = _each(conv.dilation_rate, len(sizes))
     tap = []
     for size, span, stride, gap in zip(
-        sizes, reach(conv), strides, gaps, strict=True
+        sizes, reach(conv), conv.strides, conv.dilation_rate, strict=True
     ):
         before = (span - 1) // 2
         if conv.padding == "same" and stride > 1:
@@ -256,35 +316,10 @@ def _tap(conv: Any, shape: tuple[int | None, ...]) -> tuple[int, ...] | str:
     return tuple(tap)
 
 
-def _normalized(
-    conv: Any, kernel: np.ndarray, bias: np.ndarray, norm: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    if norm is None:
-        return kernel, bias
-    mean = norm.moving_mean.numpy().astype(np.float64)
-    variance = norm.moving_variance.numpy().astype(np.float64)
-    factor = 1 / np.sqrt(variance + norm.epsilon)
-    if norm.scale:
-        factor = factor * norm.gamma.numpy()
-    bias = (bias - mean) * factor
-    if norm.center:
-        bias = bias + norm.beta.numpy()
-    shape = kernel.shape[-2:] if _is_depthwise(conv) else kernel.shape[-1:]
-    return kernel * factor.reshape(shape), bias
-
-
 def _identity(conv: Any, shape: tuple[int, ...]) -> np.ndarray:
     inputs, outputs = shape[-2:]
-    if _is_depthwise(conv):
+    if is_depthwise(conv):
         return np.ones((inputs, outputs))
     unit = np.zeros((inputs, outputs))
     unit[np.arange(outputs) % inputs, np.arange(outputs)] = 1
     return unit
-
-
-def _is_depthwise(conv: Any) -> bool:
-    return hasattr(conv, "depth_multiplier")
-
-
-def _each(value: Any, rank: int) -> tuple[int, ...]:
-    return (value,) * rank if isinstance(value, int) else tuple(value)

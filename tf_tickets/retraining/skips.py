@@ -7,22 +7,27 @@ from collections.abc import Mapping
 from typing import Any, Literal, overload
 
 import keras
+import numpy as np
 
+from tf_tickets import checks
+from tf_tickets.network.calls import Call, Calls, calls_of, graphs_of
 from tf_tickets.network.copier import (
     Copier,
+    Replace,
     copy_of,
     count,
     require_graph,
     scope_of,
 )
-from tf_tickets.retraining.sites import (
-    Site,
-    channel_axis,
-    find_sites,
-    is_linear,
-    weights_and_kept,
+from tf_tickets.selection import Filters, prunable_weights
+
+_DENSE = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+_PADS = (
+    keras.layers.ZeroPadding1D,
+    keras.layers.ZeroPadding2D,
+    keras.layers.ZeroPadding3D,
 )
-from tf_tickets.selection import Filters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +36,7 @@ class SkipReport:
 
     Attributes:
         branches: ``{convolution: "conv" or "identity"}``.
-        refused: ``{convolution: reason}``.
+        refused: ``{convolution: reason}`` of those without a branch.
         added: Trainable parameters in the branches. No mask covers them.
         kept: Prunable weights of the model that are not zero.
         size: Prunable weights of the model.
@@ -129,19 +134,22 @@ def inject_skip_connections(
             shape, nested or not. It is not changed.
         branch: `"conv"` as above; `"identity"` adds the input itself, with
             no parameters, where input and output agree in shape, and the
-            1x1 form elsewhere.
-        scale: Start value of the 1x1 kernels. 0 changes no output at first.
-        epsilon: Of the branches' normalization.
+            1x1 form elsewhere. Default `"conv"`.
+        scale: Number: start value of the 1x1 kernels. 0 changes no output at
+            first. Default 1e-4.
+        epsilon: Positive number: that of the branches' normalization.
+            Default 1e-5.
         filters: Which convolutions, by their kernels, as in
-            `tf_tickets.prunable_weights`.
-        return_report: Also return where branches went and what they cost.
+            `tf_tickets.prunable_weights`. Default: as described above.
+        return_report: Boolean: also return where branches went and what they
+            cost. Default `False`.
 
     Returns:
-        The new model; with ``return_report`` a pair of it and the report.
+        The new model; with ``return_report`` a pair of it and a `SkipReport`.
 
     Raises:
-        ValueError: If no branch fits anywhere, saying why, or the calls
-            inside the model are not known.
+        ValueError: If no branch fits anywhere, saying why, an option is out
+            of its range, or the calls inside the model are not known.
 
     Reference:
         Jaiswal et al., "Spending Your Winning Lottery Better After Drawing
@@ -161,85 +169,106 @@ def inject_skip_connections(
     >>> report.added, dict(report.branches)
     (24, {'two': 'conv'})
     """
-    if branch not in ("conv", "identity"):
-        raise ValueError(
-            "`branch` must be 'conv' or 'identity'. "
-            f"Received: branch={branch!r}"
-        )
-    if not epsilon > 0:
-        raise ValueError(
-            f"`epsilon` must be positive. Received: epsilon={epsilon!r}"
-        )
-    require_graph(
-        model,
-        "Adding skip connections",
-        "In a subclassed model, add the branch in its `call`.",
+    injection = Injection(
+        model, branch=branch, scale=scale, epsilon=epsilon, filters=filters
     )
-    sites, refused = find_sites(model, filters)
-    if not sites:
-        raise ValueError(
-            "No convolution can have a skip connection around it. Received: "
-            f"model={model.name!r}, "
-            + (f"refused: {refused}" if refused else "no spatial convolution")
-        )
-    injection = _Injection(sites, branch, scale, epsilon)
-    copier = Copier(
-        replace=injection.replace,
-        connect=injection.connect,
-        rewired={id(site.model) for site in sites},
-    )
+    copier = injection.copier()
     deeper = copier.copy(model)
-    if not return_report:
-        return deeper
-    size, kept = weights_and_kept(model)
-    return deeper, SkipReport(
-        injection.branches,
-        refused,
-        count(injection.parameters()),
-        kept,
-        size,
-        copier.keys,
-    )
+    return (deeper, injection.report(copier.keys)) if return_report else deeper
 
 
-class _Injection:
-    """Lays the branches while a model is copied."""
+class Injection:
+    """Lays the branches while a model is copied.
+
+    Model, options and errors are those of `inject_skip_connections`.
+
+    Args:
+        replace: Another change to make in the same copy, as `Copier` takes
+            it. It is also asked about the activations that move behind the
+            branches, which are not layers of the model. Default: none.
+    """
 
     def __init__(
-        self, sites: list[Site], branch: str, scale: float, epsilon: float
+        self,
+        model: keras.Model,
+        *,
+        branch: Literal["conv", "identity"] = "conv",
+        scale: float = 1e-4,
+        epsilon: float = 1e-5,
+        filters: Filters = None,
+        replace: Replace = lambda layer: None,
     ) -> None:
-        self.sites = {id(site.conv): site for site in sites}
-        self.joins = {id(s.norm or s.conv): s for s in sites}
-        self.pads = {id(s.pad) for s in sites if s.pad is not None}
+        checks.choice("branch", branch, ("conv", "identity"))
         self.branch = branch
-        self.scale = scale
-        self.epsilon = epsilon
+        self.scale = checks.number("scale", scale)
+        self.epsilon = checks.number("epsilon", epsilon, "(0, inf)")
+        require_graph(
+            model,
+            "Adding skip connections",
+            "In a subclassed model, add the branch in its `call`.",
+        )
+        sites, self.refused = find_sites(model, filters)
+        if not sites:
+            raise ValueError(
+                "No convolution can have a skip connection around it. "
+                f"Received: model={model.name!r}, "
+                + (
+                    f"refused: {self.refused}"
+                    if self.refused
+                    else "no spatial convolution"
+                )
+            )
+        self.model = model
         self.branches: dict[str, str] = {}
+        self._other = replace
+        self._sites = {id(site.conv): site for site in sites}
+        self._joins = {id(s.norm or s.conv): s for s in sites}
+        self._pads = {id(s.pad) for s in sites if s.pad is not None}
         self._layers: list[keras.layers.Layer] = []
         self._before: dict[int, Any] = {}
         self._sources: dict[int, Any] = {}
 
-    def replace(self, layer: Any) -> Any:
-        """The convolution without its activation, which comes later."""
-        if id(layer) not in self.sites or is_linear(layer):
-            return None
-        return copy_of(layer, {**layer.get_config(), "activation": "linear"})
+    def copier(self) -> Copier:
+        """A `Copier` of the model that makes this change and the other."""
+        return Copier(
+            replace=self._replace,
+            connect=self._connect,
+            rewired={id(site.model) for site in self._sites.values()},
+        )
 
-    def connect(
+    def report(self, keys: Mapping[str, str]) -> SkipReport:
+        """What was laid; ``keys`` are `Copier.keys` of the copy."""
+        values = [v.numpy() for v in prunable_weights(self.model).values()]
+        return SkipReport(
+            self.branches,
+            self.refused,
+            added=count(
+                [v for x in self._layers for v in x.trainable_variables]
+            ),
+            kept=sum(int(np.count_nonzero(v)) for v in values),
+            size=sum(v.size for v in values),
+            keys=keys,
+        )
+
+    def _replace(self, layer: Any) -> Any:
+        if id(layer) not in self._sites or is_linear(layer):
+            return self._other(layer)
+        # Its activation comes after the branch.
+        bare = copy_of(layer, {**layer.get_config(), "activation": "linear"})
+        return self._other(bare) or bare
+
+    def _connect(
         self, layer: Any, copy: Any, args: tuple[Any, ...], kwargs: Any
     ) -> Any:
         made = copy(*args, **kwargs)
-        if id(layer) in self.pads:
+        if id(layer) in self._pads:
             self._before[id(made)] = args[0]
-        if id(layer) in self.sites:
+        if id(layer) in self._sites:
             self._sources[id(layer)] = self._before.get(id(args[0]), args[0])
-        site = self.joins.get(id(layer))
+        site = self._joins.get(id(layer))
         if site is None:
             return made
         return self._join(site, made, self._sources[id(site.conv)])
-
-    def parameters(self) -> list[keras.Variable]:
-        return [v for x in self._layers for v in x.trainable_variables]
 
     def _join(self, site: Site, made: Any, source: Any) -> Any:
         conv: Any = site.conv
@@ -256,11 +285,12 @@ class _Injection:
             add = keras.layers.Add(name=f"{conv.name}_skip_add", dtype=policy)
             out = add([made, side])
             if not is_linear(conv):
-                out = keras.layers.Activation(
+                activation: Any = keras.layers.Activation(
                     conv.activation,
                     name=f"{conv.name}_skip_activation",
                     dtype=policy,
-                )(out)
+                )
+                out = (self._other(activation) or activation)(out)
         return out
 
     def _small(self, site: Site) -> keras.layers.Layer:
@@ -275,18 +305,9 @@ class _Injection:
             "dtype": conv.dtype_policy,
         }
         fill = keras.initializers.Constant(self.scale)
-        kind = next(
-            kind
-            for kind in (
-                keras.layers.DepthwiseConv1D,
-                keras.layers.DepthwiseConv2D,
-                keras.layers.Conv1D,
-                keras.layers.Conv2D,
-                keras.layers.Conv3D,
-            )
-            if isinstance(conv, kind)
-        )
-        if site.depthwise:
+        kinds = (*_DEPTHWISE, *_DENSE)
+        kind = next(kind for kind in kinds if isinstance(conv, kind))
+        if is_depthwise(conv):
             return kind(
                 depth_multiplier=conv.depth_multiplier,
                 depthwise_initializer=fill,
@@ -313,3 +334,149 @@ class _Injection:
             name=f"{site.conv.name}_skip_bn",
             dtype=site.conv.dtype_policy,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A convolution around which a branch can go.
+
+    Attributes:
+        conv: The convolution.
+        norm: The batch normalization that alone reads its output, or `None`;
+            the branch joins after it.
+        pad: The zero padding in front of a "valid" convolution, or `None`;
+            the branch starts before it.
+        input_shape: Shape of what enters the branch.
+        model: The model, the outermost or a nested one, that calls it.
+    """
+
+    conv: keras.layers.Layer
+    norm: keras.layers.Layer | None
+    pad: keras.layers.Layer | None
+    input_shape: tuple[int | None, ...]
+    model: keras.Model
+
+    @property
+    def keeps_shape(self) -> bool:
+        """Whether input and output have the same shape."""
+        conv: Any = self.conv
+        channels = self.input_shape[channel_axis(conv)]
+        made = (
+            (channels or 0) * conv.depth_multiplier
+            if is_depthwise(conv)
+            else conv.filters
+        )
+        return set(conv.strides) == {1} and channels == made
+
+
+def find_sites(
+    model: keras.Model, filters: Filters
+) -> tuple[list[Site], dict[str, str]]:
+    """Find the convolutions around which a branch can go.
+
+    Args:
+        model: A functional or sequential model, nested or not.
+        filters: As in `tf_tickets.prunable_weights`; `None` for all
+            convolutions but those that read the model's input.
+
+    Returns:
+        The sites, and ``{layer: reason}`` of the other convolutions.
+    """
+    asked = {id(v) for v in prunable_weights(model, filters).values()}
+    graphs = [(graph, calls_of(graph)) for graph in graphs_of(model)]
+    sites: list[Site] = []
+    refused: dict[str, str] = {}
+    for graph, calls in graphs:
+        for call in calls.calls:
+            conv = call.operation
+            if not _is_spatial(conv) or id(conv.kernel) not in asked:
+                continue
+            if sum(c.uses(conv) for _, c in graphs) > 1:
+                refused[conv.name] = "it is shared between several places"
+                continue
+            found = _site(graph, calls, call)
+            if isinstance(found, str):
+                refused[conv.name] = found
+            elif filters is None and graph is model and _first(calls, call):
+                refused[conv.name] = "it reads the model's input"
+            else:
+                sites.append(found)
+    return sites, refused
+
+
+def channel_axis(conv: Any) -> int:
+    """The axis of the channels in a convolution's input."""
+    return 1 if conv.data_format == "channels_first" else -1
+
+
+def is_depthwise(conv: Any) -> bool:
+    """Whether a convolution keeps every input channel to itself."""
+    return isinstance(conv, _DEPTHWISE)
+
+
+def is_linear(layer: Any) -> bool:
+    """Whether a layer applies no activation."""
+    return layer.activation in (None, keras.activations.linear)
+
+
+def reach(conv: Any) -> list[int]:
+    """How many pixels the kernel spans in each direction."""
+    return [
+        (size - 1) * gap + 1
+        for size, gap in zip(conv.kernel_size, conv.dilation_rate, strict=True)
+    ]
+
+
+def _site(graph: keras.Model, calls: Calls, call: Call) -> Site | str:
+    conv: Any = call.operation
+    source, pad = call.inputs[0], None
+    if conv.padding == "valid":
+        maker = calls.maker(source)
+        if maker is None or not _pads_half(maker.operation, conv):
+            return "its output is smaller than its input (padding='valid')"
+        if calls.uses(maker.operation) > 1:
+            return "its padding is shared between several places"
+        pad, source = maker.operation, maker.inputs[0]
+    elif conv.padding != "same":
+        return f"padding={conv.padding!r}"
+    norm = None
+    made = call.outputs[0]
+    readers = calls.readers(made)
+    if (
+        len(readers) == 1
+        and isinstance(readers[0].operation, keras.layers.BatchNormalization)
+        and calls.uses(readers[0].operation) == 1
+        and made not in calls.outputs
+        and is_linear(conv)
+    ):
+        norm = readers[0].operation
+    return Site(conv, norm, pad, calls.shapes[source], graph)
+
+
+def _first(calls: Calls, call: Call) -> bool:
+    maker = calls.maker(call.inputs[0])
+    if maker is not None and isinstance(maker.operation, _PADS):
+        call = maker
+    return call.inputs[0] in calls.inputs or (
+        (maker := calls.maker(call.inputs[0])) is not None
+        and isinstance(maker.operation, keras.layers.InputLayer)
+    )
+
+
+def _is_spatial(operation: Any) -> bool:
+    return isinstance(operation, (*_DENSE, *_DEPTHWISE)) and (
+        set(operation.kernel_size) != {1}
+    )
+
+
+def _pads_half(pad: Any, conv: Any) -> bool:
+    if not isinstance(pad, _PADS):
+        return False
+    padding = pad.padding
+    if isinstance(pad, keras.layers.ZeroPadding1D):
+        padding = (padding,)
+    elif pad.data_format != conv.data_format:
+        return False
+    return [tuple(p) for p in padding] == [
+        (span // 2, span // 2) for span in reach(conv)
+    ] and all(span % 2 for span in reach(conv))

@@ -1,4 +1,4 @@
-"""Soft labels: smoothing, in both of the ways people count it."""
+"""Label smoothing, over the other classes or over all of them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from typing import Any, Literal
 
 import keras
 
+from tf_tickets import checks
+
 Spread = Literal["others", "all"]
 
 
 def keras_label_smoothing(alpha: float, classes: int) -> float:
-    r"""What to give Keras for a smoothing that spares the true class.
+    r"""Convert a smoothing over the other classes to Keras' over all.
 
     *Spending Your Winning Lottery Better* leaves $1 - \alpha$ with the true
     class and gives $\alpha/(C-1)$ to each other one. Keras spreads its
@@ -18,12 +20,13 @@ def keras_label_smoothing(alpha: float, classes: int) -> float:
     same for $\alpha_{Keras} = \alpha\,C/(C-1)$.
 
     Args:
-        alpha: Share of the label that goes to the other classes, in
-            [0, (classes - 1) / classes].
-        classes: $C$, at least 2.
+        alpha: Number in [0, (classes - 1) / classes]: share of the label
+            that goes to the other classes.
+        classes: Whole number of at least 2: $C$.
 
     Returns:
-        The ``label_smoothing`` of `keras.losses.CategoricalCrossentropy`.
+        The ``label_smoothing`` of `keras.losses.CategoricalCrossentropy`, in
+        [0, 1].
 
     Raises:
         ValueError: If either is out of its range.
@@ -34,11 +37,8 @@ def keras_label_smoothing(alpha: float, classes: int) -> float:
     >>> round(keras_label_smoothing(0.1, 10), 4)
     0.1111
     """
-    if isinstance(classes, bool) or classes < 2 or classes % 1 != 0:
-        raise ValueError(
-            "`classes` must be a whole number of at least 2. "
-            f"Received: classes={classes!r}"
-        )
+    classes = checks.whole("classes", classes, least=2)
+    alpha = checks.number("alpha", alpha)
     if not 0.0 <= alpha <= (classes - 1) / classes:
         raise ValueError(
             f"`alpha` must be in [0, {classes - 1}/{classes}]: beyond that "
@@ -57,13 +57,17 @@ class LabelSmoothing(keras.losses.Loss):
     \alpha/C$ and $\alpha/C$ (``spread="all"``, as Keras counts).
 
     Args:
-        alpha: Share of the label that is spread, in [0, 1).
-        spread: Over the `"others"` or over `"all"` classes.
-        from_logits: Whether the model returns logits, or probabilities.
-        axis: Axis of the classes.
-        reduction: As in `keras.losses.Loss`.
-        name: Name of the loss.
-        dtype: As in `keras.losses.Loss`.
+        alpha: Number in [0, 1): share of the label that is spread. Default
+            0.1.
+        spread: `"others"` or `"all"`: over which classes. Default
+            `"others"`.
+        from_logits: Boolean: whether the model returns logits, or
+            probabilities. Default `True`.
+        axis: Whole number: axis of the classes. Default -1.
+        reduction: As in `keras.losses.Loss`. Default
+            `"sum_over_batch_size"`.
+        name: Name of the loss. Default `"label_smoothing"`.
+        dtype: As in `keras.losses.Loss`. Default `None`.
 
     Raises:
         ValueError: If ``alpha`` or ``spread`` is out of its range.
@@ -96,16 +100,8 @@ class LabelSmoothing(keras.losses.Loss):
         dtype: Any = None,
     ) -> None:
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        if not 0.0 <= alpha < 1.0:
-            raise ValueError(
-                f"`alpha` must be in [0, 1). Received: alpha={alpha!r}"
-            )
-        if spread not in ("others", "all"):
-            raise ValueError(
-                "`spread` must be 'others' or 'all'. "
-                f"Received: spread={spread!r}"
-            )
-        self.alpha = float(alpha)
+        self.alpha = checks.number("alpha", alpha, "[0, 1)")
+        checks.choice("spread", spread, ("others", "all"))
         self.spread = spread
         self.from_logits = from_logits
         self.axis = axis
@@ -151,12 +147,17 @@ def smoothed(
     """The smoothed form of a cross-entropy that a model is compiled with.
 
     Args:
-        loss: A sparse or categorical cross-entropy of Keras, or its name.
-        alpha: See `LabelSmoothing`.
-        spread: See `LabelSmoothing`.
+        loss: A sparse or categorical cross-entropy of Keras, as an object, a
+            function or a name.
+        alpha: As in `LabelSmoothing`. Default 0.1.
+        spread: As in `LabelSmoothing`. Default `"others"`.
+
+    Returns:
+        A `LabelSmoothing` with the options of the loss.
 
     Raises:
-        ValueError: If the loss is something else.
+        ValueError: If the loss is something else, or has a label smoothing or
+            an ignored class of its own.
 
     Example:
 

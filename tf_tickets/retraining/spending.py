@@ -1,4 +1,4 @@
-"""Apply a set of tweaks to a ticket in one line."""
+"""Apply a set of tweaks to a model and its ticket, in one copy."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from tf_tickets.network.copier import (
     rekeyed,
     require_graph,
 )
-from tf_tickets.retraining.activations import replace_activations
-from tf_tickets.retraining.exchange import ActivationReport
+from tf_tickets.retraining.activations import ActivationReport, Exchange
 from tf_tickets.retraining.rescaling import Rescaling, rescale_initialization
-from tf_tickets.retraining.skips import SkipReport, inject_skip_connections
+from tf_tickets.retraining.skips import Injection, SkipReport
 from tf_tickets.retraining.soft_labels import LabelSmoothing, smoothed
 from tf_tickets.selection import named_weights, values_of
 from tf_tickets.ticket import Ticket, check_ticket
@@ -36,7 +35,7 @@ class Spending:
     """What `spend` did.
 
     Attributes:
-        tweaks: Their names, as applied.
+        tweaks: Names of the tweaks that were applied.
         ticket: The ticket under the keys of the new model: the masks that
             were given, the start weights that training begins with.
         activations: Report of the activations, if they were exchanged.
@@ -130,26 +129,29 @@ def spend(
     is left to do is ``fit``.
 
     Args:
-        ticket: A ticket of ``model``, with or without start weights.
+        ticket: A `Ticket` of ``model``, with or without start weights.
         model: A functional model or a sequential one with a known input
             shape. It is not changed.
-        tweaks: Which ones:
+        tweaks: Name of a tweak or of a set, or a list of names, whose order
+            does not matter. Default `"paper"`. The tweaks are
 
             - `"activations"`: `replace_activations`, to swish;
             - `"skips"`: `inject_skip_connections`;
             - `"rescale"`: `rescale_initialization`, on ``data``;
             - `"labels"`: `LabelSmoothing` of 0.1 over the other classes;
 
-            or a set: `"architecture"` (the paper's AT: the first two),
-            `"recipe"` (TRT: the last two) or `"paper"` (all). A list may name
-            several; their order does not matter.
-        data: For `"rescale"`: what to train on.
-        options: ``{tweak: {option: value}}``, handed to the functions named
-            above; for `"labels"` those of `smoothed`.
-        return_report: Also return what each tweak did.
+            and the sets `"architecture"` (the paper's AT: the first two),
+            `"recipe"` (TRT: the last two) and `"paper"` (all).
+        data: For `"rescale"`: what to train on. Default `None`.
+        options: ``{tweak: {option: value}}``: options of the functions named
+            above; for `"labels"` those of `smoothed`. Default: none. As one
+            copy of the model takes all tweaks, ``in_place`` is not among
+            them.
+        return_report: Boolean: also return what each tweak did. Default
+            `False`.
 
     Returns:
-        The model; with ``return_report`` a pair of it and the report.
+        The model; with ``return_report`` a pair of it and a `Spending`.
 
     Raises:
         ValueError: If a tweak is unknown or cannot be applied to this model,
@@ -206,32 +208,25 @@ def spend(
                 "The tweak 'labels' smooths the compiled loss: compile the "
                 f"model first. Received: model={model.name!r}, not compiled"
             )
-        loss = smoothed(model.loss, **given.pop("labels", {}))
-    reports: dict[str, Any] = {}
-    better, keyed = model, ticket
-    # Activations come last: a layer whose code fixes its activation would
-    # get that back in another copy.
-    if "skips" in chosen:
-        better, skips = inject_skip_connections(
-            better, **given.pop("skips", {}), return_report=True
-        )
-        keyed = rekeyed(keyed, model, skips.keys)
-        reports["skips"] = skips
+        loss = smoothed(model.loss, **given.get("labels", {}))
+    exchange = injection = None
     if "activations" in chosen:
-        before = better
-        better, exchange = replace_activations(
-            better, **given.pop("activations", {}), return_report=True
-        )
-        keyed = rekeyed(keyed, before, exchange.keys)
-        reports["activations"] = exchange
-    if better is model:
-        copier = Copier()
-        better = copier.copy(model)
-        keyed = rekeyed(keyed, model, copier.keys)
+        exchange = Exchange(**given.get("activations", {}))
+    replace = exchange.replace if exchange else lambda layer: None
+    if "skips" in chosen:
+        injection = Injection(model, replace=replace, **given.get("skips", {}))
+    copier = injection.copier() if injection else Copier(replace=replace)
+    better = copier.copy(model)
+    reports: dict[str, Any] = {}
+    if exchange is not None:
+        reports["activations"] = exchange.report(model, copier.keys)
+    if injection is not None:
+        reports["skips"] = injection.report(copier.keys)
+    keyed = rekeyed(ticket, model, copier.keys)
     keyed.apply(better, weights="start" if ticket.weights else "keep")
     if "rescale" in chosen:
         reports["rescaling"] = rescale_initialization(
-            better, data, **given.pop("rescale", {})
+            better, data, **given.get("rescale", {})
         )
     if loss is not None:
         compile_like(model, better, loss=loss)
@@ -261,11 +256,10 @@ def _final(
     rescaling: Rescaling | None,
 ) -> Ticket:
     """The ticket with a start weight for every weight of the new model."""
-    scales = rescaling.scales if rescaling else {}
     start = values_of(named_weights(model))
-    for key, value in (ticket.weights or {}).items():
-        # Unmasked, where the model's own values are masked.
-        start[key] = (value * scales.get(key, 1.0)).astype(value.dtype)
+    # The ticket's own are not masked, as those of the model are.
+    own = ticket.weights or {}
+    start |= rescaling.scaled(own) if rescaling else own
     return Ticket(
         ticket.masks,
         start,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from tf_tickets.retraining import keras_label_smoothing
 from tf_tickets.zoo.recipes.lookup import find
 from tf_tickets.zoo.recipes.recipe import Recipe
 
@@ -54,7 +55,7 @@ class SpendingRecipe(Recipe):
 
         Raises:
             ValueError: If there are fewer than two classes, or so few that
-                Keras could not spread that much.
+                the true class would get less than the others.
 
         Example:
 
@@ -63,18 +64,7 @@ class SpendingRecipe(Recipe):
         >>> round(recipe.keras_label_smoothing(10), 4)
         0.1111
         """
-        if not isinstance(classes, int) or classes < 2:
-            raise ValueError(
-                "`classes` must be an integer of at least 2. "
-                f"Received: classes={classes!r}"
-            )
-        smoothing = self.label_smoothing * classes / (classes - 1)
-        if smoothing > 1:
-            raise ValueError(
-                f"Smoothing by {self.label_smoothing} leaves nothing of the "
-                f"label. Received: classes={classes!r}"
-            )
-        return smoothing
+        return keras_label_smoothing(self.label_smoothing, classes)
 
 
 def spending(model: str, dataset: str) -> SpendingRecipe:
