@@ -241,7 +241,7 @@ def test_strided_convolution_is_centred_as_in_pytorch(name):
 
 
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet_v1", "lenet_300_100"])
-def test_default_initialisation_is_kaiming_normal(name):
+def test_default_initialization_is_kaiming_normal(name):
     for weight in kernels(models.get(name)):
         shape = weight.shape
         # A depthwise kernel sees one channel.

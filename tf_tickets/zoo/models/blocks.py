@@ -156,7 +156,7 @@ class PerChannel(keras.initializers.Initializer):
 
     Keras reads the fan-in of a depthwise kernel `(h, w, channels, 1)` as
     `h * w * channels`, though each output sees `h * w` inputs only: He's
-    normal initialisation then comes out smaller by the square root of the
+    normal initialization then comes out smaller by the square root of the
     number of channels. The kernel is drawn here as `(h, w, 1, channels)`,
     which has the right fan-in, and transposed.
 
