@@ -5,6 +5,6 @@ Importing this package imports neither TensorFlow Datasets nor scikit-learn:
 """
 
 from tf_tickets.zoo.datasets.dataset import Dataset, Settings
-from tf_tickets.zoo.datasets.registry import load, names
+from tf_tickets.zoo.datasets.registry import DATASETS, load, names
 
-__all__ = ["Dataset", "Settings", "load", "names"]
+__all__ = ["DATASETS", "Dataset", "Settings", "load", "names"]

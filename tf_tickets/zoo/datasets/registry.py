@@ -15,7 +15,7 @@ from tf_tickets.zoo.datasets.prepared import (
     load_tiny_imagenet,
 )
 
-_DATASETS: dict[str, Callable[[Settings], Dataset]] = {
+DATASETS: dict[str, Callable[[Settings], Dataset]] = {
     "digits": load_digits,
     "cifar10": functools.partial(load_cifar, classes=10),
     "cifar100": functools.partial(load_cifar, classes=100),
@@ -33,7 +33,7 @@ def names() -> tuple[str, ...]:
     >>> datasets.names()[0]
     'digits'
     """
-    return tuple(_DATASETS)
+    return tuple(DATASETS)
 
 
 def load(
@@ -104,8 +104,8 @@ def load(
         validation_split=validation_split,
     )
     if not callable(name):
-        checks.choice("name", name, _DATASETS)
-        name = _DATASETS[name]
+        checks.choice("name", name, DATASETS)
+        name = DATASETS[name]
     found = name(settings)
     if not isinstance(found, Dataset):
         raise ValueError(

@@ -5,7 +5,7 @@ process. Every network returns logits. Normalization has the momentum (0.9)
 and epsilon (1e-5) of the published PyTorch networks, not Keras' defaults.
 """
 
-from tf_tickets.zoo.models.blocks import get, names
+from tf_tickets.zoo.models.blocks import NETWORKS, get, names
 from tf_tickets.zoo.models.chains import (
     conv2,
     conv4,
@@ -26,6 +26,7 @@ from tf_tickets.zoo.models.resnets import (
 )
 
 __all__ = [
+    "NETWORKS",
     "conv2",
     "conv4",
     "conv6",

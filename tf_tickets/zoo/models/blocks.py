@@ -22,7 +22,8 @@ Tensor: TypeAlias = keras.KerasTensor
 _Options = ParamSpec("_Options")
 _B = TypeVar("_B", bound="Blocks")
 
-_NETWORKS: dict[str, Callable[..., keras.Model]] = {}
+# The networks by name; `network` puts them in.
+NETWORKS: dict[str, Callable[..., keras.Model]] = {}
 
 
 def names() -> tuple[str, ...]:
@@ -34,7 +35,7 @@ def names() -> tuple[str, ...]:
     >>> "resnet20" in models.names()
     True
     """
-    return tuple(_NETWORKS)
+    return tuple(NETWORKS)
 
 
 def get(
@@ -61,8 +62,8 @@ def get(
     (None, 10)
     """
     if not callable(network):
-        checks.choice("network", network, _NETWORKS)
-        network = _NETWORKS[network]
+        checks.choice("network", network, NETWORKS)
+        network = NETWORKS[network]
     known = inspect.signature(network).parameters
     unknown = sorted(set(options) - set(known))
     if unknown and all(p.kind is not p.VAR_KEYWORD for p in known.values()):
@@ -117,7 +118,7 @@ def network(
             return_annotation=keras.Model,
         )
         made.__doc__ = _described(body.__doc__ or "", options)
-        _NETWORKS[body.__name__] = made
+        NETWORKS[body.__name__] = made
         return made
 
     return decorate
