@@ -156,7 +156,7 @@ def test_a_killed_process_is_started_again(tmp_path):
     assert time.monotonic() - started < 1  # no process was started
 
 
-def test_a_killed_ray_worker_is_started_again(tmp_path):
+def test_a_killed_ray_worker_is_started_again(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     # Tests may not use the network that Ray would ask how it is used.
     ray.init(
@@ -167,6 +167,11 @@ def test_a_killed_ray_worker_is_started_again(tmp_path):
     )
     try:
         survives(experiments.run_on_ray, tmp_path)
+        # Ray hands over what no module holds.
+        monkeypatch.setitem(METHODS, "mine", lambda trial: twice(trial))
+        unit = Experiment(density=0.1, seed=0, **{**OWN, "method": "mine"})
+        [found] = experiments.run_on_ray([unit], tmp_path)
+        assert follows(tmp_path / unit.name, found)
     finally:
         ray.shutdown()
 
