@@ -13,40 +13,32 @@ from __future__ import annotations
 
 import ast
 import inspect
-import pathlib
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import app
 
 import tf_tickets as tt
-from benchmarks import model_matrix, networks, timing
+from benchmarks import networks, script, timing
 from benchmarks.masked_step import (
     DENSE,
     MASKED,
     TOOLKIT,
     TWIN,
     Toolkit,
-    step_of,
 )
 from tf_tickets.zoo import datasets, models
 
-# Flags of a script that is imported, by a test, must not meet those of others.
-FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
-
-flags.DEFINE_bool(
-    "smoke", False, "One sparsity, one seed, two epochs.", flag_values=FLAGS
-)
-flags.DEFINE_string(
-    "output", None, "Page whose tables to replace.", flag_values=FLAGS
-)
-flags.DEFINE_integer("seeds", 3, "Runs of each.", 1, flag_values=FLAGS)
-flags.DEFINE_integer("epochs", 20, "Epochs of a run.", 2, flag_values=FLAGS)
-flags.DEFINE_integer(
-    "rounds", 200, "Timed steps of each side.", 1, flag_values=FLAGS
+FLAGS = script.define(
+    __name__,
+    smoke=(False, "One sparsity, one seed, two epochs."),
+    output=(None, "Page whose tables to replace."),
+    seeds=(3, "Runs of each."),
+    epochs=(20, "Epochs of a run.", 2),
+    rounds=(200, "Timed steps of each side."),
 )
 
 SPARSITIES = (0.5, 0.8, 0.9, 0.95)
@@ -194,10 +186,10 @@ def step_times(rounds: int, sparsity: float = 0.9) -> list[timing.Row]:
     tt.prune(masked, sparsity, scope="layer").apply(masked)
     toolkit = Toolkit(twin(model), sparsity)
     steps = {
-        TWIN: step_of(compiled(tf_keras, twin(model)), batches),
-        TOOLKIT: step_of(compiled(tf_keras, toolkit.model), batches),
-        DENSE: step_of(compiled(keras, model), batches),
-        MASKED: step_of(compiled(keras, masked), batches),
+        TWIN: networks.step_of(compiled(tf_keras, twin(model)), batches),
+        TOOLKIT: networks.step_of(compiled(tf_keras, toolkit.model), batches),
+        DENSE: networks.step_of(compiled(keras, model), batches),
+        MASKED: networks.step_of(compiled(keras, masked), batches),
     }
     toolkit.begin()
     times = timing.interleaved(steps, rounds=rounds, warmup=5)
@@ -263,7 +255,7 @@ def main(argv: Sequence[str]) -> None:
     text = "\n".join(lines) + "\n"
     print(text)
     if FLAGS.output is not None:
-        model_matrix.replace_tables(pathlib.Path(FLAGS.output), text)
+        script.replace_tables(FLAGS.output, text)
 
 
 def _kernels() -> list[np.ndarray]:

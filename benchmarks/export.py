@@ -20,30 +20,26 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import app, flags, logging
+from absl import app, logging
 
 import tf_tickets as tt
-from benchmarks import timing
+from benchmarks import script, timing
 from tf_tickets.export import choosing, manifest, packing
 from tf_tickets.export.kernels import methods_for
 from tf_tickets.selection import prunable_weights
 from tf_tickets.zoo import models
 
-FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
-
-timing.define_flags(FLAGS)
-_PARTS = ("dense", "networks", "convolutions", "load", "memory")
-flags.DEFINE_multi_enum(
-    "part", list(_PARTS), list(_PARTS), "What to measure.", flag_values=FLAGS
+FLAGS = script.define(
+    __name__,
+    part=(
+        ("dense", "networks", "convolutions", "load", "memory"),
+        "What to measure; may be given more than once.",
+    ),
+    networks=(["vgg16", "resnet20"], "Of the zoo."),
+    densities=(["0.1", "0.014", "0.005"], "To prune to."),
+    batch_sizes=(["1", "32"], "To serve."),
+    rounds=(40, "Timed runs."),
 )
-flags.DEFINE_list(
-    "networks", ["vgg16", "resnet20"], "Of the zoo.", flag_values=FLAGS
-)
-flags.DEFINE_list(
-    "densities", ["0.1", "0.014", "0.005"], "To prune to.", flag_values=FLAGS
-)
-flags.DEFINE_list("batch_sizes", ["1", "32"], "To serve.", flag_values=FLAGS)
-flags.DEFINE_integer("rounds", 40, "Timed runs.", 1, flag_values=FLAGS)
 
 Rows = list[timing.Row]
 
@@ -265,14 +261,7 @@ def main(_: list[str]) -> None:
         rows += loads(FLAGS.smoke)
     if "memory" in FLAGS.part:
         memory(FLAGS.smoke, notes)
-    timing.report(
-        "export",
-        rows,
-        unit="ms",
-        per_unit=1e-3,
-        output=FLAGS.output,
-        notes=notes,
-    )
+    script.report("export", rows, output=FLAGS.output, notes=notes)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ the same model in tf_keras. All four take turns in one process.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -17,59 +18,23 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
-from absl import app, flags
+from absl import app
 
-from benchmarks import networks, timing
+from benchmarks import networks, script, timing
 from tf_tickets import masking
 from tf_tickets.pruning.prune import draw_masks
 
-# Flags of a script that is imported, by a test, must not meet those of others.
-FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
-
-timing.define_flags(FLAGS)
-flags.DEFINE_multi_enum(
-    "network",
-    ["resnet20", "mlp"],
-    ["resnet20", "mlp"],
-    "What to train; may be given twice.",
-    flag_values=FLAGS,
+FLAGS = script.define(
+    __name__,
+    network=script.NETWORK,
+    jit_compile=script.JIT_COMPILE,
+    sparsity=(0.9, "Of the masks."),
+    rounds=(100, "Timed steps of each side."),
+    redraws=(5, "Timed redraws of the masks."),
+    image_batch=(64, "Batch size of the ResNet."),
+    mlp_batch=(32, "Batch size of the MLP."),
+    tfmot=(True, "Time the toolkit beside it."),
 )
-flags.DEFINE_multi_enum(
-    "jit_compile",
-    ["false", "true"],
-    ["false", "true"],
-    "Settings to time; may be given twice.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_float(
-    "sparsity", 0.9, "Of the masks.", 0.0, 0.999, flag_values=FLAGS
-)
-flags.DEFINE_integer(
-    "rounds", 100, "Timed steps of each side.", 1, flag_values=FLAGS
-)
-flags.DEFINE_integer(
-    "redraws", 5, "Timed redraws of the masks.", 1, flag_values=FLAGS
-)
-flags.DEFINE_integer(
-    "image_batch", 64, "Batch size of the ResNet.", 1, flag_values=FLAGS
-)
-flags.DEFINE_integer(
-    "mlp_batch", 32, "Batch size of the MLP.", 1, flag_values=FLAGS
-)
-flags.DEFINE_bool(
-    "tfmot", True, "Time the toolkit beside it.", flag_values=FLAGS
-)
-
-# Of the network and its data, given in full and for a smoke test.
-SIZES: dict[str, tuple[dict[str, int], dict[str, int]]] = {
-    "resnet20": ({}, {"size": 8, "width": 4, "blocks": 1}),
-    "mlp": ({}, {"width": 32, "depth": 2}),
-}
-BUILDERS: dict[str, Callable[..., Any]] = {
-    "resnet20": networks.resnet,
-    "mlp": networks.mlp,
-}
 
 DENSE, MASKED = "dense, Keras 3", "masked, tf_tickets"
 TWIN, TOOLKIT = "dense, tf_keras", "masked, tfmot"
@@ -77,8 +42,6 @@ TWIN, TOOLKIT = "dense, tf_keras", "masked, tfmot"
 # A frequency at which the toolkit draws its masks in the first step and not
 # again while steps are timed.
 _NEVER = 10**9
-
-Step = Callable[[], object]
 
 
 class Toolkit:
@@ -140,28 +103,17 @@ def main(argv: Sequence[str]) -> None:
             shown = timing.table(timed, unit="ms", per_unit=1e-3)
             print(shown, file=sys.stderr, flush=True)
             rows += timed
-    timing.report(
-        "masked_step",
-        rows,
-        unit="ms",
-        per_unit=1e-3,
-        output=FLAGS.output,
-        notes=notes,
-    )
+    script.report("masked_step", rows, output=FLAGS.output, notes=notes)
 
 
 def time_network(
     name: str, jit_compile: bool, notes: dict[str, Any]
 ) -> list[timing.Row]:
     """The rows of one network; ``notes`` gets what its masks take."""
-    full, smoke = SIZES[name]
-    sizes = smoke if FLAGS.smoke else full
+    build = functools.partial(networks.build, name, smoke=FLAGS.smoke)
 
-    def build(module: ModuleType) -> Any:
-        return BUILDERS[name](module, **sizes)
-
-    def stepper(module: ModuleType, model: Any) -> Step:
-        return step_of(
+    def stepper(module: ModuleType, model: Any) -> networks.Step:
+        return networks.step_of(
             networks.compile_for_training(
                 module, model, jit_compile=jit_compile
             ),
@@ -194,7 +146,7 @@ def time_network(
             a.nbytes for a in arrays
         ) / sum(a.size for a in arrays)
 
-    def redrawing(side: str) -> Step:
+    def redrawing(side: str) -> networks.Step:
         return lambda: (redraws[side](), steps[side]())
 
     case = f"{name}, {'XLA' if jit_compile else 'no XLA'}"
@@ -221,14 +173,6 @@ def redraw(model: keras.Model) -> None:
         model, FLAGS.sparsity, criterion="magnitude", scope="layer"
     )
     masking.enforce(model, masks)
-
-
-def step_of(model: Any, batches: tf.data.Dataset) -> Step:
-    """One training step as `fit` runs it, without callbacks."""
-    iterator = iter(batches)
-    # tf_keras returns the function, Keras 3 only keeps it.
-    step = model.make_train_function() or model.train_function
-    return lambda: step(iterator)
 
 
 if __name__ == "__main__":

@@ -21,24 +21,19 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import app, flags, logging
+from absl import app, logging
 
 import tf_tickets as tt
+from benchmarks import script
 from benchmarks.model_kinds import BATCH, KINDS, Inputs, Kind
 from tf_tickets import masking
 from tf_tickets.selection import named_weights, values_of
 
-# Flags of a script that is imported, by a test, must not meet those of others.
-FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
-
-flags.DEFINE_bool(
-    "smoke", False, "Four kinds of model only.", flag_values=FLAGS
-)
-flags.DEFINE_string(
-    "output", None, "Page whose tables to replace.", flag_values=FLAGS
-)
-flags.DEFINE_string(
-    "only", "", "Regular expression on the kinds' names.", flag_values=FLAGS
+FLAGS = script.define(
+    __name__,
+    smoke=(False, "Four kinds of model only."),
+    output=(None, "Page whose tables to replace."),
+    only=("", "Regular expression on the kinds' names."),
 )
 
 SMOKE = (
@@ -47,7 +42,6 @@ SMOKE = (
     "the same without `filters`",
     "LSTM",
 )
-MARKS = ("<!-- tables: begin -->", "<!-- tables: end -->")
 TOLERANCE = 1e-4
 
 
@@ -302,13 +296,6 @@ def tables(results: Sequence[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def replace_tables(page: pathlib.Path, text: str) -> None:
-    """Put ``text`` between the two marks of a page."""
-    before, rest = page.read_text().split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    page.write_text(f"{before}{MARKS[0]}\n\n{text}\n{MARKS[1]}{after}")
-
-
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "/")[:160]
 
@@ -343,7 +330,7 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.output is None:
         print(text)
     else:
-        replace_tables(pathlib.Path(FLAGS.output), text)
+        script.replace_tables(FLAGS.output, text)
     if not all(result.good for result in results):
         raise SystemExit("Not everything is as it should be.")
 

@@ -2,62 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
+
+from tests import gallery
 
 CLASSES = 10
 
 
-def resnet(
-    module: ModuleType, *, size: int = 32, width: int = 16, blocks: int = 3
-) -> Any:
-    """A CIFAR ResNet with ``6 * blocks + 2`` layers; ResNet-20 by default.
+SIZES: dict[str, tuple[Callable[..., Any], dict[str, int]]] = {
+    "resnet20": (gallery.resnet, {"size": 32, "width": 16, "blocks": 3}),
+    "mlp": (gallery.stack, {"width": 2048, "depth": 3}),
+}
+
+Step = Callable[[], object]
+
+
+def build(name: str, module: ModuleType = keras, *, smoke: bool = False) -> Any:
+    """A network of the gallery in the size that is timed.
 
     Args:
+        name: ``"resnet20"`` or ``"mlp"``, nearly all of whose time goes to
+            its weights.
         module: ``keras`` or ``tf_keras``.
-        size: Height and width of the images.
-        width: Channels of the first stage.
-        blocks: Residual blocks in each of the three stages.
+        smoke: Whether to leave it as small as it is in the gallery.
 
     Returns:
         A model of ``module``, not compiled.
     """
-    layers = module.layers
-
-    def convolve(x: Any, channels: int, stride: int, kernel: int = 3) -> Any:
-        x = layers.Conv2D(
-            channels, kernel, stride, padding="same", use_bias=False
-        )(x)
-        return layers.BatchNormalization()(x)
-
-    inputs = module.Input((size, size, 3))
-    x = layers.ReLU()(convolve(inputs, width, 1))
-    for stage in range(3):
-        for block in range(blocks):
-            channels = width * 2**stage
-            stride = 2 if stage and not block else 1
-            y = layers.ReLU()(convolve(x, channels, stride))
-            y = convolve(y, channels, 1)
-            if stride > 1:
-                x = convolve(x, channels, stride, kernel=1)
-            x = layers.ReLU()(layers.Add()([x, y]))
-    x = layers.GlobalAveragePooling2D()(x)
-    return module.Model(inputs, layers.Dense(CLASSES)(x))
-
-
-def mlp(module: ModuleType, *, width: int = 2048, depth: int = 3) -> Any:
-    """``depth`` square layers and a head: nearly all time goes to weights."""
-    layers = module.layers
-    return module.Sequential(
-        [
-            module.Input((width,)),
-            *(layers.Dense(width, activation="relu") for _ in range(depth)),
-            layers.Dense(CLASSES),
-        ]
-    )
+    make, sizes = SIZES[name]
+    return make(module, **({} if smoke else sizes))
 
 
 def compile_for_training(
@@ -82,3 +61,11 @@ def random_batches(
     options = tf.data.Options()
     options.autotune.enabled = False
     return tf.data.Dataset.from_tensors((x, y)).repeat().with_options(options)
+
+
+def step_of(model: Any, batches: tf.data.Dataset) -> Step:
+    """One training step as `fit` runs it, without callbacks."""
+    iterator = iter(batches)
+    # tf_keras returns the function, Keras 3 only keeps it.
+    step = model.make_train_function() or model.train_function
+    return lambda: step(iterator)

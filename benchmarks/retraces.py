@@ -14,23 +14,18 @@ from typing import Any
 
 import keras
 import numpy as np
-from absl import app, flags
+from absl import app
 
 import tf_tickets as tt
-from benchmarks import networks, timing
+from benchmarks import networks, script, timing
 
-# Flags of a script that is imported, by a test, must not meet those of others.
-FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
-
-timing.define_flags(FLAGS)
-flags.DEFINE_integer("rounds", 8, "Of pruning.", 2, flag_values=FLAGS)
-flags.DEFINE_integer(
-    "epochs_per_round", 2, "Of training.", 1, flag_values=FLAGS
-)
-flags.DEFINE_integer("steps", 5, "In an epoch.", 1, flag_values=FLAGS)
-flags.DEFINE_integer("batch_size", 64, "Of images.", 1, flag_values=FLAGS)
-flags.DEFINE_bool(
-    "jit_compile", False, "Compile the step by XLA.", flag_values=FLAGS
+FLAGS = script.define(
+    __name__,
+    rounds=(8, "Of pruning.", 2),
+    epochs_per_round=(2, "Of training."),
+    steps=(5, "In an epoch."),
+    batch_size=(64, "Of images."),
+    jit_compile=(False, "Compile the step by XLA."),
 )
 
 SPARSITY = 0.9  # of the last ticket
@@ -98,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
         notes[f"seconds of each round, {case}"] = np.round(
             ledger.wall, 2
         ).tolist()
-    timing.report(
+    script.report(
         "retraces",
         [row for case in ledgers for row in rows_of(case, ledgers[case])],
         unit="s",
@@ -148,8 +143,7 @@ def fit_per_round(rounds: int) -> Ledger:
 
 def fresh_model() -> Traced:
     """A ResNet-20, or in a smoke test a very small one."""
-    sizes = {"size": 8, "width": 4, "blocks": 1} if FLAGS.smoke else {}
-    network = networks.resnet(keras, **sizes)
+    network = networks.build("resnet20", smoke=FLAGS.smoke)
     return Traced(network.inputs, network.outputs)
 
 

@@ -14,33 +14,22 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
+from absl import app
 
-from benchmarks import timing
+from benchmarks import script, timing
 from tf_tickets import masking
 from tf_tickets.pruning import keep_largest
 from tf_tickets.pruning.prune import draw_masks
 from tf_tickets.pruning.scopes import Pool
 from tf_tickets.pruning.topk import select
 
-# Flags of a script that is imported, by a test, must not meet those of others.
-FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
-
-timing.define_flags(FLAGS)
-flags.DEFINE_integer(
-    "weights", 25_000_000, "How many scores.", 1, flag_values=FLAGS
-)
-flags.DEFINE_integer(
-    "tensors", 20, "In how many tensors they lie.", 1, flag_values=FLAGS
-)
-flags.DEFINE_float(
-    "sparsity", 0.9, "Of the masks.", 0.0, 0.999, flag_values=FLAGS
-)
-flags.DEFINE_integer(
-    "rounds", 30, "Timed rounds of what is fast.", 1, flag_values=FLAGS
-)
-flags.DEFINE_integer(
-    "slow_rounds", 3, "Timed rounds of TensorFlow's.", 1, flag_values=FLAGS
+FLAGS = script.define(
+    __name__,
+    weights=(25_000_000, "How many scores."),
+    tensors=(20, "In how many tensors they lie."),
+    sparsity=(0.9, "Of the masks."),
+    rounds=(30, "Timed rounds of what is fast."),
+    slow_rounds=(3, "Timed rounds of TensorFlow's."),
 )
 
 OURS = "keep_largest"
@@ -70,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
         slow_sides(flat, keep), rounds=slow_rounds, warmup=1
     )
     case = f"{flat.size / 1e6:.1f} M weights"
-    timing.report(
+    script.report(
         "selection",
         [
             timing.compare(times, name, OURS, case=case)

@@ -17,57 +17,33 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
+from absl import app
 
 import tf_tickets as tt
-from benchmarks import networks, timing
+from benchmarks import networks, script, timing
 from tf_tickets.zoo import models
 
-# Flags of a script that is imported, by a test, must not meet those of others.
-FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
-
-timing.define_flags(FLAGS)
-flags.DEFINE_multi_enum(
-    "network",
-    ["resnet20", "vgg16", "mobilenet_v2"],
-    ["resnet20", "vgg16", "mobilenet_v2"],
-    "What to shrink; may be given more than once.",
-    flag_values=FLAGS,
+FLAGS = script.define(
+    __name__,
+    network=(
+        ("resnet20", "vgg16", "mobilenet_v2"),
+        "What to shrink; may be given more than once.",
+    ),
+    mode=(
+        ("inference", "training", "convolution"),
+        "What to time; may be given more than once.",
+    ),
+    jit_compile=script.JIT_COMPILE,
+    sparsity=(0.5, "Share of the channels of each layer that go."),
+    rounds=(50, "Timed runs of each side."),
+    batch=(128, "Images in a batch."),
 )
-flags.DEFINE_multi_enum(
-    "mode",
-    ["inference", "training", "convolution"],
-    ["inference", "training", "convolution"],
-    "What to time; may be given more than once.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_multi_enum(
-    "jit_compile",
-    ["false", "true"],
-    ["false", "true"],
-    "Settings to time; may be given twice.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_float(
-    "sparsity",
-    0.5,
-    "Share of the channels of each layer that go.",
-    0.0,
-    0.99,
-    flag_values=FLAGS,
-)
-flags.DEFINE_integer(
-    "rounds", 50, "Timed runs of each side.", 1, flag_values=FLAGS
-)
-flags.DEFINE_integer("batch", 128, "Images in a batch.", 1, flag_values=FLAGS)
 
 
 def build(name: str, *, smoke: bool) -> keras.Model:
     """The dense network."""
-    if smoke:
-        return networks.resnet(keras, size=8, width=4, blocks=1)
-    if name == "resnet20":
-        return networks.resnet(keras)
+    if smoke or name == "resnet20":
+        return networks.build("resnet20", smoke=smoke)
     return models.get(name)
 
 
@@ -167,14 +143,7 @@ def main(argv: Sequence[str]) -> None:
                 notes |= found
     if "convolution" in FLAGS.mode:
         rows += convolutions()
-    timing.report(
-        "shrink",
-        rows,
-        unit="ms",
-        per_unit=1e-3,
-        output=FLAGS.output,
-        notes=notes,
-    )
+    script.report("shrink", rows, output=FLAGS.output, notes=notes)
 
 
 if __name__ == "__main__":

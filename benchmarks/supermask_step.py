@@ -16,52 +16,22 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from absl import app, flags
+from absl import app
 
 import tf_tickets as tt
-from benchmarks import networks, timing
-from benchmarks.masked_step import BUILDERS, SIZES, step_of
+from benchmarks import networks, script, timing
 from tf_tickets.layers import ranking
 
-# Flags of a script that is imported, by a test, must not meet those of others.
-FLAGS = flags.FLAGS if __name__ == "__main__" else flags.FlagValues()
-
-timing.define_flags(FLAGS)
-flags.DEFINE_multi_enum(
-    "network",
-    ["resnet20", "mlp"],
-    ["resnet20", "mlp"],
-    "What to train; may be given twice.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_multi_enum(
-    "jit_compile",
-    ["false", "true"],
-    ["false", "true"],
-    "Settings to time; may be given twice.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_multi_enum(
-    "scope",
-    ["layer", "global"],
-    ["layer", "global"],
-    "Of top-k masks; may be given twice.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_float(
-    "sparsity", 0.98, "Of top-k masks.", 0.0, 0.999, flag_values=FLAGS
-)
-flags.DEFINE_integer(
-    "rounds", 50, "Timed steps of each side.", 1, flag_values=FLAGS
-)
-flags.DEFINE_bool(
-    "sort", True, "Time selection by sorting beside it.", flag_values=FLAGS
-)
-flags.DEFINE_integer(
-    "image_batch", 64, "Batch size of the ResNet.", 1, flag_values=FLAGS
-)
-flags.DEFINE_integer(
-    "mlp_batch", 128, "Batch size of the MLP.", 1, flag_values=FLAGS
+FLAGS = script.define(
+    __name__,
+    network=script.NETWORK,
+    jit_compile=script.JIT_COMPILE,
+    scope=(("layer", "global"), "Of top-k masks; may be given twice."),
+    sparsity=(0.98, "Of top-k masks."),
+    rounds=(50, "Timed steps of each side."),
+    sort=(True, "Time selection by sorting beside it."),
+    image_batch=(64, "Batch size of the ResNet."),
+    mlp_batch=(128, "Batch size of the MLP."),
 )
 
 DENSE, THRESHOLD = "dense", "threshold"
@@ -77,11 +47,9 @@ def main(argv: Sequence[str]) -> None:
         for setting in FLAGS.jit_compile:
             keras.utils.clear_session()
             rows += time_network(name, setting == "true")
-    timing.report(
+    script.report(
         "supermask_step",
         rows,
-        unit="ms",
-        per_unit=1e-3,
         output=FLAGS.output,
         notes={"sparsity": FLAGS.sparsity},
     )
@@ -89,9 +57,7 @@ def main(argv: Sequence[str]) -> None:
 
 def time_network(name: str, jit_compile: bool) -> list[timing.Row]:
     """The rows of one network."""
-    full, smoke = SIZES[name]
-    sizes = smoke if FLAGS.smoke else full
-    model = BUILDERS[name](keras, **sizes)
+    model = networks.build(name, smoke=FLAGS.smoke)
     batch_size = FLAGS.image_batch if name == "resnet20" else FLAGS.mlp_batch
     batches = networks.random_batches(
         model.input_shape[1:], 4 if FLAGS.smoke else batch_size
@@ -99,7 +65,7 @@ def time_network(name: str, jit_compile: bool) -> list[timing.Row]:
 
     def step(model: keras.Model, largest: Largest | None = None) -> Any:
         networks.compile_for_training(keras, model, jit_compile=jit_compile)
-        run = step_of(model, batches)
+        run = networks.step_of(model, batches)
         if largest is None:
             return run
         # The first call traces, with this way to select.
@@ -116,7 +82,7 @@ def time_network(name: str, jit_compile: bool) -> list[timing.Row]:
         )
 
     steps = {
-        DENSE: step(BUILDERS[name](keras, **sizes)),
+        DENSE: step(networks.build(name, smoke=FLAGS.smoke)),
         THRESHOLD: step(tt.supermask(model, score_penalty=1e-4)),
     }
     pairs = [(THRESHOLD, DENSE)]

@@ -6,23 +6,21 @@ gives the median ratio, an interval that holds the true median 95 times in
 100, and the quartiles, which show how noisy the machine was. The ratio of the
 process's CPU times, over all its threads, stands beside it: it does not count
 the time that other processes took.
+
+The library times what it exports with a loop of its own, which stops after so
+many seconds and keeps quartiles. What stands here needs every pair of times,
+CPU times too, and no garbage collector in between.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gc
-import json
-import os
-import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import keras
 import numpy as np
-import tensorflow as tf
-from absl import flags
 
 
 class Times(NamedTuple):
@@ -156,67 +154,3 @@ def table(rows: Sequence[Row], *, unit: str, per_unit: float) -> str:
             f"| {row.cpu_ratio:.3f} | {row.rounds} |"
         )
     return "\n".join(lines)
-
-
-def define_flags(values: flags.FlagValues) -> None:
-    """The flags that every benchmark has."""
-    flags.DEFINE_bool(
-        "smoke",
-        False,
-        "Tiny sizes and few rounds: shows that it runs, measures nothing.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "output", None, "JSON file for the rows.", flag_values=values
-    )
-
-
-def report(
-    benchmark: str,
-    rows: Sequence[Row],
-    *,
-    unit: str,
-    per_unit: float,
-    output: str | None,
-    notes: Mapping[str, Any],
-) -> None:
-    """Print the table, and write everything to ``output`` if it is given.
-
-    Args:
-        benchmark: Its name.
-        rows: What was measured.
-        unit: Of the times in the table.
-        per_unit: Seconds in one such unit.
-        output: JSON file, or `None`.
-        notes: What else was set or measured; printed below the table.
-    """
-    machine = describe_machine()
-    print(table(rows, unit=unit, per_unit=per_unit))
-    print()
-    for name, value in {**machine, **notes}.items():
-        print(f"{name}: {value}")
-    if output is not None:
-        pathlib.Path(output).write_text(
-            json.dumps(
-                {
-                    "benchmark": benchmark,
-                    "machine": machine,
-                    "notes": dict(notes),
-                    "rows": [dataclasses.asdict(row) for row in rows],
-                },
-                indent=2,
-            )
-            + "\n"
-        )
-
-
-def describe_machine() -> dict[str, Any]:
-    """What the times depend on, without the machine's name."""
-    return {
-        "cpu_cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "numpy": np.__version__,
-    }

@@ -5,7 +5,7 @@ r"""Draw a winning ticket by iterative magnitude pruning and put it to the test.
 
 Rounds of train, prune and rewind run in one `fit`. Then the last ticket is
 trained, and beside it the two controls that give its accuracy a meaning: the
-same mask over newly initialised weights, and a random mask with the same
+same mask over newly initialized weights, and a random mask with the same
 density in every layer. A ticket that wins beats both.
 
 The output directory gets every ticket, `results.csv`, `accuracy.png` and a

@@ -10,10 +10,12 @@ import sys
 
 import numpy as np
 import pytest
+from absl import flags
 
 from benchmarks import (
     masked_step,
     retraces,
+    script,
     selection,
     supermask_step,
     timing,
@@ -193,3 +195,42 @@ def test_retraces(run):
     first, *later = notes["traces in each round, one fit"]
     assert first > 0 and later == [0]
     assert all(notes["traces in each round, compiled each round"])
+
+
+def test_flags_follow_their_defaults():
+    values = script.define(
+        "a test",
+        word=(("a", "b"), "Some."),
+        items=(["1"], "Any."),
+        count=(5, "At least one."),
+        several=(5, "At least two.", 2),
+        share=(0.5, "Below one."),
+        whether=(True, "Or not."),
+        smoke=(False, "Other words for it."),
+    )
+    values(["a test"])
+    assert (values.word, values.items, values.count) == (["a", "b"], ["1"], 5)
+    assert (values.share, values.whether, values.output) == (0.5, True, None)
+    values(["a test", "--word=b", "--items=3,4", "--nowhether", "--several=2"])
+    assert (values.word, values.items, values.whether) == (
+        ["b"],
+        ["3", "4"],
+        False,
+    )
+    for wrong in ("word=c", "count=0", "several=1", "share=1.0"):
+        with pytest.raises(flags.IllegalFlagValueError):
+            values(["a test", f"--{wrong}"])
+    # Two scripts in one process have nothing to do with each other.
+    other = script.define("another")
+    other(["another", "--smoke"])
+    assert other.smoke and not values.smoke and "word" not in other
+
+
+def test_tables_of_a_page_are_replaced(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n{}\nold\n{}\nafter\n".format(*script.MARKS))
+    for text in ("new", "newer"):
+        script.replace_tables(page, text)
+        assert page.read_text() == (
+            f"before\n{script.MARKS[0]}\n\n{text}\n{script.MARKS[1]}\nafter\n"
+        )

@@ -1,21 +1,26 @@
 """Experiments are directories: idempotent, resumable, and survive kills."""
 
+import dataclasses
+import functools
 import json
 import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
 import tf_tickets as tt
 from tf_tickets.callbacks import lock
-from tf_tickets.zoo import experiments
-from tf_tickets.zoo.experiments import Experiment
+from tf_tickets.pruning import SCOPES, smart_ratio
+from tf_tickets.zoo import datasets, experiments, models, recipes
+from tf_tickets.zoo.experiments import METHODS, Experiment, Named, runner
 
 ROOT = Path(__file__).parents[2]
 QUICK = {"density": 0.1, "epochs": 1}
@@ -65,6 +70,13 @@ def test_identities_are_the_same_in_every_release(options, digest):
         ({"epochs": 0}, "epochs=0"),
         ({"rounds": 1.5}, "rounds=1.5"),
         ({"model": "resnet20"}, "model='resnet20'"),
+        ({"model": "resnet"}, "`model` must be.*model='resnet'"),
+        ({"dataset": "mnist"}, "`dataset` must be.*dataset='mnist'"),
+        ({"recipe": "finetune"}, "`recipe` must be.*recipe='finetune'"),
+        ({"criterion": "snap"}, "`criterion` must be.*criterion='snap'"),
+        ({"scope": "erc"}, "`scope` must be.*'global'.*scope='erc'"),
+        ({"scope": {"head": 0.5}}, "`scope` must be"),
+        ({"method": "snip", "criterion": "grasp"}, "asks for no criterion"),
     ],
 )
 def test_bad_experiments_are_refused(options, message):
@@ -86,7 +98,7 @@ def test_a_run_ends_with_its_result_and_is_not_repeated(
     assert whole(found, unit) and unit.result(tmp_path) == found
     ticket = tt.Ticket.load(tmp_path / "ticket.npz")
     assert ticket.kept == 6128
-    monkeypatch.setattr(experiments.experiment, "Task", None)  # no training
+    monkeypatch.setattr(experiments.experiment, "Trial", None)  # no training
     assert unit.run(tmp_path) == found
     with pytest.raises(ValueError, match="another experiment.*seed"):
         one(method, seed=1).run(tmp_path)
@@ -144,7 +156,7 @@ def test_a_killed_process_is_started_again(tmp_path):
     assert time.monotonic() - started < 1  # no process was started
 
 
-def test_a_killed_ray_worker_is_started_again(tmp_path):
+def test_a_killed_ray_worker_is_started_again(tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     # Tests may not use the network that Ray would ask how it is used.
     ray.init(
@@ -155,6 +167,11 @@ def test_a_killed_ray_worker_is_started_again(tmp_path):
     )
     try:
         survives(experiments.run_on_ray, tmp_path)
+        # Ray hands over what no module holds.
+        monkeypatch.setitem(METHODS, "mine", lambda trial: twice(trial))
+        unit = Experiment(density=0.1, seed=0, **{**OWN, "method": "mine"})
+        [found] = experiments.run_on_ray([unit], tmp_path)
+        assert follows(tmp_path / unit.name, found)
     finally:
         ray.shutdown()
 
@@ -192,3 +209,279 @@ def test_the_example_runs(tmp_path):
     assert "2 runs" in done.stdout and "magnitude" in done.stdout
     for path in tmp_path.glob("*/result.json"):
         assert json.loads(path.read_text())["epochs"] == 1
+
+
+# What people have in modules of their own.
+
+
+def tiny(*, input_shape, classes):
+    layers = [
+        keras.layers.Flatten(name="flat"),
+        keras.layers.Dense(8, activation="relu", name="hidden"),
+        keras.layers.Dense(classes, name="head"),
+    ]
+    return keras.Sequential([keras.Input(input_shape), *layers], name="tiny")
+
+
+def few(settings):
+    digits = datasets.load(
+        "digits", batch_size=settings.batch_size, seed=settings.seed
+    )
+    return dataclasses.replace(
+        digits, train=digits.train.take(4), train_size=4 * digits.batch_size
+    )
+
+
+def quick(model, dataset):
+    return recipes.PruningRecipe(
+        model="tiny",
+        dataset="few",
+        epochs=1,
+        batch_size=32,
+        initial_learning_rate=0.01,
+        prune_fraction=0.5,
+        rewind_step=0,
+    )
+
+
+def last_first(model, masks, *, data, seed):
+    """Keeps the last weights of a tensor."""
+    return {
+        path: np.arange(mask.size, dtype="float32").reshape(mask.shape)
+        for path, mask in masks.items()
+    }
+
+
+def half_of_the_head(shapes, density):
+    """Half of the head, or more while the budget is larger than the rest."""
+    sizes = {path: int(np.prod(shape)) for path, shape in shapes.items()}
+    [head] = [path for path in sizes if "head" in path]
+    budget, rest = density * sum(sizes.values()), sum(sizes.values())
+    rest -= sizes[head]
+    other = min(1.0, (budget - 0.5 * sizes[head]) / rest)
+    own = (budget - other * rest) / sizes[head]
+    return {path: own if path == head else other for path in sizes}
+
+
+def twice(trial):
+    """A method: `"prune"`, and a number of NumPy's beside it."""
+    found = METHODS["prune"](trial)
+    return {**found, "twice": np.float32(2 * found["density"])}
+
+
+OWN = {
+    "method": twice,
+    "model": tiny,
+    "dataset": few,
+    "recipe": quick,
+    "criterion": last_first,
+    "scope": half_of_the_head,
+}
+
+
+def follows(directory, found):
+    """The run used each of the functions."""
+    ticket = tt.Ticket.load(directory / "ticket.npz")
+    densities = {path.split("/")[-2]: path for path in ticket.masks}
+    assert set(densities) == {"hidden", "head"}
+    head = ticket.masks[densities["head"]].ravel()
+    assert (head == (np.arange(80) >= 40)).all()
+    assert ticket.kept == 59  # a tenth of 64 * 8 + 8 * 10
+    assert found["twice"] == pytest.approx(2 * 59 / 592)
+    assert found["epochs"] == 1
+    return True
+
+
+def test_a_function_works_wherever_a_name_does(tmp_path):
+    unit = Experiment(density=0.1, seed=0, **OWN)
+    named = {
+        option: f"{__name__}:{function.__name__}"
+        for option, function in OWN.items()
+    }
+    assert unit.identity == {"density": 0.1, "seed": 0, **named}
+    assert unit.name == f"twice-tiny-few-d0.1-s0-{unit.digest[:8]}"
+    assert unit == Experiment(density=0.1, seed=0, **OWN)
+    [found] = experiments.run([unit], tmp_path)
+    assert found["experiment"] == unit.identity
+    assert follows(tmp_path / unit.name, found)
+    assert experiments.run([unit], tmp_path) == [found]
+    for option in OWN:
+        others = {**OWN, option: Named("mine", OWN[option])}
+        assert Experiment(density=0.1, seed=0, **others).digest != unit.digest
+
+
+@pytest.mark.parametrize("method", ["imp", "gradual"])
+def test_methods_prune_by_the_criterion_and_in_the_scope(method, tmp_path):
+    others = {k: v for k, v in OWN.items() if k != "method"}
+    unit = Experiment(method=method, density=0.1, seed=0, rounds=1, **others)
+    found = unit.run(tmp_path)
+    assert follows(tmp_path, {**found, "twice": 2 * found["density"]})
+
+
+def test_functions_and_additions_go_to_other_processes(tmp_path, monkeypatch):
+    """Nothing but a module has to be there; a table of ours is not."""
+    monkeypatch.setitem(METHODS, "mine", twice)
+    monkeypatch.setitem(SCOPES, "half", half_of_the_head)
+    others = {**OWN, "method": "mine", "scope": "half"}
+    others["model"] = Named("partial", functools.partial(tiny))
+    unit = Experiment(density=0.1, seed=0, **others)
+    assert unit.identity["method"] == "mine"
+    assert unit.name.startswith("mine-partial-few-")
+    [found] = experiments.run([unit], tmp_path, workers=1)
+    assert found["experiment"] == unit.identity
+    assert follows(tmp_path / unit.name, found)
+
+
+def test_what_the_zoo_has_goes_by_its_name():
+    given = {
+        "method": METHODS["imp"],
+        "model": models.digits_cnn,
+        "dataset": datasets.DATASETS["digits"],
+        "recipe": recipes.iterative_pruning,
+        "criterion": None,
+        "scope": "global",
+    }
+    unit = Experiment(density=0.1, seed=0, **given)
+    assert unit.digest.startswith("a35c9243")
+    assert Experiment(
+        density=0.1,
+        seed=np.int64(0),
+        method=Named("imp", METHODS["imp"]),
+        model="digits_cnn",
+    ).digest == (unit.digest)
+    with pytest.raises(ValueError, match="'resnet20' is taken"):
+        one(model=Named("resnet20", tiny), recipe=quick)
+
+
+class Builder:
+    def make(self, *, input_shape, classes):
+        return tiny(input_shape=input_shape, classes=classes)
+
+    def __call__(self, model, dataset):
+        return quick(model, dataset)
+
+
+def no_recipe(model, dataset):
+    return {}
+
+
+@pytest.mark.parametrize(
+    "option, function",
+    [
+        ("model", lambda **options: tiny(**options)),
+        ("model", functools.partial(tiny, classes=3)),
+        ("model", Builder().make),
+        ("recipe", Builder()),
+        ("scope", smart_ratio(linear="head")),
+    ],
+)
+def test_what_has_no_name_of_its_own_needs_one(option, function):
+    others = {"model": tiny, "recipe": quick, option: function}
+    with pytest.raises(ValueError, match=rf"`{option}` has none.*`Named`"):
+        one("random", **others)
+    others[option] = Named("my own: one", function)
+    unit = one("random", **others)
+    assert unit.identity[option] == "my own: one"
+    assert "/" not in unit.name and ":" not in unit.name
+
+
+@pytest.mark.parametrize("option", ["model", "method"])
+def test_a_lambda_cannot_go_to_another_process(option, tmp_path, monkeypatch):
+    if option == "model":
+        others = {"model": Named("my", lambda **o: tiny(**o)), "recipe": quick}
+    else:
+        monkeypatch.setitem(METHODS, "mine", lambda trial: {})
+        others = {"method": "mine"}
+    with pytest.raises(
+        ValueError, match=f"`{option}` cannot be handed.*module.*<lambda>"
+    ):
+        experiments.run([one(**others), one(seed=1)], tmp_path, workers=1)
+    assert not list(tmp_path.iterdir())  # nothing was begun
+    with pytest.raises(ValueError, match="`name` must be a text"):
+        Named("", tiny)
+    with pytest.raises(ValueError, match="`function` must be something"):
+        Named("mine", "tiny")
+
+
+def test_own_networks_need_a_recipe():
+    with pytest.raises(ValueError, match="your own model: give `recipe`"):
+        one(model=tiny)
+    with pytest.raises(ValueError, match="must return a `Recipe`.*returns {}"):
+        one(model=tiny, recipe=no_recipe)
+    spending = recipes.SpendingRecipe(
+        **{
+            name: value
+            for name, value in vars(quick("", "")).items()
+            if name not in ("prune_fraction", "rewind_step")
+        },
+        rewind_epoch=0,
+    )
+    how = Named("how", lambda model, dataset: spending)
+    unit = one("imp", model=tiny, dataset=few, recipe=how)
+    with pytest.raises(ValueError, match="needs a `PruningRecipe`"):
+        unit.run("nowhere")
+
+
+def test_a_method_must_return_what_json_can_say(tmp_path):
+    for value in ({1, 2}, np.ones(2)):
+        unit = one(Named("odd", lambda trial, value=value: {"found": value}))
+        with pytest.raises(TypeError, match="A method must return.*Received"):
+            unit.run(tmp_path)
+        assert unit.result(tmp_path) is None
+
+
+SCRIPT = """
+import dataclasses
+import sys
+from tests.zoo import test_experiments as t
+from tf_tickets.zoo import experiments
+
+
+def network(**options):
+    return t.tiny(**options)
+
+
+def units():
+    own = {**t.OWN, "model": network}
+    return [experiments.Experiment(density=0.1, seed=0, **own)]
+
+
+if __name__ == "__main__":
+    print(units()[0].identity["model"])
+    print(experiments.run(units(), sys.argv[1], workers=1)[0]["twice"])
+"""
+
+
+def test_functions_of_a_script_go_to_other_processes(tmp_path):
+    script = tmp_path / "own_script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "runs")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    name, number = done.stdout.split()
+    assert name == "own_script:network"
+    assert float(number) == pytest.approx(2 * 59 / 592)
+
+
+def test_a_script_without_a_guard_does_not_start_itself(monkeypatch):
+    monkeypatch.setattr(runner, "_in_child", True)
+    with pytest.raises(RuntimeError, match="__name__ == '__main__'"):
+        experiments.run([one()], "nowhere", workers=1)
+
+
+def test_functions_of_a_session_stay_in_it(tmp_path, monkeypatch):
+    """As in a notebook: what runs has no file."""
+    main = sys.modules["__main__"]
+    monkeypatch.setattr(main, "__spec__", None)
+    monkeypatch.delattr(main, "__file__", raising=False)
+    monkeypatch.setattr(tiny, "__module__", "__main__")
+    monkeypatch.setattr(main, "tiny", tiny, raising=False)
+    unit = one("random", model=tiny, recipe=quick)
+    assert unit.identity["model"] == "__main__:tiny"
+    with pytest.raises(ValueError, match="defined in a session"):
+        experiments.run([unit], tmp_path, workers=1)

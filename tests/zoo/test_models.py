@@ -1,5 +1,6 @@
 """The networks against the papers' tables and the figures of others."""
 
+import inspect
 import itertools
 import math
 import re
@@ -10,7 +11,7 @@ import pytest
 
 from tf_tickets.zoo import models
 
-NORMALISED = [
+NORMALIZED = [
     "digits_cnn",
     "vgg16",
     "resnet20",
@@ -240,7 +241,7 @@ def test_strided_convolution_is_centred_as_in_pytorch(name):
 
 
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet_v1", "lenet_300_100"])
-def test_default_initialisation_is_kaiming_normal(name):
+def test_default_initialization_is_kaiming_normal(name):
     for weight in kernels(models.get(name)):
         shape = weight.shape
         # A depthwise kernel sees one channel.
@@ -293,7 +294,7 @@ def test_get_lists_what_there_is():
         models.get("nope")
     with pytest.raises(ValueError, match="classes.*Received: affine"):
         models.get("conv2", affine=False)
-    assert set(models.names()) == set(NORMALISED + PLAIN)
+    assert set(models.names()) == set(NORMALIZED + PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -317,3 +318,62 @@ def test_options_are_checked(options):
 def test_stem_is_checked():
     with pytest.raises(ValueError, match="Received: stem='tiny'"):
         models.resnet18(stem="tiny")
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_a_network_says_its_options(name):
+    """In its signature, with the defaults, and in its docstring."""
+    function = getattr(models, name)
+    signature = inspect.signature(function)
+    plain = name in PLAIN
+    expected = {
+        "input_shape": {
+            "lenet_300_100": (28, 28, 1),
+            "digits_cnn": (8, 8, 1),
+        }.get(name, (32, 32, 3)),
+        "classes": 10,
+        "bias": True,
+        "kernel_initializer": "he_normal",
+        "weight_decay": 0.0,
+        "name": None,
+    }
+    if not plain:
+        expected["affine"] = True
+    if name in ("vgg16", "resnet20", "resnet32", "resnet56"):
+        expected["classifier"] = "dense"
+    if name in ("resnet18", "resnet34", "resnet50"):
+        expected["stem"] = "auto"
+    assert {p.name: p.default for p in signature.parameters.values()} == (
+        expected
+    )
+    assert all(p.kind is p.KEYWORD_ONLY for p in signature.parameters.values())
+    for option in expected:
+        assert re.search(rf"^    {option}: ", function.__doc__, re.MULTILINE)
+    # The convolutions of a normalized network never have a bias.
+    assert ("would cancel" in function.__doc__) != plain
+    sections = [function.__doc__.index(f"{s}:") for s in ("Args", "Example")]
+    assert sections == sorted(sections)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'width'"):
+        function(width=3)
+
+
+def test_numbers_of_numpy_are_options_too():
+    model = models.lenet_300_100(
+        input_shape=np.array([4, 4, 1]), classes=np.int64(3), name="small"
+    )
+    assert model.name == "small" and model.output_shape == (None, 3)
+    assert keras.Model.from_config(model.get_config()).count_params() == (
+        model.count_params()
+    )
+
+
+def test_a_function_stands_for_a_name():
+    def tiny(*, input_shape, classes):
+        layers = [keras.layers.Flatten(), keras.layers.Dense(classes)]
+        return keras.Sequential([keras.Input(input_shape), *layers])
+
+    model = models.get(tiny, input_shape=(2, 2, 1), classes=5)
+    assert model.output_shape == (None, 5)
+    with pytest.raises(ValueError, match="'tiny' are.*Received: affine"):
+        models.get(tiny, affine=True)
+    assert models.get("conv2", name="mine").name == "mine"

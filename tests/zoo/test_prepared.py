@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from tests.zoo.test_digits import arrays
+from tests.zoo.test_datasets import arrays
 from tf_tickets.zoo import datasets
 from tf_tickets.zoo.datasets import prepared
 
@@ -18,7 +18,7 @@ TINY = ((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821))
 
 
 def pixels(images, mean, std):
-    """Undoes the normalisation."""
+    """Undoes the normalization."""
     return np.round((images * np.array(std) + np.array(mean)) * 255)
 
 

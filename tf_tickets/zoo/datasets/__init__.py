@@ -4,7 +4,7 @@ Importing this package imports neither TensorFlow Datasets nor scikit-learn:
 `load` does, when a data set needs them.
 """
 
-from tf_tickets.zoo.datasets.dataset import Dataset
-from tf_tickets.zoo.datasets.registry import load, names
+from tf_tickets.zoo.datasets.dataset import Dataset, Settings
+from tf_tickets.zoo.datasets.registry import DATASETS, load, names
 
-__all__ = ["Dataset", "load", "names"]
+__all__ = ["DATASETS", "Dataset", "Settings", "load", "names"]

@@ -1,6 +1,6 @@
 """Augmentations: random changes of a batch of images, given a seed.
 
-They work on whole batches of raw pixels, before normalisation, so
+They work on whole batches of raw pixels, before normalization, so
 that what moves in from outside is black, as in the published pipelines.
 Random numbers are drawn per image with stateless functions: the same seed
 gives the same batch in any thread and any process.

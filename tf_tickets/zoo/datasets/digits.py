@@ -7,27 +7,26 @@ import functools
 import numpy as np
 
 from tf_tickets.zoo.datasets.augmentation import random_crop
-from tf_tickets.zoo.datasets.dataset import Dataset, Normalization, assemble
-from tf_tickets.zoo.datasets.examples import Examples
-from tf_tickets.zoo.datasets.extra import require
-from tf_tickets.zoo.datasets.settings import Settings
-
-_TEST_SIZE = 300
-_VALIDATION_SPLIT = 0.2
+from tf_tickets.zoo.datasets.dataset import (
+    Dataset,
+    Examples,
+    Normalization,
+    Settings,
+    assemble,
+    require,
+)
 
 
 def load_digits(settings: Settings) -> Dataset:
     """Loads 1,797 digits: 1,198 to train, 299 to validate, 300 to test.
 
     The augmentation, off by default, shifts by up to one pixel. Pixels are
-    standardised with the mean and the deviation of the training images.
+    standardized with the mean and the deviation of the training images.
     """
     source = require("sklearn.datasets").load_digits()
     images = source.images.astype(np.uint8)[..., np.newaxis]
-    examples, test = Examples(images, source.target).hold_out(_TEST_SIZE)
-    split = settings.validation_split
-    split = _VALIDATION_SPLIT if split is None else split
-    train, validation = examples.hold_out(round(split * len(examples)))
+    examples, test = Examples(images, source.target).hold_out(300)
+    train, validation = settings.split(examples, usual=0.2)
     pixels = train.records / 16
     return assemble(
         "digits",

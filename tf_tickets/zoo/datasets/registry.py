@@ -6,14 +6,16 @@ import functools
 import os
 from collections.abc import Callable
 
-from tf_tickets.zoo.datasets.caltech import load_caltech101
-from tf_tickets.zoo.datasets.cifar import load_cifar
-from tf_tickets.zoo.datasets.dataset import Dataset
+from tf_tickets import checks
+from tf_tickets.zoo.datasets.dataset import Dataset, Settings
 from tf_tickets.zoo.datasets.digits import load_digits
-from tf_tickets.zoo.datasets.settings import Settings
-from tf_tickets.zoo.datasets.tiny_imagenet import load_tiny_imagenet
+from tf_tickets.zoo.datasets.prepared import (
+    load_caltech101,
+    load_cifar,
+    load_tiny_imagenet,
+)
 
-_DATASETS: dict[str, Callable[[Settings], Dataset]] = {
+DATASETS: dict[str, Callable[[Settings], Dataset]] = {
     "digits": load_digits,
     "cifar10": functools.partial(load_cifar, classes=10),
     "cifar100": functools.partial(load_cifar, classes=100),
@@ -31,11 +33,11 @@ def names() -> tuple[str, ...]:
     >>> datasets.names()[0]
     'digits'
     """
-    return tuple(_DATASETS)
+    return tuple(DATASETS)
 
 
 def load(
-    name: str = "digits",
+    name: str | Callable[[Settings], Dataset] = "digits",
     *,
     batch_size: int = 128,
     data_dir: str | os.PathLike[str] | None = None,
@@ -43,7 +45,7 @@ def load(
     seed: int = 0,
     validation_split: float | None = None,
 ) -> Dataset:
-    """Loads a data set as batches of normalised images and labels.
+    """Loads a data set as batches of normalized images and labels.
 
     The splits are the same in every run: stratified, and independent of
     `seed`. Images are read once and kept as bytes; augmentation comes after,
@@ -53,6 +55,8 @@ def load(
         name: One of `names()`: `"digits"` needs scikit-learn and no
             download; `"cifar10"`, `"cifar100"` and `"caltech101"` come from
             TensorFlow Datasets; `"tiny_imagenet"` from its unpacked archive.
+            Or a function that gets these options as `Settings` and returns a
+            `Dataset`.
         batch_size: Examples in a batch.
         data_dir: Where TensorFlow Datasets has prepared or shall prepare the
             data; for TinyImageNet the folder `tiny-imagenet-200` or its
@@ -92,11 +96,6 @@ def load(
     >>> digits.train.element_spec[0].shape
     TensorShape([64, 8, 8, 1])
     """
-    if name not in _DATASETS:
-        raise ValueError(
-            f"`name` must be one of {', '.join(_DATASETS)}. "
-            f"Received: name={name!r}"
-        )
     settings = Settings(
         batch_size=batch_size,
         data_dir=data_dir,
@@ -104,4 +103,12 @@ def load(
         seed=seed,
         validation_split=validation_split,
     )
-    return _DATASETS[name](settings)
+    if not callable(name):
+        checks.choice("name", name, DATASETS)
+        name = DATASETS[name]
+    found = name(settings)
+    if not isinstance(found, Dataset):
+        raise ValueError(
+            f"A data set must be a `Dataset`. Received: {found!r}"[:500]
+        )
+    return found

@@ -6,40 +6,120 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from tf_tickets import archive, checks
 from tf_tickets.callbacks import lock
+from tf_tickets.pruning import CRITERIA, SCOPES
 from tf_tickets.version import __version__
-from tf_tickets.zoo import recipes
-from tf_tickets.zoo.experiments.methods import METHODS, Task
-from tf_tickets.zoo.recipes.lookup import check_density
+from tf_tickets.zoo import datasets, models, recipes
+from tf_tickets.zoo.experiments.methods import (
+    AT_INITIALIZATION,
+    METHODS,
+    Trial,
+)
 
 RESULT = "result.json"
+Directory: TypeAlias = str | os.PathLike[str]
+
+# What the names of an experiment stand for.
+TABLES: dict[str, dict[str, Callable[..., Any]]] = {
+    "method": METHODS,
+    "model": models.NETWORKS,
+    "dataset": datasets.DATASETS,
+    "recipe": {
+        "early_bird": recipes.early_bird,
+        "iterative_pruning": recipes.iterative_pruning,
+        "spending": recipes.spending,
+    },
+    "criterion": CRITERIA,
+    "scope": SCOPES,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A function and the name that an experiment knows it by.
+
+    Functions and classes of a module need none: they go by
+    `"module:function"`. Lambdas, functions inside of functions, those that
+    `functools.partial` makes and objects have no name of their own.
+
+    Args:
+        name: What stands in identities, results and directories.
+        function: What is called.
+
+    Raises:
+        ValueError: If the name is empty, or the function cannot be called.
+
+    Example:
+
+    >>> import functools
+    >>> from tf_tickets.pruning import smart_ratio
+    >>> from tf_tickets.zoo.experiments import Experiment, Named
+    >>> scope = Named("smart, dense head", smart_ratio(linear="classifier"))
+    >>> one = Experiment(method="random", density=0.1, seed=0, scope=scope)
+    >>> one.identity["scope"]
+    'smart, dense head'
+    """
+
+    name: str
+    function: Callable[..., Any]
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.name, str) and self.name):
+            raise ValueError(
+                f"`name` must be a text. Received: name={self.name!r}"
+            )
+        if not callable(self.function):
+            raise ValueError(
+                "`function` must be something to call. "
+                f"Received: function={self.function!r}"
+            )
+
+
+# A name in a table, or what could stand there.
+Choice: TypeAlias = str | Callable[..., Any] | Named
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Draw a ticket with one method, train it, test it.
 
-    Network, data and training are those of the recipe for iterative pruning.
+    Wherever a name is asked for, a function does as well. Its own name, or
+    the one that `Named` gives it, stands in the identity: two functions of
+    one name are one experiment.
 
     Args:
-        method: A name in `METHODS`.
+        method: A name in `METHODS`, or a function that gets a `Trial` and
+            returns the numbers of the result as a dictionary.
         density: Share of the prunable weights to keep; 1 for `"dense"`.
         seed: Of weights, batches and drawing.
-        model: Name of the network in `models`.
-        dataset: Name of the data set in `datasets`.
+        model: Network, as in `models.get`.
+        dataset: Data set, as in `datasets.load`.
         epochs: Epochs of one training run; `None` takes the recipe's.
         rounds: Rounds of `"imp"`; `None` takes as many as the recipe's
             fraction needs.
+        recipe: How to train: the name of a function in `recipes` that gets a
+            network and a data set and returns a `Recipe`, or a function of
+            this kind.
+        criterion: What `"prune"`, `"gradual"` and `"imp"` score by, as in
+            `tf_tickets.prune`; `None` takes `"magnitude"`.
+        scope: How the budget is spread, as in `tf_tickets.prune`; a name or a
+            function.
 
     Raises:
-        ValueError: On a value out of its range, or if there is no recipe.
+        ValueError: On a value out of its range, an unknown name, a function
+            without a name, or if there is no recipe.
 
     Example:
 
@@ -49,41 +129,85 @@ class Experiment:
     'imp-digits_cnn-digits-d0.1-s0-a35c9243'
     """
 
-    method: str
+    method: Choice
     density: float
     seed: int
-    model: str = "digits_cnn"
-    dataset: str = "digits"
+    model: Choice = "digits_cnn"
+    dataset: Choice = "digits"
     epochs: int | None = None
     rounds: int | None = None
+    recipe: Choice = "iterative_pruning"
+    criterion: Choice | None = None
+    scope: Choice = "global"
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(
-                f"`method` must be one of {', '.join(METHODS)}. "
-                f"Received: method={self.method!r}"
-            )
-        if self.method != "dense":
-            check_density(self.density)
-        elif self.density != 1:
+        for option in TABLES:
+            value = getattr(self, option)
+            if value is not None or option != "criterion":
+                self._set(option, _named(option, value))
+        for name, least in (("seed", 0), ("epochs", 1), ("rounds", 1)):
+            value = getattr(self, name)
+            if value is not None or name == "seed":
+                self._set(name, checks.whole(name, value, least=least))
+        dense = self.method == "dense"
+        if dense and self.density != 1:
             raise ValueError(
                 "The dense network has density 1. "
                 f"Received: density={self.density!r}"
             )
-        for name, least in (("seed", 0), ("epochs", 1), ("rounds", 1)):
-            value = getattr(self, name)
-            if value is None and name != "seed":
-                continue
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int)
-                or value < least
-            ):
-                raise ValueError(
-                    f"`{name}` must be a whole number of at least {least}. "
-                    f"Received: {name}={value!r}"
-                )
-        recipes.iterative_pruning(self.model, self.dataset)
+        if not dense:
+            checks.number("density", self.density, "(0, 1)")
+        if self.criterion is not None and self.method in (
+            "dense",
+            *AT_INITIALIZATION,
+        ):
+            raise ValueError(
+                f"The method {self.method!r} asks for no criterion; "
+                '"prune", "gradual" and "imp" do. '
+                f"Received: criterion={self.criterion!r}"
+            )
+        self._set("density", float(self.density))
+        self.how_to_train()
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # as long as it is being made
+
+    def chosen(self, option: str) -> Any:
+        """What an option stands for: the function it was given, or a name.
+
+        Args:
+            option: `"method"`, `"model"`, `"dataset"`, `"recipe"`,
+                `"criterion"` or `"scope"`.
+        """
+        value = getattr(self, option)
+        if value is None:
+            own = self.method in AT_INITIALIZATION
+            return self.method if own else "magnitude"
+        return value.function if isinstance(value, Named) else value
+
+    def how_to_train(self) -> recipes.Recipe:
+        """The recipe for the network and the data set.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        recipe = self.chosen("recipe")
+        model, dataset = self.chosen("model"), self.chosen("dataset")
+        if isinstance(recipe, str):
+            for option, value in (("model", model), ("dataset", dataset)):
+                if not isinstance(value, str):
+                    raise ValueError(
+                        f"There is no recipe for your own {option}: give "
+                        f"`recipe`. Received: {option}={value!r}"
+                    )
+            recipe = TABLES["recipe"][recipe]
+        found = recipe(model, dataset)
+        if not isinstance(found, recipes.Recipe):
+            raise ValueError(
+                "`recipe` must return a `Recipe`. "
+                f"Received: recipe={self.recipe!r}, which returns {found!r}"
+            )
+        return found
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -98,7 +222,10 @@ class Experiment:
             if field.default is dataclasses.MISSING
             or getattr(self, field.name) != field.default
         }
-        return {**chosen, "density": float(self.density)}
+        return {
+            option: value.name if isinstance(value, Named) else value
+            for option, value in chosen.items()
+        }
 
     @property
     def digest(self) -> str:
@@ -109,15 +236,23 @@ class Experiment:
     @property
     def name(self) -> str:
         """The name of its directory."""
-        return (
-            f"{self.method}-{self.model}-{self.dataset}-d{self.density:g}"
-            f"-s{self.seed}-{self.digest[:8]}"
+        chosen = (self.method, self.model, self.dataset)
+        labels = (
+            one.name.rpartition(":")[2] if isinstance(one, Named) else str(one)
+            for one in chosen
+        )
+        return "-".join(
+            [
+                *(re.sub(r"[^\w.+]+", "_", label) for label in labels),
+                f"d{self.density:g}-s{self.seed}-{self.digest[:8]}",
+            ]
         )
 
-    def result(
-        self, directory: str | os.PathLike[str]
-    ) -> dict[str, Any] | None:
+    def result(self, directory: Directory) -> dict[str, Any] | None:
         """What `run` found there, or `None` if it has not finished.
+
+        Args:
+            directory: The experiment's own.
 
         Raises:
             ValueError: If the directory holds another run's result.
@@ -141,11 +276,11 @@ class Experiment:
 
     def run(
         self,
-        directory: str | os.PathLike[str],
+        directory: Directory,
         *,
-        data_dir: str | os.PathLike[str] | None = None,
+        data_dir: Directory | None = None,
     ) -> dict[str, Any]:
-        """Do what is left to do in ``directory``.
+        """Do what is left to do in a directory.
 
         A run that is whole is read, not repeated. One that was killed goes on:
         drawing in rounds with the round it was in, all else from its start.
@@ -162,6 +297,8 @@ class Experiment:
         Raises:
             ValueError: If another process is at it, or the directory holds
                 another run.
+            TypeError: If the method returns something that JSON has no word
+                for.
             OSError: If the directory cannot be written to.
         """
         directory = Path(directory)
@@ -172,8 +309,9 @@ class Experiment:
             if found is not None:
                 return found
             begun = time.monotonic()
-            task = Task(self, directory, data_dir)
-            numbers = METHODS[self.method](task)
+            method = self.chosen("method")
+            method = METHODS[method] if isinstance(method, str) else method
+            numbers = method(Trial(self, directory, data_dir))
             made = {
                 "experiment": self.identity,
                 "digest": self.digest,
@@ -183,17 +321,67 @@ class Experiment:
                 "keras": keras.__version__,
                 "tensorflow": tf.__version__,
             }
-            _write(directory / RESULT, json.dumps(made, indent=2) + "\n")
-            return made
+            text = json.dumps(made, indent=2, default=_plain)
+            with archive.replacing(directory / RESULT) as file:
+                file.write(f"{text}\n".encode())
+            return json.loads(text)
         finally:
             lock.release(directory)
 
 
-def _write(path: Path, text: str) -> None:
-    # Held by one process, so the name of the temporary file is its own.
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(
+        "A method must return numbers, texts and lists and dictionaries of "
+        f"them. Received: {value!r}"
+    )
+
+
+def _named(option: str, value: Any) -> str | Named:
+    """A name that stands in a table already, or a function with one."""
+    table = TABLES[option]
+    if isinstance(value, Named):
+        if table.get(value.name, value.function) is not value.function:
+            raise ValueError(
+                f"The name {value.name!r} is taken. "
+                f"Received: {option}={value!r}"
+            )
+        return value.name if value.name in table else value
+    if isinstance(value, str) or not callable(value):
+        more = ("global",) if option == "scope" else ()
+        checks.choice(option, value, (*table, *more))
+        return str(value)
+    for name, function in table.items():
+        if function is value:
+            return name
+    # A function is found under its name, or the name is not its own.
+    module = getattr(value, "__module__", None) or ""
+    path = getattr(value, "__qualname__", "")
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    if found is not value:
+        raise ValueError(
+            "The identity of an experiment needs a name for everything, and "
+            f"`{option}` has none of its own: give it one with `Named`. "
+            f"Received: {option}={value!r}"
+        )
+    script = main_script() if module == "__main__" else None
+    if script is not None:  # as it is called where it is imported
+        how, where = script
+        module = where if how == "run_module" else Path(where).stem
+    return Named(f"{module}:{path}", value)
+
+
+def main_script() -> tuple[str, str] | None:
+    """How `runpy` gets the script that runs; `None` in a session.
+
+    Returns:
+        ``("run_module", name)`` or ``("run_path", path)``.
+    """
+    main = sys.modules["__main__"]
+    if main.__spec__ is not None:
+        return "run_module", main.__spec__.name
+    path = getattr(main, "__file__", None)
+    return None if path is None else ("run_path", str(Path(path).resolve()))

@@ -1,12 +1,13 @@
-"""The ways to a sparse network that are compared."""
+"""Tasks, and the ways from one to a sparse network that are compared."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
 
@@ -15,156 +16,257 @@ from tf_tickets.pruning import prune
 from tf_tickets.ticket import Ticket
 from tf_tickets.zoo import datasets, models, recipes
 
-
-class Settings(Protocol):
-    """What a method reads of an `Experiment`."""
-
-    @property
-    def method(self) -> str: ...
-    @property
-    def density(self) -> float: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def dataset(self) -> str: ...
-    @property
-    def epochs(self) -> int | None: ...
-    @property
-    def rounds(self) -> int | None: ...
+if TYPE_CHECKING:
+    from tf_tickets.zoo.experiments.experiment import Experiment
 
 
+@dataclasses.dataclass
 class Task:
-    """The network, data and training of one experiment.
+    """A compiled network, its data, and how it is trained.
 
     Args:
-        settings: The experiment.
-        directory: Its own.
+        data: What to train, validate and test on.
+        model: Compiled, with `"accuracy"` among its metrics.
+        recipe: What both were made by.
+    """
+
+    data: datasets.Dataset
+    model: keras.Model
+    recipe: recipes.Recipe
+
+    @classmethod
+    def prepare(
+        cls,
+        recipe: recipes.Recipe,
+        *,
+        model: str | Callable[..., keras.Model] | None = None,
+        dataset: str | Callable[..., datasets.Dataset] | None = None,
+        data_dir: str | os.PathLike[str] | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> Task:
+        """Loads the data and makes the network that a recipe names.
+
+        Args:
+            recipe: How to train.
+            model: A network in place of the recipe's, as in `models.get`.
+            dataset: A data set in place of the recipe's, as in
+                `datasets.load`.
+            data_dir: Where the data set is prepared.
+            seed: Seed of weights and batches.
+            **options: More options of the network. It always gets
+                `input_shape` and `classes`, and `weight_decay` if the recipe
+                has one.
+
+        Returns:
+            The network, compiled with the recipe's optimizer, and its data.
+
+        Raises:
+            ValueError: If the network or the data set is unknown, or the
+                network has no such option.
+
+        Example:
+
+        >>> from tf_tickets.zoo import experiments, recipes
+        >>> recipe = recipes.iterative_pruning("digits_cnn", "digits")
+        >>> task = experiments.Task.prepare(recipe)
+        >>> sorted(task.fit(1))
+        ['accuracy', 'loss', 'val_accuracy', 'val_loss']
+        """
+        keras.utils.set_random_seed(seed)
+        data = datasets.load(
+            dataset or recipe.dataset,
+            batch_size=recipe.batch_size,
+            data_dir=data_dir,
+            seed=seed,
+        )
+        if recipe.weight_decay:
+            options = {"weight_decay": recipe.weight_decay, **options}
+        network = models.get(
+            model or recipe.model,
+            **{
+                "input_shape": data.input_shape,
+                "classes": data.classes,
+                **options,
+            },
+        )
+        network.compile(
+            recipe.optimizer(data.steps_per_epoch),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=["accuracy"],
+        )
+        return Task(data, network, recipe)
+
+    def fit(
+        self,
+        epochs: int,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        *,
+        validate: bool = True,
+    ) -> dict[str, float]:
+        """Trains on.
+
+        Args:
+            epochs: How many more.
+            callbacks: Those of `keras.Model.fit`.
+            validate: Whether to look at the validation split, if there is
+                one, after every epoch.
+
+        Returns:
+            The logs of the last epoch.
+        """
+        history = self.model.fit(
+            self.data.train,
+            validation_data=self.data.validation if validate else None,
+            epochs=epochs,
+            shuffle=False,  # the data set shuffles itself
+            verbose=0,
+            callbacks=list(callbacks),
+        ).history
+        return {name: values[-1] for name, values in history.items()}
+
+    def test(self) -> dict[str, float]:
+        """What the network reaches on the test split.
+
+        Returns:
+            `test_accuracy` and `test_loss`.
+        """
+        found = self.model.evaluate(self.data.test, verbose=0, return_dict=True)
+        return {f"test_{name}": float(found[name]) for name in _TESTED}
+
+
+_TESTED = ("accuracy", "loss")
+
+
+class Trial(Task):
+    """The task of one experiment, as a method gets it.
+
+    Args:
+        experiment: Whose method is called.
+        directory: Its own, to leave what else was found in.
         data_dir: Where the data set is prepared.
+
+    Attributes:
+        epochs: Epochs of one training run.
     """
 
     def __init__(
         self,
-        settings: Settings,
+        experiment: Experiment,
         directory: Path,
         data_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.settings = settings
+        self.experiment = experiment
         self.directory = directory
         self.data_dir = data_dir
-        self.recipe = recipes.iterative_pruning(
-            settings.model, settings.dataset
-        )
-        self.epochs = settings.epochs or self.recipe.epochs
+        self.recipe = experiment.how_to_train()
+        self.epochs = experiment.epochs or self.recipe.epochs
         self.begin()
 
     def begin(self) -> None:
-        """A new network and its data, as the seed has them, compiled."""
-        keras.utils.set_random_seed(self.settings.seed)
-        self.data = datasets.load(
-            self.settings.dataset,
-            batch_size=self.recipe.batch_size,
+        """Makes network and data anew, as the seed has them."""
+        made = Task.prepare(
+            self.recipe,
+            model=self.experiment.chosen("model"),
+            dataset=self.experiment.chosen("dataset"),
             data_dir=self.data_dir,
-            seed=self.settings.seed,
+            seed=self.experiment.seed,
         )
-        self.model = models.get(
-            self.settings.model,
-            input_shape=self.data.input_shape,
-            classes=self.data.classes,
-            weight_decay=self.recipe.weight_decay,
-        )
-        self.model.compile(
-            self.recipe.optimizer(self.data.steps_per_epoch),
-            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            metrics=["accuracy"],
-        )
+        self.data, self.model = made.data, made.model
 
-    def fit(self, epochs: int, *others: keras.callbacks.Callback) -> None:
-        """Train on."""
-        self.model.fit(
-            self.data.train,
-            epochs=epochs,
-            shuffle=False,  # the data set shuffles itself
-            verbose=0,
-            callbacks=list(others),
-        )
+    def train(
+        self, epochs: int, *callbacks: keras.callbacks.Callback
+    ) -> dict[str, float]:
+        """Trains on, without a look at the validation split."""
+        return self.fit(epochs, callbacks, validate=False)
 
     def spend(self, ticket: Ticket) -> dict[str, Any]:
-        """Train ``ticket`` in a new network and test it."""
+        """Trains a ticket in a new network; see `numbers`."""
         ticket.save(self.directory / "ticket.npz")
         self.begin()
         ticket.apply(self.model)
-        self.fit(self.epochs)
+        self.train(self.epochs)
         return self.numbers(ticket)
 
     def numbers(self, ticket: Ticket | None) -> dict[str, Any]:
-        """What the network reaches now."""
-        tested = self.model.evaluate(
-            self.data.test, verbose=0, return_dict=True
-        )
+        """What the network reaches now, for the result of the experiment."""
         return {
-            "test_accuracy": float(tested["accuracy"]),
-            "test_loss": float(tested["loss"]),
+            **self.test(),
             "density": 1.0 if ticket is None else ticket.density,
             "epochs": self.epochs,
         }
 
 
-def _dense(task: Task) -> dict[str, Any]:
-    task.fit(task.epochs)
-    return task.numbers(None)
+Method: TypeAlias = Callable[[Trial], dict[str, Any]]
 
 
-def _at_initialization(task: Task) -> dict[str, Any]:
+def _dense(trial: Trial) -> dict[str, Any]:
+    trial.train(trial.epochs)
+    return trial.numbers(None)
+
+
+def _at_initialization(trial: Trial) -> dict[str, Any]:
+    experiment = trial.experiment
     ticket = prune(
-        task.model,
-        1 - task.settings.density,
-        criterion=task.settings.method,
-        data=next(task.data.train.as_numpy_iterator()),
-        seed=task.settings.seed,
+        trial.model,
+        1 - experiment.density,
+        criterion=experiment.chosen("criterion"),
+        scope=experiment.chosen("scope"),
+        data=next(trial.data.train.as_numpy_iterator()),
+        seed=experiment.seed,
     )
-    return task.spend(ticket)
+    return trial.spend(ticket)
 
 
-def _gradual(task: Task) -> dict[str, Any]:
-    steps = task.data.steps_per_epoch
+def _gradual(trial: Trial) -> dict[str, Any]:
+    experiment, steps = trial.experiment, trial.data.steps_per_epoch
     pruning = callbacks.GradualPruning(
-        target_sparsity=1 - task.settings.density,
-        end_step=max(1, steps * task.epochs // 2),
+        target_sparsity=1 - experiment.density,
+        end_step=max(1, steps * trial.epochs // 2),
         frequency=max(1, steps // 2),
-        directory=task.directory / "epochs",
-        seed=task.settings.seed,
+        criterion=experiment.chosen("criterion"),
+        scope=experiment.chosen("scope"),
+        directory=trial.directory / "epochs",
+        seed=experiment.seed,
     )
-    task.fit(task.epochs, pruning)
-    ticket = Ticket.from_model(task.model)
-    ticket.save(task.directory / "ticket.npz")
-    return task.numbers(ticket)
+    trial.train(trial.epochs, pruning)
+    ticket = Ticket.from_model(trial.model)
+    ticket.save(trial.directory / "ticket.npz")
+    return trial.numbers(ticket)
 
 
-def _imp(task: Task) -> dict[str, Any]:
-    density, recipe = task.settings.density, task.recipe
-    rounds = task.settings.rounds or max(
+def _imp(trial: Trial) -> dict[str, Any]:
+    experiment, recipe = trial.experiment, trial.recipe
+    if not isinstance(recipe, recipes.PruningRecipe):
+        raise ValueError(
+            'The method "imp" needs a `PruningRecipe`. '
+            f"Received: recipe={recipe!r}"
+        )
+    density = experiment.density
+    rounds = experiment.rounds or max(
         1, round(math.log(density) / math.log(1 - recipe.prune_fraction))
     )
     imp = callbacks.IterativeMagnitudePruning(
         target_sparsity=1 - density,
         rounds=rounds,
-        epochs_per_round=task.epochs,
+        epochs_per_round=trial.epochs,
         rewind_step=recipe.rewind_step or None,
-        directory=task.directory / "rounds",
-        seed=task.settings.seed,
+        criterion=experiment.chosen("criterion"),
+        scope=experiment.chosen("scope"),
+        directory=trial.directory / "rounds",
+        seed=experiment.seed,
     )
-    task.fit(imp.epochs, imp)
-    return {**task.spend(imp.tickets[-1]), "rounds": rounds}
+    trial.train(imp.epochs, imp)
+    return {**trial.spend(imp.tickets[-1]), "rounds": rounds}
 
 
-METHODS: dict[str, Callable[[Task], dict[str, Any]]] = {
+# Criteria that are methods of their own: pruned by them before any training.
+AT_INITIALIZATION = ("random", "magnitude", "snip", "synflow")
+
+METHODS: dict[str, Method] = {
     "dense": _dense,
-    "random": _at_initialization,
-    "magnitude": _at_initialization,
-    "snip": _at_initialization,
-    "synflow": _at_initialization,
+    **dict.fromkeys(AT_INITIALIZATION, _at_initialization),
+    "prune": _at_initialization,
     "gradual": _gradual,
     "imp": _imp,
 }

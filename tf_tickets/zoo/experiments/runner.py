@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
+import functools
 import itertools
 import json
 import os
+import pickle
+import runpy
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tf_tickets.zoo.experiments.experiment import RESULT, Experiment
-
-Directory = str | os.PathLike[str]
+from tf_tickets import checks
+from tf_tickets.zoo.experiments.experiment import (
+    RESULT,
+    TABLES,
+    Choice,
+    Directory,
+    Experiment,
+    Named,
+    main_script,
+)
 
 
 def grid(
-    methods: Sequence[str],
+    methods: Sequence[Choice],
     densities: Sequence[float],
     seeds: Sequence[int],
     **options: Any,
@@ -27,10 +36,13 @@ def grid(
     """Every method at every density with every seed.
 
     Args:
-        methods: Names in `METHODS`; `"dense"` runs once a seed.
+        methods: As in `Experiment`; `"dense"` runs once a seed.
         densities: Shares of the prunable weights to keep.
         seeds: Whole numbers.
         **options: Of all of them, as in `Experiment`.
+
+    Returns:
+        The experiments, seed by seed.
 
     Example:
 
@@ -63,10 +75,11 @@ def run(
     """Do what is not done yet.
 
     Args:
-        experiments: Which.
+        experiments: Those that shall be done, all different.
         directory: Each gets one of its own in it.
         workers: How many processes at a time; each experiment has a process
-            to itself. 0 runs them here, one after the other.
+            to itself. 0 runs them here, one after the other; the first error
+            then ends the run.
         retries: How often an experiment is started again whose process was
             killed. One that ends with an error is not.
         data_dir: Where the data set is prepared.
@@ -75,7 +88,9 @@ def run(
         The results, in the order of ``experiments``.
 
     Raises:
-        ValueError: On bad arguments.
+        ValueError: On bad arguments; with workers, also if a function of an
+            experiment cannot be handed to another process, as a lambda
+            cannot.
         RuntimeError: If some have failed, after all others are done; it says
             which, and why.
 
@@ -86,14 +101,15 @@ def run(
     []
     """
     units = _units(experiments, directory)
-    _check("workers", workers)
-    _check("retries", retries)
+    workers = checks.whole("workers", workers, least=0)
+    retries = checks.whole("retries", retries, least=0)
     if not workers:
         return [one.run(path, data_dir=data_dir) for one, path in units]
+    parcels = [_parcel(one, path, data_dir) for one, path in units]
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         futures = [
-            pool.submit(_in_process, one, path, retries, data_dir)
-            for one, path in units
+            pool.submit(_in_process, one, path, parcel, retries)
+            for (one, path), parcel in zip(units, parcels, strict=True)
         ]
         return _gathered(units, [_outcome(future.result) for future in futures])
 
@@ -113,7 +129,7 @@ def run_on_ray(
     goes on where it was, because the directory says so.
 
     Args:
-        experiments: Which.
+        experiments: As in `run`.
         directory: As in `run`; the same place on all machines.
         cpus: What one experiment takes.
         retries: As in `run`.
@@ -134,7 +150,7 @@ def run_on_ray(
     []
     """
     units = _units(experiments, directory)
-    _check("retries", retries)
+    retries = checks.whole("retries", retries, least=0)
     if not units:
         return []
     try:
@@ -148,17 +164,26 @@ def run_on_ray(
 
     # A process for each, as TensorFlow does not give memory back.
     @ray.remote(num_cpus=cpus, max_retries=retries, max_calls=1)
-    def unit(one: Experiment, path: str) -> dict[str, Any]:
+    def unit(one: Experiment, path: str, added: Any) -> dict[str, Any]:
+        _add(added)
         return one.run(path, data_dir=data_dir)
 
-    references = [unit.remote(one, str(path)) for one, path in units]
+    references = [
+        unit.remote(one, str(path), _functions(one)) for one, path in units
+    ]
     return _gathered(
-        units, [_outcome(lambda r=r: ray.get(r)) for r in references]
+        units, [_outcome(functools.partial(ray.get, r)) for r in references]
     )
 
 
 def results(directory: Directory) -> list[dict[str, Any]]:
     """All results in a directory, sorted by the names of the experiments.
+
+    Args:
+        directory: That of `run`.
+
+    Returns:
+        What `run` returned, and has returned before.
 
     Raises:
         FileNotFoundError: If there is no such directory.
@@ -181,9 +206,16 @@ def results(directory: Directory) -> list[dict[str, Any]]:
 def _units(
     experiments: Iterable[Experiment], directory: Directory
 ) -> list[tuple[Experiment, Path]]:
+    if _in_child:
+        raise RuntimeError(
+            "A process that does an experiment has imported the script that "
+            "starts them, for a function that it defines. Let the script "
+            "start them under `if __name__ == '__main__':`."
+        )
     chosen = list(experiments)
     strange = [one for one in chosen if not isinstance(one, Experiment)]
-    if strange or len(set(chosen)) < len(chosen):
+    names = [one.name for one in chosen if not strange]
+    if strange or len(set(names)) < len(names):
         raise ValueError(
             "`experiments` must be different experiments. "
             f"Received: {strange or 'one twice'}"
@@ -191,44 +223,97 @@ def _units(
     return [(one, Path(directory).resolve() / one.name) for one in chosen]
 
 
-def _check(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(
-            f"`{name}` must be a whole number of at least 0. "
-            f"Received: {name}={value!r}"
-        )
+def _functions(one: Experiment) -> dict[tuple[str, str], Any]:
+    """What the names of an experiment stand for in this process.
+
+    Somebody may have added to the tables here, and nowhere else.
+    """
+    found = {}
+    for option, table in TABLES.items():
+        value = getattr(one, option)
+        if isinstance(value, Named):
+            found[option, value.name] = value.function
+        elif value in table:
+            found[option, value] = table[value]
+    return found
+
+
+def _add(functions: dict[tuple[str, str], Any]) -> None:
+    for (option, name), function in functions.items():
+        TABLES[option].setdefault(name, function)
+
+
+# Whether this process was started to do one experiment.
+_in_child = False
+
+_CHILD = "from tf_tickets.zoo.experiments import runner; runner._child()"
+
+
+def _parcel(one: Experiment, path: Path, data_dir: Directory | None) -> bytes:
+    """All that a process has to know to do an experiment."""
+    functions = _functions(one)
+    for (option, _), function in functions.items():
+        try:
+            packed = pickle.dumps(function)
+        except Exception as error:
+            raise ValueError(
+                f"`{option}` cannot be handed to another process: define it "
+                "at the top of a module, or take workers=0. "
+                f"Received: {option}={function!r}"
+            ) from error
+        if b"__main__" in packed and main_script() is None:
+            raise ValueError(
+                f"`{option}` is defined in a session, where another process "
+                "does not find it: define it in a module, or take workers=0. "
+                f"Received: {option}={function!r}"
+            )
+    work = pickle.dumps((one, path, data_dir, functions))
+    return pickle.dumps((main_script() if b"__main__" in work else None, work))
+
+
+def _child() -> None:
+    """Do the experiment whose parcel comes in."""
+    global _in_child
+    _in_child = True
+    main, work = pickle.load(sys.stdin.buffer)
+    if main is not None:
+        # As multiprocessing does it: the script under another name, so that
+        # what it does only as the main one is not done again.
+        how, where = main
+        script = getattr(runpy, how)(where, run_name="__mp_main__")
+        sys.modules["__main__"].__dict__.update(script)
+    one, path, data_dir, functions = pickle.loads(work)
+    _add(functions)
+    one.run(path, data_dir=data_dir)
 
 
 def _in_process(
-    one: Experiment, path: Path, retries: int, data_dir: Directory | None
+    one: Experiment, path: Path, parcel: bytes, retries: int
 ) -> dict[str, Any]:
     found = one.result(path)
+    # It must find the modules that are found here.
+    places = os.pathsep.join(place or os.getcwd() for place in sys.path)
     for _ in range(retries + 1 if found is None else 0):
         done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "tf_tickets.zoo.experiments.unit",
-                json.dumps(dataclasses.asdict(one)),
-                str(path),
-                *([] if data_dir is None else [str(data_dir)]),
-            ],
+            [sys.executable, "-c", _CHILD],
+            input=parcel,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            text=True,
+            env={**os.environ, "PYTHONPATH": places},
             check=False,
         )
         found = one.result(path)
         if found is not None:
             return found
         if done.returncode >= 0:  # below 0: killed by a signal
-            raise RuntimeError(done.stderr.strip().rpartition("\n")[2])
+            said = done.stderr.decode(errors="replace").strip()
+            raise RuntimeError(said.rpartition("\n")[2])
     if found is None:
         raise RuntimeError(f"its process was killed {retries + 1} times")
     return found
 
 
-def _outcome(result: Any) -> Any:
+def _outcome(result: Callable[[], Any]) -> Any:
     try:
         return result()
     except Exception as error:

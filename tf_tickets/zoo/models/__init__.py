@@ -1,21 +1,32 @@
 """Networks of the lottery-ticket papers as functional Keras models.
 
 Every layer has an explicit name, so variable paths are the same in every
-process. Every network returns logits. Normalisation has the momentum (0.9)
+process. Every network returns logits. Normalization has the momentum (0.9)
 and epsilon (1e-5) of the published PyTorch networks, not Keras' defaults.
 """
 
-from tf_tickets.zoo.models.cifar_resnet import resnet20, resnet32, resnet56
-from tf_tickets.zoo.models.conv import conv2, conv4, conv6
-from tf_tickets.zoo.models.digits_cnn import digits_cnn
-from tf_tickets.zoo.models.lenet import lenet_300_100
-from tf_tickets.zoo.models.mobilenet import mobilenet_v1, mobilenet_v2
-from tf_tickets.zoo.models.registry import get, names
-from tf_tickets.zoo.models.resnet import resnet18, resnet34, resnet50
-from tf_tickets.zoo.models.vgg import vgg16
-from tf_tickets.zoo.models.wide_resnet import wide_resnet_28_2
+from tf_tickets.zoo.models.blocks import NETWORKS, get, names
+from tf_tickets.zoo.models.chains import (
+    conv2,
+    conv4,
+    conv6,
+    digits_cnn,
+    lenet_300_100,
+    vgg16,
+)
+from tf_tickets.zoo.models.mobilenets import mobilenet_v1, mobilenet_v2
+from tf_tickets.zoo.models.resnets import (
+    resnet18,
+    resnet20,
+    resnet32,
+    resnet34,
+    resnet50,
+    resnet56,
+    wide_resnet_28_2,
+)
 
 __all__ = [
+    "NETWORKS",
     "conv2",
     "conv4",
     "conv6",

@@ -12,7 +12,7 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 
 from tf_tickets.zoo import datasets, models, recipes
-from tf_tickets.zoo.datasets.examples import Examples
+from tf_tickets.zoo.datasets.dataset import Examples
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,7 +63,7 @@ def test_splits_are_stratified_disjoint_and_complete():
     found = sorted(row for images, _ in splits for row in rows(images))
     pixels = np.concatenate([images for images, _ in splits])
     assert len(pixels) == 1797
-    # Undo the standardisation with statistics taken from the outside.
+    # Undo the standardization with statistics taken from the outside.
     train = splits[0][0]
     assert abs(train.mean()) < 1e-4 and abs(train.std() - 1) < 1e-4
     low, high = pixels.min(), pixels.max()
@@ -192,8 +192,41 @@ def test_options_are_checked(options):
         datasets.load("digits", **options)
 
 
+def test_numbers_of_numpy_are_options_too():
+    digits = datasets.load("digits", batch_size=np.int64(64), seed=np.int32(1))
+    assert (digits.batch_size, type(digits.batch_size)) == (64, int)
+
+
+def test_fewer_than_one_of_each_class_can_be_held_out():
+    examples = Examples(np.arange(20), np.arange(20) % 4)
+    for number in (0, 3, 20):
+        rest, held = examples.hold_out(number)
+        assert (len(rest), len(held)) == (20 - number, number)
+        assert set(rest.records) | set(held.records) == set(range(20))
+    assert np.bincount(examples.hold_out(3)[1].labels).max() == 1
+
+
+def test_a_function_stands_for_a_name():
+    """It gets the options that `load` was given, checked."""
+    seen = []
+
+    def half(settings):
+        seen.append(settings)
+        return datasets.load("digits", batch_size=settings.batch_size // 2)
+
+    data = datasets.load(half, batch_size=np.int64(64), seed=3)
+    assert data.batch_size == 32
+    assert seen == [datasets.Settings(batch_size=64, seed=3)]
+    with pytest.raises(ValueError, match="Received: seed=-1"):
+        datasets.load(half, seed=-1)
+    with pytest.raises(ValueError, match="must be a `Dataset`. Received: 3"):
+        datasets.load(lambda settings: 3)
+
+
 def test_an_unknown_name_lists_the_known():
-    with pytest.raises(ValueError, match="digits, cifar10.*Received: .*'mnist"):
+    with pytest.raises(
+        ValueError, match="'digits', 'cifar10'.*Received: .*'mnist"
+    ):
         datasets.load("mnist")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keras
 
-from tf_tickets.zoo.models.blocks import Blocks, Initializer
+from tf_tickets.zoo.models.blocks import NormalizedBlocks, Tensor, network
 
 # Filters and strides of each depthwise-separable block.
 _V1 = (
@@ -31,37 +31,11 @@ _V2 = (
 )
 
 
-def mobilenet_v1(
-    *,
-    input_shape: tuple[int, int, int] = (32, 32, 3),
-    classes: int = 10,
-    affine: bool = True,
-    bias: bool = True,
-    kernel_initializer: Initializer = "he_normal",
-    weight_decay: float = 0.0,
-    name: str = "mobilenet_v1",
-) -> keras.Model:
+@network(NormalizedBlocks)
+def mobilenet_v1(blocks: NormalizedBlocks, image: Tensor) -> Tensor:
     """MobileNet for CIFAR: a stem of stride 1 and thirteen separable blocks.
 
     3,195,328 weights.
-
-    Args:
-        input_shape: Height, width and channels of an image.
-        classes: Number of logits.
-        affine: Whether normalisation learns a scale and an offset.
-        bias: Whether the classifier has a bias. The convolutions have none:
-            the normalisation after them would cancel it.
-        kernel_initializer: Initializer of every kernel. Depthwise kernels
-            get the fan-in of one channel, as in PyTorch.
-        weight_decay: Decay of every trainable parameter, as an L2 penalty of
-            half that factor: what PyTorch's `SGD(weight_decay=...)` does.
-        name: Name of the model.
-
-    Returns:
-        A functional model that returns logits.
-
-    Raises:
-        ValueError: If an option is out of its range.
 
     Reference:
         Howard et al., "MobileNets", 2017.
@@ -72,34 +46,17 @@ def mobilenet_v1(
     >>> models.mobilenet_v1(input_shape=(64, 64, 3), classes=200).output_shape
     (None, 200)
     """
-    blocks = Blocks(
-        affine=affine,
-        bias=bias,
-        kernel_initializer=kernel_initializer,
-        weight_decay=weight_decay,
-    )
-    image = blocks.input(input_shape, classes)
     x = blocks.conv(image, 32, 3, name="stem_conv")
     x = blocks.norm_relu(x, name="stem")
     for index, (filters, strides) in enumerate(_V1, start=1):
-        x = blocks.depthwise(x, strides=strides, name=f"block{index}_depthwise")
-        x = blocks.norm_relu(x, name=f"block{index}_depthwise")
+        x = _depthwise(blocks, x, strides, f"block{index}")
         x = blocks.conv(x, filters, 1, name=f"block{index}_conv")
         x = blocks.norm_relu(x, name=f"block{index}_conv")
-    logits = blocks.classify(x, classes)
-    return keras.Model(image, logits, name=name)
+    return blocks.classify(x)
 
 
-def mobilenet_v2(
-    *,
-    input_shape: tuple[int, int, int] = (32, 32, 3),
-    classes: int = 10,
-    affine: bool = True,
-    bias: bool = True,
-    kernel_initializer: Initializer = "he_normal",
-    weight_decay: float = 0.0,
-    name: str = "mobilenet_v2",
-) -> keras.Model:
+@network(NormalizedBlocks)
+def mobilenet_v2(blocks: NormalizedBlocks, image: Tensor) -> Tensor:
     """MobileNet-V2 for CIFAR: 2,261,824 weights.
 
     The seventeen inverted residual blocks of *Rare Gems*' table: ReLU in
@@ -107,8 +64,7 @@ def mobilenet_v2(
     expansion even where it expands by 1, and, in blocks that keep the size
     but change the channels, a 1x1 convolution as the shortcut (58,240 of the
     weights, which the table leaves out; the implementation it names has
-    them). *Rare Gems* trains it with `affine=False, bias=False`. Arguments,
-    return value and errors are those of `mobilenet_v1`.
+    them). *Rare Gems* trains it with `affine=False, bias=False`.
 
     Reference:
         Sreenivasan et al., "Rare Gems", NeurIPS 2022, Table 7; Sandler et
@@ -121,47 +77,32 @@ def mobilenet_v2(
     >>> model.get_layer("block17_project_conv").output.shape
     (None, 4, 4, 320)
     """
-    blocks = Blocks(
-        affine=affine,
-        bias=bias,
-        kernel_initializer=kernel_initializer,
-        weight_decay=weight_decay,
-    )
-    image = blocks.input(input_shape, classes)
     x = blocks.conv(image, 32, 3, name="stem_conv")
     x = blocks.norm_relu(x, name="stem")
     index = 0
-    for expansion, filters, depth, strides in _V2:
-        for block in range(depth):
+    for expansion, filters, depth, first in _V2:
+        for strides in (first, *(1,) * (depth - 1)):
             index += 1
-            x = _inverted(
-                blocks,
-                x,
-                expansion,
-                filters,
-                strides if block == 0 else 1,
-                f"block{index}",
-            )
+            name = f"block{index}"
+            x = _inverted(blocks, x, expansion, filters, strides, name)
     x = blocks.conv(x, 1280, 1, name="head_conv")
     x = blocks.norm_relu(x, name="head")
-    logits = blocks.classify(x, classes)
-    return keras.Model(image, logits, name=name)
+    return blocks.classify(x)
 
 
 def _inverted(
-    blocks: Blocks,
-    x: keras.KerasTensor,
+    blocks: NormalizedBlocks,
+    x: Tensor,
     expansion: int,
     filters: int,
     strides: int,
     name: str,
-) -> keras.KerasTensor:
+) -> Tensor:
     shortcut = x
     channels = x.shape[-1]
     x = blocks.conv(x, channels * expansion, 1, name=f"{name}_expand_conv")
     x = blocks.norm_relu(x, name=f"{name}_expand")
-    x = blocks.depthwise(x, strides=strides, name=f"{name}_depthwise")
-    x = blocks.norm_relu(x, name=f"{name}_depthwise")
+    x = _depthwise(blocks, x, strides, name)
     x = blocks.conv(x, filters, 1, name=f"{name}_project_conv")
     x = blocks.norm(x, name=f"{name}_project_bn")
     if strides > 1:
@@ -172,3 +113,10 @@ def _inverted(
         )
         shortcut = blocks.norm(shortcut, name=f"{name}_shortcut_bn")
     return keras.layers.Add(name=f"{name}_add")([x, shortcut])
+
+
+def _depthwise(
+    blocks: NormalizedBlocks, x: Tensor, strides: int, name: str
+) -> Tensor:
+    x = blocks.depthwise(x, strides=strides, name=f"{name}_depthwise")
+    return blocks.norm_relu(x, name=f"{name}_depthwise")
