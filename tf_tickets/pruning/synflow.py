@@ -13,6 +13,7 @@ import tensorflow as tf
 from tf_tickets.loss.batches import batches as read
 from tf_tickets.loss.objective import call, computing_in, substituted
 from tf_tickets.masks import check_mappings
+from tf_tickets.network.graph import is_graph
 from tf_tickets.pruning.criteria import Arrays
 from tf_tickets.selection import check_model, layers_of, named_weights
 
@@ -201,7 +202,7 @@ def linear_path(model: keras.Model) -> Iterator[None]:
                 _replace_call(undo, layer, _identity)
             elif isinstance(layer, _AFFINE):
                 _replace_call(undo, layer, _affine(layer))
-            elif layer is not model and _is_graph(layer):
+            elif layer is not model and is_graph(layer):
                 _replace_call(undo, layer, _uncast(layer))
                 # A sequential model also casts before its call.
                 undo.callback(setattr, layer, "autocast", layer.autocast)
@@ -256,14 +257,6 @@ def _combined(
         return inputs  # `scale` is a flag in most of these layers
     value = tf.cast(tf.convert_to_tensor(parameter), inputs.dtype)
     return combine(inputs, tf.reshape(value, shape))
-
-
-def _is_graph(layer: keras.layers.Layer) -> bool:
-    # The class of functional models has no public name.
-    return isinstance(layer, keras.Model) and type(layer).call.__qualname__ in (
-        "Functional.call",
-        "Sequential.call",
-    )
 
 
 def _uncast(layer: Any) -> Callable[..., Any]:

@@ -7,7 +7,8 @@ from typing import Literal, overload
 
 import keras
 
-from tf_tickets.network.copier import Copier, require_graph
+from tf_tickets.network.copier import Copier
+from tf_tickets.network.graph import require_graph
 from tf_tickets.retraining.exchange import (
     Activation,
     ActivationReport,

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_tickets.network.calls import Call, Calls, calls_of, graphs_of
+from tf_tickets.network.graph import Call, Graph, graphs_of, trace
 from tf_tickets.selection import Filters, prunable_weights
 
 _DENSE = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
@@ -68,7 +68,7 @@ def find_sites(
             convolutions but those that read the model's input.
     """
     asked = {id(v) for v in prunable_weights(model, filters).values()}
-    graphs = [(graph, calls_of(graph)) for graph in graphs_of(model)]
+    graphs = [(graph, trace(graph, inline=False)) for graph in graphs_of(model)]
     sites: list[Site] = []
     refused: dict[str, str] = {}
     for graph, calls in graphs:
@@ -109,7 +109,7 @@ def reach(conv: Any) -> list[int]:
     ]
 
 
-def _site(graph: keras.Model, calls: Calls, call: Call) -> Site | str:
+def _site(graph: keras.Model, calls: Graph, call: Call) -> Site | str:
     conv: Any = call.operation
     source, pad = call.inputs[0], None
     if conv.padding == "valid":
@@ -135,7 +135,7 @@ def _site(graph: keras.Model, calls: Calls, call: Call) -> Site | str:
     return Site(conv, norm, pad, calls.shapes[source], graph)
 
 
-def _first(calls: Calls, call: Call) -> bool:
+def _first(calls: Graph, call: Call) -> bool:
     maker = calls.maker(call.inputs[0])
     if maker is not None and isinstance(maker.operation, _PADS):
         call = maker

@@ -8,13 +8,9 @@ from typing import Any, Literal, overload
 
 import keras
 
-from tf_tickets.network.copier import (
-    Copier,
-    copy_of,
-    count,
-    require_graph,
-    scope_of,
-)
+from tf_tickets.network.copier import Copier, count
+from tf_tickets.network.graph import require_graph
+from tf_tickets.network.layer_copy import copy_of, scope_of
 from tf_tickets.retraining.sites import (
     Site,
     channel_axis,
@@ -223,7 +219,7 @@ class _Injection:
         """The convolution without its activation, which comes later."""
         if id(layer) not in self.sites or is_linear(layer):
             return None
-        return copy_of(layer, {**layer.get_config(), "activation": "linear"})
+        return copy_of(layer, activation="linear")
 
     def connect(
         self, layer: Any, copy: Any, args: tuple[Any, ...], kwargs: Any

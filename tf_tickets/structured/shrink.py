@@ -8,11 +8,12 @@ from typing import Any, Literal, overload
 import keras
 import numpy as np
 
+from tf_tickets import checks
 from tf_tickets.network.graph import trace
 from tf_tickets.selection import named_weights, values_of
 from tf_tickets.structured.channels import Atoms, Channels, owners
 from tf_tickets.structured.decide import Decision, decide
-from tf_tickets.structured.rebuild import Rebuilder, compile_like
+from tf_tickets.structured.rebuild import without
 from tf_tickets.structured.report import ShrinkReport
 from tf_tickets.structured.rules import follow
 from tf_tickets.structured.ticket import ChannelTicket, channel_axis
@@ -101,10 +102,7 @@ def shrink(
     >>> small.get_layer("conv").filters
     2
     """
-    if weights not in ("keep", "start"):
-        raise ValueError(
-            f"`weights` must be 'keep' or 'start'. Received: {weights!r}"
-        )
+    checks.choice("weights", weights, ("keep", "start"))
     ticket = (
         channels
         if isinstance(channels, ChannelTicket)
@@ -136,24 +134,15 @@ def shrink(
         },
     )
     _zero_what_stays(ticket, model, walked, decision, values, masks, keys)
-    rebuilder = Rebuilder(
+    small = without(
         walked,
         decision.removed,
-        {id(named[key]): value for key, value in values.items()},
+        model,
+        values={id(named[key]): value for key, value in values.items()},
+        inherit_optimizer=inherit_optimizer,
     )
-    small = finish(rebuilder, model, inherit_optimizer)
     if return_report:
         return small, decision.report(walked, model, small)
-    return small
-
-
-def finish(
-    rebuilder: Rebuilder, model: keras.Model, inherit_optimizer: bool
-) -> keras.Model:
-    """Build the smaller model and give it the model's training settings."""
-    small = rebuilder.build(model)
-    if model.compiled and compile_like(model, small) and inherit_optimizer:
-        rebuilder.inherit_optimizer(model, small)
     return small
 
 
