@@ -401,9 +401,14 @@ def paths(model):
 
 @every
 def test_weights_have_the_same_paths(how):
-    # Built late, inside another model and inside a wrapper.
+    # Built late, inside another model; wrapped layers inside wrappers.
     inner = keras.Sequential(
         [
+            layers.Bidirectional(layers.ConvLSTM1D(2, 3, padding="same")),
+            layers.Reshape((6, 2, 2)),
+            layers.TimeDistributed(
+                layers.Dense(4, name="wrapped"), name="each"
+            ),
             layers.Conv2D(
                 4, 3, padding="same", name="hidden", activation="relu"
             ),
@@ -416,7 +421,8 @@ def test_weights_have_the_same_paths(how):
     x = layers.GlobalAveragePooling2D()(outer(image))
     model = keras.Model(image, layers.Dense(3, name="head")(x))
     silenced(model)
-    assert paths(model)[0] == "outer/inner/hidden/kernel"
+    assert "outer/inner/hidden/kernel" in paths(model)
+    assert "outer/inner/each/wrapped/kernel" in paths(model)
     copy = REWRITES[how](model)
     old = set(paths(model))
     new = {p for p in paths(copy) if "_skip_" not in p}
@@ -821,6 +827,12 @@ def test_a_layer_without_configuration_is_shared_if_it_has_no_weights(how):
     model = dense_net(unsaved(weights=True), keras.Input((5,)))
     with pytest.raises(ValueError, match="by its `get_config`.*unsaved"):
         COPIES[how](model)
+
+
+def test_a_model_without_weights_is_copied():
+    inputs = keras.Input((5,))
+    model = keras.Model(inputs, layers.Softmax()(layers.ReLU()(inputs)))
+    assert_same(model, COPIES["activations"](model), floats(4, 5))
 
 
 @both

@@ -69,11 +69,12 @@ class Resizing:
 class Copier:
     """Copies a model and everything that makes it what it is.
 
-    The copy has the model's weights under the same paths, its masks, flags of
-    what is trainable, adapted statistics, vocabularies and activations. It is
-    compiled alike, with a fresh optimizer, and made in the scope of the
-    model's strategy. It shares no weight with the model. Layers are told
-    apart by identity and class, never by name.
+    The copy has the model's weights under the same paths (but for the numbers
+    of weights that have no name), its masks, flags of what is trainable,
+    adapted statistics, vocabularies and activations. It is compiled alike,
+    with a fresh optimizer, and made in the scope of the model's strategy. It
+    shares no weight with the model. Layers are told apart by identity and
+    class, never by name.
 
     A class of the user's is kept where its constructor takes ``inputs`` and
     ``outputs`` (a sequential one's: ``layers``) and each further argument is
@@ -155,7 +156,9 @@ class Copier:
         }
         masks = {
             self.keys[key]: self.resizing.part(named[key], mask)
-            for key, mask in masking.attached_masks(model).items()
+            for key, mask in (
+                masking.attached_masks(model) if named else {}
+            ).items()
             if key in self.keys
         }
         if masks:

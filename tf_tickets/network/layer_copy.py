@@ -50,7 +50,9 @@ def rebuilt(operation: Any, config: Mapping[str, Any]) -> Any:
 
 
 def config_of(operation: Any) -> dict[str, Any]:
-    """The configuration, with linear for functions that cannot be saved.
+    """The configuration, from which a copy is made that is not built.
+
+    Functions that cannot be saved are linear in it.
 
     Raises:
         ValueError: If there is none.
@@ -62,7 +64,20 @@ def config_of(operation: Any) -> dict[str, Any]:
                     if not _can_be_saved(value):
                         undo.callback(setattr, layer, name, value)
                         setattr(layer, name, keras.activations.linear)
-        return dict(operation.get_config())
+        return _unbuilt(dict(operation.get_config()))
+
+
+def _unbuilt(config: Any) -> Any:
+    # Keras would build the layers inside at once, outside the path of this.
+    if isinstance(config, dict):
+        return {
+            key: _unbuilt(value)
+            for key, value in config.items()
+            if not (key == "build_config" and "class_name" in config)
+        }
+    if isinstance(config, list):
+        return [_unbuilt(value) for value in config]
+    return config
 
 
 @contextlib.contextmanager

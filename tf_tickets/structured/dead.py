@@ -117,6 +117,9 @@ def remove_dead_channels(
 
     Returns:
         The smaller model; with ``return_report`` a pair of it and the report.
+        Where the model's class is not made of inputs and outputs, it is a
+        plain functional model, with a warning: nothing is lost that computes
+        outputs, but a training step of the class is.
 
     Raises:
         ValueError: If the model is subclassed or a layer cannot be copied.

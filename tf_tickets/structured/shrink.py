@@ -78,10 +78,15 @@ def shrink(
 
     Returns:
         The smaller model; with ``return_report`` a pair of it and the report.
+        It has the model's class where that is made of inputs and outputs.
+        Otherwise, as with a task of KerasHub, it is a plain functional model
+        of the same inputs (tensors, not text or images of any size), with a
+        warning.
 
     Raises:
         ValueError: If the model is subclassed, a key or a mask does not fit
-            it, a layer cannot be copied, or there is no optimizer to inherit.
+            it, a layer cannot be copied, there is no optimizer to inherit, or
+            a training step that the model's class has would be lost.
 
     Reference:
         You et al., "Drawing Early-Bird Tickets", ICLR 2020, section 4.
