@@ -19,6 +19,7 @@ from tf_tickets import masking
 from tf_tickets.analysis.flops import flops
 from tf_tickets.export import choosing, manifest, serving, signatures
 from tf_tickets.export.latency import NOISE, interleaved
+from tf_tickets.network.graph import functional_view
 from tf_tickets.selection import named_weights, prunable_weights, view_of
 from tf_tickets.structured.dead import find_dead_channels
 from tf_tickets.version import __version__
@@ -155,7 +156,11 @@ def _without_dead_channels(
         found = find_dead_channels(model)
         if not found:
             return model, "no dead channels"
-        small = found.without(model)
+        # What is served needs no class, and nothing to train with.
+        plain = (
+            model if type(model) is keras.Sequential else functional_view(model)
+        )
+        small = found.without(plain)
     except ValueError as error:
         return model, f"dead channels stay: {error}"
     return small, str(found.report(model, small)).partition("\n")[0]

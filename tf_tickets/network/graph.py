@@ -1,4 +1,4 @@
-"""The calls of a functional or sequential model, nested models inlined.
+"""The calls of a functional or sequential model, as one record.
 
 The record is made with `keras.models.clone_model`: its ``call_function`` sees
 every call of the graph in order. Stand-ins answer instead of the layers, so
@@ -8,6 +8,7 @@ nothing is computed and the model's own layers gain no new connections.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ Shape = tuple[int | None, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call of one operation.
+    """One call of one operation; tensors are known by number.
 
     Attributes:
         operation: A layer, or a function of `keras.ops` in the graph.
@@ -49,8 +50,8 @@ class Graph:
     """All calls of a model in the order in which they run.
 
     Attributes:
-        calls: The calls, those inside nested models included.
-        entries: The uses of nested models.
+        calls: The calls.
+        entries: The uses of nested models whose calls are among ``calls``.
         shapes: Shape of each tensor, by its number.
         inputs: The model's inputs.
         outputs: The model's outputs.
@@ -67,38 +68,84 @@ class Graph:
         self.shapes.append(tuple(shape))
         return len(self.shapes) - 1
 
+    def readers(self, tensor: int) -> list[Call]:
+        """The calls that read a tensor."""
+        return [call for call in self.calls if tensor in call.inputs]
 
-class _StandIn(keras.Operation):
-    """Answers with tensors of the right shapes and computes nothing."""
+    def maker(self, tensor: int) -> Call | None:
+        """The call that made a tensor; `None` for a model input."""
+        return next((c for c in self.calls if tensor in c.outputs), None)
 
-    def __init__(self, spec: Any) -> None:
-        super().__init__()
-        self.spec = spec
-
-    def call(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError("A stand-in is only called symbolically.")
-
-    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
-        return self.spec
+    def uses(self, operation: keras.Operation) -> int:
+        """How many times an operation is called."""
+        return sum(call.operation is operation for call in self.calls)
 
 
 def is_graph(layer: object) -> bool:
-    """Whether ``layer`` is a model whose calls are known as a graph."""
+    """Whether ``layer`` is a model whose calls are known as a graph.
+
+    It is if it was made of inputs and outputs, or of a list of layers and an
+    input shape, and its class does not call it in another way.
+    """
     if isinstance(layer, keras.Sequential):
-        if not layer.built:
-            return False
         # Without an input shape a sequential model knows no tensors.
-        return bool(getattr(layer, "inputs", None))
-    if not isinstance(layer, keras.Function) or not isinstance(
-        layer, keras.Model
-    ):
-        return False
-    # A subclass may be built like a functional model and called otherwise.
-    return type(layer).call is _plain(layer).call
+        return (
+            type(layer).call is keras.Sequential.call
+            and layer.built
+            and bool(getattr(layer, "inputs", None))
+        )
+    return (
+        isinstance(layer, keras.Model)
+        and isinstance(layer, keras.Function)
+        and type(layer).call is _functional().call
+    )
+
+
+def require_graph(model: object, what: str, advice: str = "") -> None:
+    """Raise unless the calls inside ``model`` are known.
+
+    Args:
+        model: What was given as a model.
+        what: What needs to know them, as the subject of a sentence.
+        advice: What to do instead, as a sentence.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    if not is_graph(model):
+        raise ValueError(
+            f"{what} needs a functional model or a sequential one with a "
+            "known input shape: the calls inside a subclassed model cannot "
+            f"be seen. {advice + ' ' if advice else ''}Received: "
+            f"{type(model).__name__} {getattr(model, 'name', model)!r}"
+        )
+
+
+def functional_view(model: keras.Model) -> keras.Model:
+    """An uncompiled functional model over the layers of ``model``.
+
+    Cloning a compiled model would also clone its loss and metrics, and fail
+    where those cannot be serialized.
+    """
+    if isinstance(model, keras.Sequential):
+        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    return keras.Model(model.input, model.output, name=model.name)
+
+
+def graphs_of(model: keras.Model) -> list[keras.Model]:
+    """``model`` and the models nested in it that are graphs, each once."""
+    found = {id(model): model}
+    for layer in model.layers:
+        if is_graph(layer) and id(layer) not in found:
+            found.update({id(m): m for m in graphs_of(layer)})
+    return list(found.values())
 
 
 def trace(
-    model: keras.Model, input_shape: Sequence[int | None] | None = None
+    model: keras.Model,
+    input_shape: Sequence[int | None] | None = None,
+    *,
+    inline: bool = True,
 ) -> Graph:
     """Record the calls of ``model``.
 
@@ -106,6 +153,8 @@ def trace(
         model: A functional model, or a sequential one that is built.
         input_shape: Without the batch axis, for a model of one input that
             leaves sizes open; `None`: as the model says.
+        inline: Record the calls inside nested models in place of the call
+            of each; otherwise a nested model is one call.
 
     Returns:
         The graph.
@@ -118,18 +167,14 @@ def trace(
     >>> model = keras.Sequential([
     ...     keras.Input((4,)),
     ...     keras.layers.Dense(3, name="hidden"),
-    ...     keras.Sequential([keras.layers.Dense(2, name="inner")]),
+    ...     keras.Sequential([keras.layers.Dense(2, name="inner")], name="two"),
     ... ])
     >>> [call.operation.name for call in trace(model).calls]
     ['hidden', 'inner']
+    >>> [call.operation.name for call in trace(model, inline=False).calls]
+    ['hidden', 'two']
     """
-    if not is_graph(model):
-        raise ValueError(
-            "Channels can be followed only through a functional model or a "
-            "built sequential one: the calls inside a subclassed model are "
-            f"not known. Received: {type(model).__name__} "
-            f"{getattr(model, 'name', model)!r}"
-        )
+    require_graph(model, "Following the calls of a model")
     graph = Graph([], [], [])
     shapes = [tuple(x.shape) for x in model.inputs]
     if input_shape is not None:
@@ -141,25 +186,14 @@ def trace(
             )
         shapes = [(None, *input_shape)]
     graph.inputs = tuple(graph.new_tensor(shape) for shape in shapes)
-    graph.outputs = _record(graph, model, graph.inputs)
+    graph.outputs = _record(graph, model, graph.inputs, inline)
     return graph
 
 
-def functional_view(model: keras.Model) -> keras.Model:
-    """An uncompiled functional model over the layers of ``model``.
-
-    Cloning a compiled model would also clone its loss and metrics, and fail
-    where those cannot be serialized.
-    """
-    if isinstance(model, keras.Sequential):
-        return keras.Model(model.inputs, model.outputs, name=model.name)
-    return keras.Model(model.input, model.output, name=model.name)
-
-
 def _record(
-    graph: Graph, model: keras.Model, numbers: tuple[int, ...]
+    graph: Graph, model: keras.Model, numbers: tuple[int, ...], inline: bool
 ) -> tuple[int, ...]:
-    view = keras.Model(model.inputs, model.outputs)
+    view = keras.Model(model.inputs, model.outputs, name=model.name)
     # clone_model makes the tensors; ids stay valid while they are held here.
     known: dict[int, int] = {}
     held: list[Any] = []
@@ -174,6 +208,7 @@ def _record(
             batch_shape=graph.shapes[number],
             dtype=tensor.dtype,
             sparse=tensor.sparse,
+            name=tensor.name,
         )
         remember(symbol, number)
         inputs.append(symbol)
@@ -187,15 +222,18 @@ def _record(
             ),
         )
         made = _StandIn(spec)(*args, **kwargs)
+        is_model = is_graph(operation)
         read = tuple(
             known[id(t)]
-            for t in keras.tree.flatten((args, kwargs))
+            for t in keras.tree.flatten(
+                (_in_order(operation, args) if is_model else args, kwargs)
+            )
             if isinstance(t, keras.KerasTensor)
         )
         made_flat = keras.tree.flatten(made)
-        if is_graph(operation) and len(read) == len(operation.inputs):
+        if inline and is_model and len(read) == len(operation.inputs):
             graph.entries.append(Entry(operation, read))
-            numbers = _record(graph, operation, read)
+            numbers = _record(graph, operation, read, inline)
         else:
             numbers = tuple(graph.new_tensor(t.shape) for t in made_flat)
             graph.calls.append(Call(operation, read, numbers, args, kwargs))
@@ -212,5 +250,30 @@ def _record(
     return tuple(known[id(t)] for t in clone.outputs)
 
 
-def _plain(model: keras.Model) -> type[keras.Model]:
-    return type(functional_view(model))
+def _in_order(model: keras.Model, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    # Keras lets a dictionary stand for a list of named inputs; flattened, it
+    # would come in the order of its keys.
+    if isinstance(args[0], dict) and not isinstance(model.input, dict):
+        return ([args[0][x.name] for x in model.inputs], *args[1:])
+    return args
+
+
+@functools.cache
+def _functional() -> Any:
+    """The class of functional models, which has no public name."""
+    x = keras.Input((1,), name="x")
+    return type(keras.Model(x, x, name="functional"))
+
+
+class _StandIn(keras.Operation):
+    """Answers with tensors of the right shapes and computes nothing."""
+
+    def __init__(self, spec: Any) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("A stand-in is only called symbolically.")
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        return self.spec

@@ -11,7 +11,9 @@ import keras
 import tensorflow as tf
 
 from tf_tickets import checks
-from tf_tickets.network.copier import Copier, copy_of, require_graph
+from tf_tickets.network.copier import Copier
+from tf_tickets.network.graph import require_graph
+from tf_tickets.network.layer_copy import config_of, copy_of, rebuilt
 from tf_tickets.selection import layers_of
 from tf_tickets.tracing import retrace
 
@@ -28,8 +30,8 @@ class ActivationReport:
             for those inside another layer.
         skipped: ``{place: reason}`` of the old activations that stay.
         unsaved: Layers that get their old activation back when the model is
-            loaded from a file or copied again, because their own code fixes
-            it. Replace again after loading, and after other tweaks.
+            loaded from a file, because their own code fixes it. Replace again
+            after loading.
         keys: ``{key in the model: key in the new model}`` of the weights;
             empty if the model was changed in place.
 
@@ -198,15 +200,19 @@ class Exchange:
             return self._layer(name, layer)
         if not isinstance(layer, keras.layers.Layer):
             return None
-        config = dict(layer.get_config())
-        changed = []
-        for key, value in config.items():
-            if "activation" in key and value in self.old.names:
-                name = keras.activations.serialize(self._function(str(value)))
-                if isinstance(name, str):
-                    config[key] = name
-                    changed.append(key)
-        copy = copy_of(layer, config)
+        changed = {}
+        try:
+            for key, value in config_of(layer).items():
+                if "activation" in key and value in self.old.names:
+                    new = self._function(str(value))
+                    name = keras.activations.serialize(new)
+                    if isinstance(name, str):
+                        changed[key] = name
+            copy = copy_of(layer, **changed)
+        except ValueError:
+            if layer.variables or self._holds_old(layer):
+                raise
+            return None
         self.replaced += [f"{layer.name}.{key}" for key in changed]
         before = len(self.replaced)
         self.inside(copy, done=changed)
@@ -321,10 +327,12 @@ class Exchange:
         """Whether the configuration of a layer says its new activation."""
         if self.old.name_of(self.new) and not self.temporary:
             return True
-        again = copy_of(copy)
-        return not any(
+        return not self._holds_old(rebuilt(copy, config_of(copy)))
+
+    def _holds_old(self, layer: keras.layers.Layer) -> bool:
+        return any(
             _is_relu(value) or self._name_of(attribute, value) is not None
-            for inner in layers_of(again)
+            for inner in layers_of(layer)
             for attribute, value in vars(inner).items()
         )
 

@@ -14,13 +14,15 @@ from typing import Any, Literal, overload
 import keras
 import numpy as np
 
-from tf_tickets.network.calls import Call, Calls, calls_of, graphs_of
-from tf_tickets.network.copier import (
-    Copier,
-    copy_of,
-    count,
+from tf_tickets.network.copier import Copier, count
+from tf_tickets.network.graph import (
+    Call,
+    Graph,
+    graphs_of,
     require_graph,
+    trace,
 )
+from tf_tickets.network.layer_copy import copy_of
 from tf_tickets.retraining.skips import (
     channel_axis,
     is_depthwise,
@@ -130,7 +132,7 @@ def merge_skip_connections(
     merges: list[_Merge] = []
     refused: dict[str, str] = {}
     for graph in graphs_of(model):
-        calls = calls_of(graph)
+        calls = trace(graph, inline=False)
         for call in calls.calls:
             if not call.operation.name.endswith("_skip_add"):
                 continue
@@ -151,7 +153,7 @@ def merge_skip_connections(
     def replace(layer: Any) -> Any:
         if id(layer) not in convs:
             return None
-        return copy_of(layer, {**layer.get_config(), "use_bias": True})
+        return copy_of(layer, use_bias=True)
 
     def connect(layer: Any, copy: Any, args: Any, kwargs: Any) -> Any:
         if id(layer) in dropped:
@@ -263,7 +265,7 @@ class _Merge:
         return kernel, bias
 
 
-def _merge_at(calls: Calls, add: Call) -> _Merge | str:
+def _merge_at(calls: Graph, add: Call) -> _Merge | str:
     main, side = add.inputs
     maker = calls.maker(main)
     norm = None

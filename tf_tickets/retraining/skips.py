@@ -10,15 +10,15 @@ import keras
 import numpy as np
 
 from tf_tickets import checks
-from tf_tickets.network.calls import Call, Calls, calls_of, graphs_of
-from tf_tickets.network.copier import (
-    Copier,
-    Replace,
-    copy_of,
-    count,
+from tf_tickets.network.copier import Copier, Replace, count
+from tf_tickets.network.graph import (
+    Call,
+    Graph,
+    graphs_of,
     require_graph,
-    scope_of,
+    trace,
 )
+from tf_tickets.network.layer_copy import copy_of, scope_of
 from tf_tickets.selection import Filters, prunable_weights
 
 _DENSE = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
@@ -254,7 +254,7 @@ class Injection:
         if id(layer) not in self._sites or is_linear(layer):
             return self._other(layer)
         # Its activation comes after the branch.
-        bare = copy_of(layer, {**layer.get_config(), "activation": "linear"})
+        bare = copy_of(layer, activation="linear")
         return self._other(bare) or bare
 
     def _connect(
@@ -383,7 +383,7 @@ def find_sites(
         The sites, and ``{layer: reason}`` of the other convolutions.
     """
     asked = {id(v) for v in prunable_weights(model, filters).values()}
-    graphs = [(graph, calls_of(graph)) for graph in graphs_of(model)]
+    graphs = [(graph, trace(graph, inline=False)) for graph in graphs_of(model)]
     sites: list[Site] = []
     refused: dict[str, str] = {}
     for graph, calls in graphs:
@@ -427,7 +427,7 @@ def reach(conv: Any) -> list[int]:
     ]
 
 
-def _site(graph: keras.Model, calls: Calls, call: Call) -> Site | str:
+def _site(graph: keras.Model, calls: Graph, call: Call) -> Site | str:
     conv: Any = call.operation
     source, pad = call.inputs[0], None
     if conv.padding == "valid":
@@ -453,7 +453,7 @@ def _site(graph: keras.Model, calls: Calls, call: Call) -> Site | str:
     return Site(conv, norm, pad, calls.shapes[source], graph)
 
 
-def _first(calls: Calls, call: Call) -> bool:
+def _first(calls: Graph, call: Call) -> bool:
     maker = calls.maker(call.inputs[0])
     if maker is not None and isinstance(maker.operation, _PADS):
         call = maker

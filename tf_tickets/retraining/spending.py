@@ -9,12 +9,8 @@ from typing import Any, Literal, overload
 import keras
 
 from tf_tickets.masks import check_mappings
-from tf_tickets.network.copier import (
-    Copier,
-    compile_like,
-    rekeyed,
-    require_graph,
-)
+from tf_tickets.network.copier import Copier, compile_like, rekeyed
+from tf_tickets.network.graph import require_graph
 from tf_tickets.retraining.activations import ActivationReport, Exchange
 from tf_tickets.retraining.rescaling import Rescaling, rescale_initialization
 from tf_tickets.retraining.skips import Injection, SkipReport

@@ -19,10 +19,9 @@ from tf_tickets.structured.constants import (
     weight,
 )
 from tf_tickets.structured.decide import Decision, floor
-from tf_tickets.structured.rebuild import Rebuilder
+from tf_tickets.structured.rebuild import without
 from tf_tickets.structured.report import ShrinkReport
 from tf_tickets.structured.rules import follow
-from tf_tickets.structured.shrink import finish
 
 
 @dataclasses.dataclass
@@ -59,8 +58,14 @@ class DeadChannels:
     def without(self, model: keras.Model) -> keras.Model:
         """The smaller model."""
         values, biases = _folded(self.readers, self.removed)
-        rebuilder = Rebuilder(self.channels, self.removed, values, biases)
-        return finish(rebuilder, model, False)
+        return without(
+            self.channels,
+            self.removed,
+            model,
+            values=values,
+            biases=biases,
+            keep_class=False,
+        )
 
     def report(self, model: keras.Model, small: keras.Model) -> ShrinkReport:
         """What went and what stopped the rest."""
@@ -112,6 +117,9 @@ def remove_dead_channels(
 
     Returns:
         The smaller model; with ``return_report`` a pair of it and the report.
+        Where the model's class is not made of inputs and outputs, it is a
+        plain functional model, with a warning: nothing is lost that computes
+        outputs, but a training step of the class is.
 
     Raises:
         ValueError: If the model is subclassed or a layer cannot be copied.

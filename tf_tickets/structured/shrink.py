@@ -8,11 +8,12 @@ from typing import Any, Literal, overload
 import keras
 import numpy as np
 
+from tf_tickets import checks
 from tf_tickets.network.graph import trace
 from tf_tickets.selection import named_weights, values_of
 from tf_tickets.structured.channels import Atoms, Channels, owners
 from tf_tickets.structured.decide import Decision, decide
-from tf_tickets.structured.rebuild import Rebuilder, compile_like
+from tf_tickets.structured.rebuild import without
 from tf_tickets.structured.report import ShrinkReport
 from tf_tickets.structured.rules import follow
 from tf_tickets.structured.ticket import ChannelTicket, channel_axis
@@ -77,10 +78,15 @@ def shrink(
 
     Returns:
         The smaller model; with ``return_report`` a pair of it and the report.
+        It has the model's class where that is made of inputs and outputs.
+        Otherwise, as with a task of KerasHub, it is a plain functional model
+        of the same inputs (tensors, not text or images of any size), with a
+        warning.
 
     Raises:
         ValueError: If the model is subclassed, a key or a mask does not fit
-            it, a layer cannot be copied, or there is no optimizer to inherit.
+            it, a layer cannot be copied, there is no optimizer to inherit, or
+            a training step that the model's class has would be lost.
 
     Reference:
         You et al., "Drawing Early-Bird Tickets", ICLR 2020, section 4.
@@ -101,10 +107,7 @@ def shrink(
     >>> small.get_layer("conv").filters
     2
     """
-    if weights not in ("keep", "start"):
-        raise ValueError(
-            f"`weights` must be 'keep' or 'start'. Received: {weights!r}"
-        )
+    checks.choice("weights", weights, ("keep", "start"))
     ticket = (
         channels
         if isinstance(channels, ChannelTicket)
@@ -136,24 +139,15 @@ def shrink(
         },
     )
     _zero_what_stays(ticket, model, walked, decision, values, masks, keys)
-    rebuilder = Rebuilder(
+    small = without(
         walked,
         decision.removed,
-        {id(named[key]): value for key, value in values.items()},
+        model,
+        values={id(named[key]): value for key, value in values.items()},
+        inherit_optimizer=inherit_optimizer,
     )
-    small = finish(rebuilder, model, inherit_optimizer)
     if return_report:
         return small, decision.report(walked, model, small)
-    return small
-
-
-def finish(
-    rebuilder: Rebuilder, model: keras.Model, inherit_optimizer: bool
-) -> keras.Model:
-    """Build the smaller model and give it the model's training settings."""
-    small = rebuilder.build(model)
-    if model.compiled and compile_like(model, small) and inherit_optimizer:
-        rebuilder.inherit_optimizer(model, small)
     return small
 
 

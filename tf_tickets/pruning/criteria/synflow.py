@@ -19,6 +19,7 @@ from tf_tickets.loss.objective import (
     value_and_gradient,
 )
 from tf_tickets.masks import Arrays, check_mappings
+from tf_tickets.network.graph import is_graph
 from tf_tickets.selection import check_model, layers_of, named_weights
 
 _LINEAR = (
@@ -203,7 +204,7 @@ def linear_path(model: keras.Model) -> Iterator[None]:
                 _replace_call(undo, layer, _identity)
             elif isinstance(layer, _AFFINE):
                 _replace_call(undo, layer, _affine(layer))
-            elif layer is not model and _is_graph(layer):
+            elif layer is not model and is_graph(layer):
                 _replace_call(undo, layer, _uncast(layer))
                 # A sequential model also casts before its call.
                 undo.callback(setattr, layer, "autocast", layer.autocast)
@@ -258,14 +259,6 @@ def _combined(
         return inputs  # `scale` is a flag in most of these layers
     value = tf.cast(tf.convert_to_tensor(parameter), inputs.dtype)
     return combine(inputs, tf.reshape(value, shape))
-
-
-def _is_graph(layer: keras.layers.Layer) -> bool:
-    # The class of functional models has no public name.
-    return isinstance(layer, keras.Model) and type(layer).call.__qualname__ in (
-        "Functional.call",
-        "Sequential.call",
-    )
 
 
 def _uncast(layer: Any) -> Callable[..., Any]:
