@@ -28,10 +28,12 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from collections.abc import Collection
 
 import keras
 import numpy as np
 
+from tf_tickets.network.kinds import kind_of
 from tf_tickets.selection import layers_of, prunable_weights, view_of
 
 _FEWEST_ZEROS = 2 / 3
@@ -104,7 +106,8 @@ def sparse_inference_policy(model: keras.Model) -> list[LayerPolicy]:
     weights = prunable_weights(model)
     # Innermost layers come last in the walk and own their weights.
     layers = {key: owners[id(v)] for key, v in weights.items()}
-    pointwise = [k for k in weights if _is_pointwise(layers[k])]
+    methods = {k: _methods_of(layers[k]) for k in weights}
+    pointwise = [k for k in weights if "XNNPACK" in methods[k]]
     zeros = sum(
         weights[k].numpy().size - np.count_nonzero(weights[k].numpy())
         for k in pointwise
@@ -115,7 +118,7 @@ def sparse_inference_policy(model: keras.Model) -> list[LayerPolicy]:
     for key, variable in weights.items():
         value = view_of(variable)
         by = "XNNPACK"
-        if type(layers[key]) is keras.layers.Dense:
+        if "LiteRT" in methods[key]:
             by = "LiteRT"
             reason = _not_in_blocks(value)
         elif key not in pointwise:
@@ -159,13 +162,9 @@ def notes() -> list[str]:
     return [_HERE] if is_x86 else []
 
 
-def _is_pointwise(layer: keras.layers.Layer) -> bool:
-    return (
-        type(layer) is keras.layers.Conv2D
-        and layer.kernel_size == (1, 1)
-        and layer.strides == (1, 1)
-        and layer.groups == 1
-    )
+def _methods_of(layer: keras.layers.Layer) -> Collection[str]:
+    rule = kind_of(layer).kernels
+    return () if rule is None else rule(layer)
 
 
 def _missing(model: keras.Model) -> str:

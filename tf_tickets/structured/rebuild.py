@@ -9,9 +9,9 @@ import keras
 import numpy as np
 
 from tf_tickets import masking
+from tf_tickets.network.channels import Channels
 from tf_tickets.network.graph import functional_view, is_graph
 from tf_tickets.selection import named_weights, unique_keys, view_of
-from tf_tickets.structured.channels import Channels
 
 Values = Mapping[int, np.ndarray]
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from tf_tickets import archive, masking
 from tf_tickets.masks import Masks, check_weights_option, shapes_of
+from tf_tickets.network.kinds import kind_of
 from tf_tickets.selection import layers_of, match_keys, named_weights
 
 
@@ -190,9 +191,8 @@ def channel_axis(model: keras.Model, variable: keras.Variable) -> int:
     rank = len(variable.shape)
     if rank == 1:
         return 0
-    transposed = any(
-        getattr(layer, "kernel", None) is variable
-        and "Transpose" in type(layer).__name__
-        for layer in layers_of(model)
-    )
-    return rank - 2 if transposed else rank - 1
+    name = variable.name
+    for layer in layers_of(model):
+        if getattr(layer, name, None) is variable:
+            return rank + kind_of(layer).axes_of(name)[1]
+    return rank - 1
