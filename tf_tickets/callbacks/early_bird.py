@@ -20,9 +20,7 @@ from tf_tickets.structured.draw import (
     ChannelScores,
     Criterion,
     Drawing,
-)
-from tf_tickets.structured.draw import (
-    slimming as penalized,
+    slimming,
 )
 from tf_tickets.structured.ticket import ChannelTicket
 
@@ -187,7 +185,7 @@ class EarlyBird(keras.callbacks.Callback):
             for sparsity in self.sparsities:
                 drawing, _ = self._ranking.draw(sparsity)
                 self._push(sparsity, drawing)
-        self._penalty.enter_context(penalized(self.model, self.slimming))
+        self._penalty.enter_context(slimming(self.model, self.slimming))
 
     def on_epoch_begin(
         self, epoch: int, logs: dict[str, Any] | None = None

@@ -41,7 +41,8 @@ class Flow:
             can be followed.
         axis: Position of the axis, batch axis counted; rules may count from
             the end, as in NumPy.
-        why: If no channel can be followed: the reason.
+        why: If no channel can be followed: the reason. Atoms that are known
+            all the same came with the question, and stay.
     """
 
     atoms: Atoms | None = None
@@ -208,7 +209,7 @@ class Channels:
         self.freeze(atoms, flow.why or reason)
         # The same tensor may be asked again, and must answer the same.
         if flow.atoms is None:
-            self.flows[tensor] = Flow(atoms, axis)
+            self.flows[tensor] = Flow(atoms, axis, flow.why or reason)
         return atoms
 
     def of(self, layer: keras.layers.Layer) -> LayerChannels:

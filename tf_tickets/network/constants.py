@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_tickets.network.channels import Channels, Read
+from tf_tickets.network.channels import Channels, Read, call_name
 from tf_tickets.network.graph import Call
 from tf_tickets.network.kinds import kind_of
 from tf_tickets.selection import view_of
@@ -23,19 +23,28 @@ Constants = dict[int, np.ndarray]
 
 
 def propagate(channels: Channels) -> Constants:
-    """``{tensor: value of each of its channels}``, NaN where it varies."""
+    """``{tensor: value of each of its channels}``, NaN where it varies.
+
+    Raises:
+        ValueError: If a rule returns another number of values.
+    """
     known: Constants = {}
     for call in channels.graph.calls:
         rule = kind_of(call.operation).constants
         for tensor in call.outputs:
-            atoms = channels.flows[tensor].atoms
-            if atoms is None:
+            flow = channels.flows[tensor]
+            if flow.atoms is None:
                 continue
-            known[tensor] = (
-                np.full(atoms.size, np.nan)
-                if rule is None or call.kwargs.get("training")
-                else rule(channels, call, known)
-            )
+            values = np.full(flow.atoms.size, np.nan)
+            if rule and not flow.why and not call.kwargs.get("training"):
+                values = rule(channels, call, known)
+            if values.shape != flow.atoms.shape:
+                raise ValueError(
+                    "A rule must return one value for each channel. Received: "
+                    f"an array of shape {values.shape} for {flow.atoms.size} "
+                    f"channels, from the rule of {call_name(call)}"
+                )
+            known[tensor] = values
     return known
 
 

@@ -33,10 +33,11 @@ from tf_tickets.network.graph import Call, Shape
 from tf_tickets.network.kinds import Rule, kind_of, register
 from tf_tickets.network.weightless import (
     apart_from,
+    axis_set,
     bent,
     check_activation,
     data_axis,
-    layers_named,
+    those_of,
 )
 
 _WEIGHTS = {"kernel", "depthwise_kernel", "pointwise_kernel", "bias"}
@@ -280,6 +281,15 @@ def layer_norm(channels: Channels, call: Call) -> Flow:
     return apart_from(channels, call, call.operation.axis, why)
 
 
+def rms_norm(channels: Channels, call: Call) -> Flow:
+    rank = len(channels.shape(call.inputs[0]))
+    found = axis_set(call.operation.axis, rank)
+    if found != set(range(rank - len(found), rank)):
+        # Keras lays its scale along the last axes, whatever it normalizes.
+        raise Unfollowed("normalizes axes before the last")
+    return layer_norm(channels, call)
+
+
 def prelu(channels: Channels, call: Call) -> Flow:
     layer = call.operation
     flow = channels.entering(call)
@@ -477,10 +487,10 @@ register(
     constants=instance_normed,
     flops=no_flops,
 )
+register(keras.layers.LayerNormalization, channels=layer_norm, flops=no_flops)
 register(
-    keras.layers.LayerNormalization,
-    *layers_named("RMSNormalization"),
-    channels=layer_norm,
+    *those_of(keras.layers, "RMSNormalization"),
+    channels=rms_norm,
     flops=no_flops,
 )
 register(keras.layers.Normalization, flops=no_flops)

@@ -103,12 +103,12 @@ def apart_from(channels: Channels, call: Call, axes: Any, why: str) -> Flow:
     """
     flow = channels.entering(call)
     rank = len(channels.shape(call.inputs[0]))
-    if flow.axis in _axes(axes, rank):
+    if flow.axis in axis_set(axes, rank):
         raise Unfollowed(why)
     return flow
 
 
-def _axes(axes: Any, rank: int) -> set[int]:
+def axis_set(axes: Any, rank: int) -> set[int]:
     """What Keras takes for axes, as a set of positions."""
     if axes is None:
         return set(range(rank))
@@ -141,7 +141,7 @@ def data_axis(channels: Channels, call: Call) -> int:
 
 
 def spatial(channels: Channels, call: Call) -> Flow:
-    """Pooling, cropping, resizing: axes other than the channels'."""
+    """Pooling, cropping, resizing: along axes other than the channels'."""
     axis = data_axis(channels, call)
     flow = channels.entering(call)
     if flow.atoms is None:
@@ -150,14 +150,6 @@ def spatial(channels: Channels, call: Call) -> Flow:
         raise Unfollowed("works along the axis of the channels")
     rank = len(channels.shape(call.outputs[0]))
     return Flow(flow.atoms, axis if axis < rank else rank - 1)
-
-
-def sequence(channels: Channels, call: Call) -> Flow:
-    """Padding, cropping, up-sampling of (batch, steps, channels)."""
-    flow = channels.entering(call)
-    if flow.atoms is not None and flow.axis != 2:
-        raise Unfollowed("works along the axis of the channels")
-    return flow
 
 
 def padding(channels: Channels, call: Call) -> Flow:
@@ -210,7 +202,7 @@ def reduction(channels: Channels, call: Call) -> Flow:
     if np.ndim(getattr(operation, "initial", 0)):
         raise Unfollowed("starts from a value for each channel")
     rank = len(channels.shape(call.inputs[0]))
-    gone = _axes(operation.axis, rank)
+    gone = axis_set(operation.axis, rank)
     if flow.axis in gone:
         raise Unfollowed("reduces the axis of the channels")
     if operation.keepdims:
@@ -388,36 +380,33 @@ def _reads_arrays(call: Call) -> bool:
 
 # --- the entries -------------------------------------------------------------
 
+_CURVES = (
+    "relu relu6 leaky_relu elu selu celu gelu silu sigmoid hard_sigmoid "
+    "hard_silu hard_tanh hard_shrink soft_shrink tanh tanh_shrink softplus "
+    "softsign log_sigmoid squareplus sparse_plus sparse_sigmoid threshold "
+)
 
-def layers_named(names: str) -> list[Any]:
-    """The layers of these names; not every Keras has them all."""
-    found = (getattr(keras.layers, name, None) for name in names.split())
-    return [layer for layer in found if layer is not None]
 
-
-def _named_in(module: Any, names: str) -> list[Any]:
+def those_of(module: Any, names: str) -> list[Any]:
+    """What a module has of these names; not every Keras has them all."""
     found = (getattr(module, name, None) for name in names.split())
-    return [function for function in found if function is not None]
+    return [one for one in found if one is not None]
 
 
 register(
-    *layers_named(
+    *those_of(
+        keras.layers,
         "ReLU LeakyReLU ELU Identity Dropout AlphaDropout GaussianDropout "
         "GaussianNoise SpatialDropout1D SpatialDropout2D SpatialDropout3D "
-        "ActivityRegularization"
+        "ActivityRegularization",
     ),
-    *_named_in(
+    *those_of(
         keras.activations,
-        "linear relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid "
-        "hard_sigmoid hard_silu hard_tanh hard_shrink soft_shrink tanh "
-        "tanh_shrink softplus softsign exponential log_sigmoid squareplus "
-        "sparse_plus sparse_sigmoid threshold",
+        _CURVES + "linear exponential mish",
     ),
-    *_named_in(
+    *those_of(
         keras.ops,
-        "relu relu6 leaky_relu elu selu celu gelu silu sigmoid hard_sigmoid "
-        "hard_silu hard_tanh log_sigmoid tanh softplus softsign negative "
-        "absolute square sqrt exp clip",
+        _CURVES + "negative absolute square sqrt exp clip",
     ),
     channels=elementwise,
     constants=computed,
@@ -425,8 +414,8 @@ register(
 register(keras.layers.Activation, channels=activation, constants=activated)
 register(
     keras.layers.Softmax,
-    *_named_in(keras.activations, "softmax log_softmax"),
-    *_named_in(keras.ops, "softmax log_softmax"),
+    *those_of(keras.activations, "softmax log_softmax"),
+    *those_of(keras.ops, "softmax log_softmax"),
     channels=softmax,
 )
 register(
@@ -434,7 +423,8 @@ register(
 )
 register(keras.layers.Rescaling, channels=rescaling, constants=computed)
 register(
-    *layers_named(
+    *those_of(
+        keras.layers,
         " ".join(
             f"{kind}{n}D"
             for kind in (
@@ -447,21 +437,17 @@ register(
             )
             for n in (1, 2, 3)
         )
-        + " UpSampling2D UpSampling3D Cropping2D Cropping3D"
+        + " UpSampling1D UpSampling2D UpSampling3D"
+        + " Cropping1D Cropping2D Cropping3D",
     ),
     channels=spatial,
     constants=unchanged,
 )
 # These may fill what lies outside.
-register(*layers_named("Resizing CenterCrop"), channels=spatial)
+register(*those_of(keras.layers, "Resizing CenterCrop"), channels=spatial)
+register(keras.layers.ZeroPadding1D, channels=spatial, constants=zeros_only)
 register(
-    *layers_named("UpSampling1D Cropping1D"),
-    channels=sequence,
-    constants=unchanged,
-)
-register(keras.layers.ZeroPadding1D, channels=sequence, constants=zeros_only)
-register(
-    *layers_named("ZeroPadding2D ZeroPadding3D"),
+    *those_of(keras.layers, "ZeroPadding2D ZeroPadding3D"),
     channels=padding,
     constants=padded,
 )
@@ -470,8 +456,8 @@ register(keras.layers.Reshape, channels=reshape, constants=reshaped)
 register(keras.layers.Permute, channels=permute, constants=unchanged)
 register(keras.layers.RepeatVector, channels=repeat, constants=unchanged)
 register(
-    *layers_named("Add Subtract Average Maximum Minimum"),
-    *_named_in(keras.ops, "add subtract maximum minimum divide true_divide"),
+    *those_of(keras.layers, "Add Subtract Average Maximum Minimum"),
+    *those_of(keras.ops, "add subtract maximum minimum divide true_divide"),
     channels=merge,
     constants=computed,
 )
@@ -488,7 +474,7 @@ register(
     constants=concatenated,
 )
 register(
-    *_named_in(keras.ops, "mean max min"),
+    *those_of(keras.ops, "mean max min"),
     channels=reduction,
     constants=computed,
 )

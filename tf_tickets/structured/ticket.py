@@ -194,5 +194,5 @@ def channel_axis(model: keras.Model, variable: keras.Variable) -> int:
     name = variable.name
     for layer in layers_of(model):
         if getattr(layer, name, None) is variable:
-            return rank + kind_of(layer).axes_of(name)[1]
+            return kind_of(layer).axes_of(name)[1] % rank
     return rank - 1
