@@ -1,7 +1,6 @@
 """Every entry of the table of layer kinds keeps what it says."""
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 
 import keras
@@ -60,188 +59,109 @@ def sample(target, use, shape=IMAGE, **facts):
         SAMPLES[target] = Sample(use, shape, **facts)
 
 
-def layer_named(name):
-    return getattr(layers, name, None)
+def layer(name, *arguments, shape=IMAGE, **options):
+    """A sample of a layer that is made of these and called."""
+    kind = getattr(layers, name, None)
+    facts = {
+        "keeps": options.pop("keeps", False),
+        "macs": options.pop("macs", 0),
+    }
+    sample(kind, lambda y: kind(*arguments, **options)(y), shape, **facts)
 
 
-for name in ("ReLU", "LeakyReLU", "ELU", "Identity"):
-    sample(layer_named(name), layer_named(name)())
-for name in ("Dropout", "AlphaDropout", "GaussianDropout", "GaussianNoise"):
-    sample(layer_named(name), lambda y, name=name: layer_named(name)(0.5)(y))
-for size, shape in SHAPES.items():
-    sample(
-        layer_named(f"SpatialDropout{size}"),
-        lambda y, size=size: layer_named(f"SpatialDropout{size}")(0.5)(y),
-        shape,
-    )
-    for kind in ("MaxPooling", "AveragePooling", "UpSampling", "Cropping"):
-        sample(
-            layer_named(f"{kind}{size}"),
-            lambda y, n=f"{kind}{size}": layer_named(n)(
-                1 if "Crop" in n else 2
-            )(y),
-            shape,
-        )
-    for kind in ("GlobalMaxPooling", "GlobalAveragePooling", "ZeroPadding"):
-        sample(
-            layer_named(f"{kind}{size}"),
-            lambda y, n=f"{kind}{size}": layer_named(n)()(y),
-            shape,
-        )
-    for kind in ("AdaptiveMaxPooling", "AdaptiveAveragePooling"):
-        sample(
-            layer_named(f"{kind}{size}"),
-            lambda y, n=f"{kind}{size}": layer_named(n)(2)(y),
-            shape,
-        )
-sample(
-    layers.ActivityRegularization,
-    lambda y: layers.ActivityRegularization(0.1)(y),
-)
-sample(layers.Activation, lambda y: layers.Activation("sigmoid")(y))
-sample(layers.Softmax, lambda y: layers.Softmax(axis=1)(y))
-sample(
-    layers.UnitNormalization,
-    lambda y: layers.UnitNormalization()(y),
-    keeps=True,
-)
-sample(layers.Rescaling, lambda y: layers.Rescaling(2.0, 0.5)(y))
-sample(layers.Resizing, lambda y: layers.Resizing(9, 9)(y))
-sample(layers.CenterCrop, lambda y: layers.CenterCrop(4, 4)(y))
-sample(layers.Flatten, lambda y: layers.Flatten()(y))
-sample(layers.Reshape, lambda y: layers.Reshape((12, 3, 4))(y))
-sample(layers.Permute, lambda y: layers.Permute((2, 3, 1))(y))
-sample(layers.RepeatVector, lambda y: layers.RepeatVector(5)(y), (3,))
-for name in ("Add", "Subtract", "Average", "Maximum", "Minimum"):
-    sample(
-        layer_named(name),
-        lambda y, name=name: layer_named(name)()([y, ops.tanh(y)]),
-    )
+for name in "ReLU LeakyReLU ELU Identity".split():
+    layer(name)
+for name in "Dropout AlphaDropout GaussianDropout GaussianNoise".split():
+    layer(name, 0.5)
+for n, shape in SHAPES.items():
+    layer(f"SpatialDropout{n}", 0.5, shape=shape)
+    layer(f"Cropping{n}", 1, shape=shape)
+    layer(f"ZeroPadding{n}", shape=shape)
+    layer(f"UpSampling{n}", 2, shape=shape)
+    for name in "MaxPooling AveragePooling".split():
+        layer(f"{name}{n}", 2, shape=shape)
+        layer(f"Global{name}{n}", shape=shape)
+        layer(f"Adaptive{name}{n}", 2, shape=shape)
+layer("ActivityRegularization", 0.1)
+layer("Activation", "sigmoid")
+layer("Softmax", axis=1)
+layer("UnitNormalization", keeps=True)
+layer("Rescaling", 2.0, 0.5)
+layer("Resizing", 9, 9)
+layer("CenterCrop", 4, 4)
+layer("Flatten")
+layer("Reshape", (12, 3, 4))
+layer("Permute", (2, 3, 1))
+layer("RepeatVector", 5, shape=(3,))
+for name in "Add Subtract Average Maximum Minimum".split():
+    kind = getattr(layers, name)
+    sample(kind, lambda y, kind=kind: kind()([y, ops.tanh(y)]))
 # Zero times what varies.
 sample(layers.Multiply, lambda y: layers.Multiply()([y, layers.Dense(4)(y)]))
 sample(ops.multiply, lambda y: y * layers.Dense(4)(y))
 sample(layers.Concatenate, lambda y: layers.Concatenate()([y, ops.tanh(y)]))
 sample(ops.concatenate, lambda y: ops.concatenate([y, ops.tanh(y)], axis=1))
-for name in ("add", "subtract", "maximum", "minimum"):
-    sample(
-        getattr(ops, name),
-        lambda y, name=name: getattr(ops, name)(y, ops.tanh(y)),
-    )
-for name in ("divide", "true_divide"):
-    sample(
-        getattr(ops, name),
-        lambda y, name=name: getattr(ops, name)(y, ops.exp(y)),
-    )
-for name in ("mean", "sum"):
-    sample(
-        getattr(ops, name),
-        lambda y, name=name: getattr(ops, name)(y, axis=(1, 2)),
-    )
+for f in (ops.add, ops.subtract, ops.maximum, ops.minimum):
+    sample(f, lambda y, f=f: f(y, ops.tanh(y)))
+for f in (ops.divide, ops.true_divide):
+    sample(f, lambda y, f=f: f(y, ops.exp(y)))
+for f in (ops.mean, ops.sum):
+    sample(f, lambda y, f=f: f(y, axis=(1, 2)))
 sample(ops.max, lambda y: ops.max(y, axis=1, keepdims=True, initial=0.5))
 sample(ops.min, lambda y: ops.min(y, axis=(1, 2), initial=0.5))
-for name in (
+CURVES = (
     "relu relu6 leaky_relu elu selu celu gelu silu sigmoid hard_sigmoid "
     "hard_silu hard_tanh hard_shrink soft_shrink tanh tanh_shrink softplus "
-    "softsign log_sigmoid squareplus sparse_plus sparse_sigmoid negative "
-    "absolute square exp"
-).split():
-    sample(getattr(ops, name), lambda y, name=name: getattr(ops, name)(y))
+    "softsign log_sigmoid squareplus sparse_plus sparse_sigmoid"
+)
+for name in f"{CURVES} negative absolute square exp".split():
+    sample(getattr(ops, name), getattr(ops, name))
 sample(ops.sqrt, lambda y: ops.sqrt(ops.square(y) + 1.0))
-sample(ops.threshold, lambda y: ops.threshold(y, 0.1, 0.2))
 sample(ops.clip, lambda y: ops.clip(y, 0.1, 0.5))
-for name in (
-    "linear relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid "
-    "hard_sigmoid hard_silu hard_tanh hard_shrink soft_shrink tanh "
-    "tanh_shrink softplus softsign exponential log_sigmoid squareplus "
-    "sparse_plus sparse_sigmoid threshold"
-).split():
-    function = getattr(activations, name, None)
-    if name == "threshold":  # it has no defaults, and so is no activation
-        sample(function, lambda y: activations.threshold(y, 0.1, 0.2))
-    else:  # as a node of the graph, and as part of a layer
-        sample(
-            function,
-            lambda y, f=function: layers.Activation(f)(
-                # Keras cannot put these two into a graph.
-                y if f.__name__ in ("mish", "hard_silu") else f(y)
-            ),
-        )
-for module, name in itertools.product(
-    (activations, ops), ("softmax", "log_softmax")
-):
-    function = getattr(module, name)
-    sample(
-        function,
-        lambda y, f=function: (
-            layers.Activation(f)(layers.Permute((3, 1, 2))(y))
-            if f.__module__.startswith("keras.src.activations")
-            else f(y, axis=1)
-        ),
-    )
+for module in (ops, activations):  # not as part of a layer: no defaults
+    f = module.threshold
+    sample(f, lambda y, f=f: f(y, 0.1, 0.2))
+    for f in (module.softmax, module.log_softmax):
+        sample(f, lambda y, f=f: along_positions(f, y))
+for name in f"{CURVES} linear exponential mish".split():
+    f = getattr(activations, name)
+    # As a node of the graph, and as part of a layer; Keras cannot put two of
+    # them into a graph.
+    node = (lambda y: y) if name in ("mish", "hard_silu") else f
+    sample(f, lambda y, f=f, node=node: layers.Activation(f)(node(y)))
+
+
+def along_positions(function, y):
+    """Channels first, so that a softmax of the last axis keeps them apart."""
+    y = layers.Permute((3, 1, 2))(y)
+    if kinds.operation_of(function):
+        return function(y)
+    return layers.Activation(function)(y)
+
 
 # Layers with weights; the tensor that comes in is 6 x 6 x 4 or the like.
-sample(layers.Dense, lambda y: layers.Dense(5)(y), macs=36 * 4 * 5)
-sample(
-    layers.EinsumDense,
-    lambda y: layers.EinsumDense("abcd,dbe->ace", (6, 5))(y),
-    macs=6 * 4 * 6 * 5,
-)
-sample(layers.Conv1D, lambda y: layers.Conv1D(5, 3)(y), LINE, macs=4 * 60)
-sample(layers.Conv2D, lambda y: layers.Conv2D(6, 3)(y), macs=16 * 9 * 4 * 6)
-sample(
-    layers.Conv3D, lambda y: layers.Conv3D(5, 3)(y), BLOCK, macs=8 * 27 * 4 * 5
-)
-sample(
-    layers.Conv1DTranspose,
-    lambda y: layers.Conv1DTranspose(5, 1)(y),
-    LINE,
-    macs=6 * 4 * 5,
-)
-sample(
-    layers.Conv2DTranspose,
-    lambda y: layers.Conv2DTranspose(5, 1)(y),
-    macs=36 * 4 * 5,
-)
-sample(
-    layers.Conv3DTranspose,
-    lambda y: layers.Conv3DTranspose(5, 1)(y),
-    BLOCK,
-    macs=64 * 4 * 5,
-)
-sample(
-    layers.DepthwiseConv1D,
-    lambda y: layers.DepthwiseConv1D(3, depth_multiplier=2)(y),
-    LINE,
-    macs=4 * 3 * 4 * 2,
-)
-sample(
-    layers.DepthwiseConv2D,
-    lambda y: layers.DepthwiseConv2D(3)(y),
-    macs=16 * 9 * 4,
-)
-sample(
-    layers.SeparableConv1D,
-    lambda y: layers.SeparableConv1D(5, 3)(y),
-    LINE,
-    macs=4 * (3 * 4 + 4 * 5),
-)
-sample(
-    layers.SeparableConv2D,
-    lambda y: layers.SeparableConv2D(5, 3, depth_multiplier=2)(y),
-    macs=16 * (9 * 8 + 8 * 5),
-)
+layer("Dense", 5, macs=36 * 4 * 5)
+layer("EinsumDense", "abcd,dbe->ace", (6, 5), macs=6 * 4 * 6 * 5)
+layer("Conv1D", 5, 3, shape=LINE, macs=4 * 3 * 4 * 5)
+layer("Conv2D", 6, 3, macs=16 * 9 * 4 * 6)
+layer("Conv3D", 5, 3, shape=BLOCK, macs=8 * 27 * 4 * 5)
+layer("Conv1DTranspose", 5, 1, shape=LINE, macs=6 * 4 * 5)
+layer("Conv2DTranspose", 5, 1, macs=36 * 4 * 5)
+layer("Conv3DTranspose", 5, 1, shape=BLOCK, macs=64 * 4 * 5)
+layer("DepthwiseConv1D", 3, depth_multiplier=2, shape=LINE, macs=4 * 3 * 4 * 2)
+layer("DepthwiseConv2D", 3, macs=16 * 9 * 4)
+layer("SeparableConv1D", 5, 3, shape=LINE, macs=4 * (3 * 4 + 4 * 5))
+layer("SeparableConv2D", 5, 3, depth_multiplier=2, macs=16 * (9 * 8 + 8 * 5))
 sample(layers.Embedding, None, (5,))
-sample(layers.BatchNormalization, lambda y: layers.BatchNormalization()(y))
-sample(layers.GroupNormalization, lambda y: layers.GroupNormalization(-1)(y))
+layer("BatchNormalization")
+layer("GroupNormalization", -1)
+layer("LayerNormalization", axis=1)
+layer("Normalization", axis=(1, 3))
+layer("PReLU", shared_axes=[1, 2])
 sample(
-    layers.LayerNormalization, lambda y: layers.LayerNormalization(axis=1)(y)
-)
-sample(
-    layer_named("RMSNormalization"),
+    getattr(layers, "RMSNormalization", None),
     lambda y: layers.RMSNormalization()(layers.Permute((3, 1, 2))(y)),
 )
-sample(layers.Normalization, lambda y: layers.Normalization(axis=(1, 3))(y))
-sample(layers.PReLU, lambda y: layers.PReLU(shared_axes=[1, 2])(y))
 
 
 def targets():
@@ -278,14 +198,14 @@ def network(target, bias=0.7):
         entry = keras.Input(chosen.shape)
         maker = layers.Dense(4, name="maker")
         y = chosen.use(maker(entry))
-    for layer in keras.Model(entry, y).layers:
-        for weight in layer.weights:  # no bias or scale is trivial
+    for one in keras.Model(entry, y).layers:
+        for weight in one.weights:  # no bias or scale is trivial
             if len(weight.shape) == 1 or weight.name in ("gamma", "alpha"):
                 weight.assign(rng.uniform(0.5, 1.5, weight.shape))
-            elif "kernel" in weight.name and layer is not maker:
+            elif "kernel" in weight.name and one is not maker:
                 # The first channel that it makes is its bias.
                 value = weight.numpy()
-                axis = kind_of(layer).axes_of(weight.name)[1]
+                axis = kind_of(one).axes_of(weight.name)[1]
                 np.moveaxis(value, axis, 0)[0] = 0
                 weight.assign(value)
     if target is not layers.Embedding:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import keras
 import numpy as np
 
+from tf_tickets import checks
 from tf_tickets.masks import check_mappings
 from tf_tickets.network.graph import Call, Graph, trace
 from tf_tickets.network.kinds import kind_of
@@ -206,6 +207,9 @@ class TrainingLedger:
         epochs: Epochs of training it in full.
         samples: Samples in an epoch.
 
+    Raises:
+        ValueError: If a number is not a whole one.
+
     Example:
 
     >>> import tf_tickets as tt
@@ -223,7 +227,12 @@ class TrainingLedger:
     def __init__(
         self, dense: keras.Model | FlopsReport, *, epochs: int, samples: int
     ) -> None:
-        self.dense = Phase("dense", epochs, samples, _report(dense).training)
+        self.dense = Phase(
+            "dense",
+            checks.whole("epochs", epochs),
+            checks.whole("samples", samples),
+            _report(dense).training,
+        )
         self.phases: list[Phase] = []
 
     def add(
@@ -240,11 +249,18 @@ class TrainingLedger:
             name: What it is for.
             model: What is trained, or its report.
             epochs: For how long.
-            bits: Bits per value.
+            bits: Bits per value. Default: 32.
+
+        Raises:
+            ValueError: If a number is not a whole one.
         """
         self.phases.append(
             Phase(
-                name, epochs, self.dense.samples, _report(model).training, bits
+                name,
+                checks.whole("epochs", epochs, least=0),
+                self.dense.samples,
+                _report(model).training,
+                checks.whole("bits", bits),
             )
         )
 

@@ -358,7 +358,7 @@ def _checked(channels: Channels, call: Call, tensor: int, flow: Flow) -> Flow:
 def owners(channels: Channels, model: keras.Model) -> dict[str, Atoms]:
     """``{weight's key: atoms}`` for every weight that can name channels.
 
-    These are the scales of normalisation layers and the kernels (by their
+    These are the scales of normalization layers and the kernels (by their
     output channels); the keys are those of `tf_tickets.prunable_weights`.
     """
     keys = {id(v): key for key, v in named_weights(model).items()}
@@ -368,7 +368,7 @@ def owners(channels: Channels, model: keras.Model) -> dict[str, Atoms]:
             axes = entry.slices.get(variable.name, {})
             if id(variable) not in keys:
                 continue
-            if variable.name in ("gamma", "scale"):
+            if variable.name in ("gamma", "scale") and 0 in axes:
                 found[keys[id(variable)]] = axes[0]
             elif len(variable.shape) > 1 and any(
                 atoms is entry.made for atoms in axes.values()

@@ -40,7 +40,7 @@ class Drawing:
     undecided: Mapping[str, np.ndarray]
 
     def distance(self, other: Drawing) -> float:
-        """Normalised Hamming distance; what a tie decides counts as different.
+        """Normalized Hamming distance; what a tie decides counts as different.
 
         A distance of 0 thus says that the scores demand the same masks, not
         that ties were broken alike.
@@ -244,7 +244,7 @@ class Slimming(keras.regularizers.Regularizer):
 
     Args:
         strength: s.
-        inner: The regulariser that the variable had before, or `None`.
+        inner: The regularizer that the variable had before, or `None`.
     """
 
     def __init__(
@@ -267,7 +267,7 @@ def slimming(model: keras.Model, strength: float = 1e-4) -> Iterator[None]:
 
     Inside the block each training step adds $s \cdot \operatorname{sign}
     (\gamma)$ to the gradient of every trainable scale γ. Values of losses and
-    the layers' own regularisers stay as they are, and everything is put back
+    the layers' own regularizers stay as they are, and everything is put back
     at the end of the block.
 
     Args:

@@ -16,11 +16,11 @@ from tf_tickets.selection import layers_of, match_keys, named_weights
 
 
 class ChannelTicket(Masks):
-    """One mask per normalisation layer or kernel: which channels it keeps.
+    """One mask per normalization layer or kernel: which channels it keeps.
 
     Args:
         masks: ``{key: 1-D boolean array}``, `True` = kept. A key is the path
-            of a normalisation layer's scale, or of a kernel, whose output
+            of a normalization layer's scale, or of a kernel, whose output
             channels the mask then names.
         weights: ``{path: array}``: the weights to inherit, or `None`.
         metadata: JSON values that say where the ticket came from.
@@ -90,7 +90,7 @@ class ChannelTicket(Masks):
         """Put the ticket into ``model``: pruned channels are held at zero.
 
         The model keeps its size; `tf_tickets.structured.shrink` makes it
-        small. Scale and offset of a normalisation layer are masked, or kernel
+        small. Scale and offset of a normalization layer are masked, or kernel
         and bias where the key names a kernel, until `tf_tickets.release`.
 
         Args:
