@@ -219,11 +219,15 @@ class Channels:
     def claim(
         self, layer: keras.layers.Layer, name: str, axis: int, atoms: Atoms
     ) -> None:
-        """``atoms`` index the variable ``name`` along ``axis``.
+        """``atoms`` index the weight ``name`` along ``axis``, if it exists.
 
         A layer that is called again has the same weights, so its channels are
         tied to those of its first call.
         """
+        shapes = [v.shape for v in layer.weights if v.name == name]
+        if not shapes:
+            return
+        axis %= len(shapes[0])
         axes = self.of(layer).slices.setdefault(name, {})
         if axis in axes:
             self.tie(axes[axis], atoms)

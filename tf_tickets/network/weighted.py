@@ -70,7 +70,7 @@ def makes(size: str, uniform: Callable[[Any], bool]) -> Rule:
                 first, *others = atoms.reshape(groups, -1)
                 for group in others:
                     channels.tie(first, group)
-        ins, outs = _positive_axes(layer, "kernel")
+        ins, outs = kind_of(layer).axes_of("kernel")
         channels.claim(layer, "kernel", ins, read[: read.size // groups])
         channels.claim(layer, "kernel", outs, made)
         channels.claim(layer, "bias", 0, made)
@@ -88,7 +88,7 @@ def _per_channel_groups(
 ) -> Flow:
     layer = call.operation
     made = np.repeat(read, layer.filters // layer.groups)
-    channels.claim(layer, "kernel", _positive_axes(layer, "kernel")[1], made)
+    channels.claim(layer, "kernel", -1, made)
     channels.claim(layer, "bias", 0, made)
     channels.configure(layer, "filters", int, made)
     channels.configure(layer, "groups", int, read)
@@ -102,8 +102,7 @@ def depthwise(channels: Channels, call: Call) -> Flow:
     read = channels.along(call, axis)
     made = np.repeat(read, layer.depth_multiplier)
     # Keras calls the variable of a depthwise convolution "kernel" too.
-    name = layer.kernel.name
-    channels.claim(layer, name, _positive_axes(layer, name)[0], read)
+    channels.claim(layer, layer.kernel.name, -2, read)
     channels.claim(layer, "bias", 0, made)
     return _activated(channels, call, made, axis)
 
@@ -115,11 +114,9 @@ def separable(channels: Channels, call: Call) -> Flow:
     read = channels.along(call, axis)
     made = channels.make(layer, layer.filters)
     between = np.repeat(read, layer.depth_multiplier)
-    first, _ = _positive_axes(layer, "depthwise_kernel")
-    ins, outs = _positive_axes(layer, "pointwise_kernel")
-    channels.claim(layer, "depthwise_kernel", first, read)
-    channels.claim(layer, "pointwise_kernel", ins, between)
-    channels.claim(layer, "pointwise_kernel", outs, made)
+    channels.claim(layer, "depthwise_kernel", -2, read)
+    channels.claim(layer, "pointwise_kernel", -2, between)
+    channels.claim(layer, "pointwise_kernel", -1, made)
     channels.claim(layer, "bias", 0, made)
     channels.configure(layer, "filters", int, made)
 
@@ -170,12 +167,6 @@ def unpadded(layer: Any) -> bool:
 def one_to_one(layer: Any) -> bool:
     # Strides leave gaps between the inputs, and borders see fewer.
     return set(layer.kernel_size) | set(layer.strides) == {1}
-
-
-def _positive_axes(layer: Any, name: str) -> tuple[int, int]:
-    rank = len(getattr(layer, name).shape)
-    ins, outs = kind_of(layer).axes_of(name)
-    return ins % rank, outs % rank
 
 
 def _activated(channels: Channels, call: Call, made: Atoms, axis: int) -> Flow:
@@ -332,7 +323,7 @@ def separable_flops(layer: Any, read: Shape, made: Shape) -> Uses:
 
 
 def einsum_flops(layer: Any, read: Shape, made: Shape) -> Uses:
-    names, _, rest = layer.equation.partition(",")
+    names, _, rest = layer.equation.replace(" ", "").partition(",")
     kernel, _, _ = rest.partition("->")
     if "." in names:
         # "...ab": what stands for the dots, but for the batch, is free.
