@@ -10,8 +10,7 @@ import tf_tickets as tt
 from tests.conftest import batches, compiled
 from tf_tickets.callbacks import EarlyBird, LowPrecision, low_precision
 from tf_tickets.callbacks.low_precision import block_floating_point
-from tf_tickets.structured.draw import Drawing
-from tf_tickets.structured.slimming import Slimming
+from tf_tickets.structured.draw import Drawing, Slimming
 
 pytestmark = pytest.mark.filterwarnings("ignore:Training ended before")
 
@@ -361,7 +360,7 @@ def test_diverged_weights_stop_the_search_at_once(data):
         ({"epsilon": -0.1}, "epsilon"),
         ({"epsilon": True}, "epsilon"),
         ({"criterion": "taylor"}, "criterion"),
-        ({"slimming": -1}, "penalty"),
+        ({"slimming": -1}, "slimming"),
     ],
 )
 def test_bad_arguments_are_one_clear_error(options, message):

@@ -148,6 +148,34 @@ def test_the_ledger_adds_up():
     assert "1.67 times less" in str(ledger) and "search" in str(ledger)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"epochs": 0}, {"epochs": 1.5}, {"epochs": 1, "samples": True}],
+)
+def test_a_ledger_counts_in_whole_numbers(options):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    with pytest.raises(ValueError, match="whole number.* Received: "):
+        TrainingLedger(model, **{"samples": 10, **options})
+    ledger = TrainingLedger(model, epochs=np.int64(2), samples=10)
+    with pytest.raises(ValueError, match="`bits` .* Received: "):
+        ledger.add("search", model, epochs=1, bits=0)
+
+
+def test_what_is_only_called_like_a_known_layer_is_not_counted():
+    class Conv2D(layers.Conv2D):
+        pass
+
+    image = keras.Input((6, 6, 3))
+    x = Conv2D(4, 3, name="own")(image)
+    x = layers.SpectralNormalization(layers.Dense(2), name="wrapped")(x)
+    report = flops(keras.Model(image, x))
+    assert report.macs == 0
+    assert report.uncounted == (
+        "own (Conv2D)",
+        "wrapped (SpectralNormalization)",
+    )
+
+
 def test_open_sizes_need_an_input_shape():
     model = keras.Sequential(
         [keras.Input((None, None, 3)), layers.Conv2D(4, 3)]

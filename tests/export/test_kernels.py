@@ -7,7 +7,8 @@ import tensorflow as tf
 
 from tests.export.conftest import close
 from tf_tickets.export.choosing import _prepared
-from tf_tickets.export.kernels import contracted_axes, methods_for, outputs_of
+from tf_tickets.export.kernels import methods_for, outputs_of
+from tf_tickets.network.weighted import contracted_axes
 
 CONVOLUTIONS = [
     dict(kernel_size=3, padding="same"),

@@ -4,10 +4,9 @@ import keras
 import numpy as np
 from keras import layers
 
+from tf_tickets.network.channels import follow, owners
 from tf_tickets.network.graph import trace
 from tf_tickets.selection import layers_of, named_weights
-from tf_tickets.structured.channels import owners
-from tf_tickets.structured.rules import follow
 
 
 def conv_bn(x, filters, size=3, stride=1, relu=True, **options):

@@ -7,6 +7,8 @@ from tf_tickets.analysis.distances import (
 from tf_tickets.analysis.flops import (
     FlopsReport,
     LayerFlops,
+    Phase,
+    TrainingLedger,
     flops,
 )
 from tf_tickets.analysis.flow import (
@@ -26,7 +28,6 @@ from tf_tickets.analysis.landscape import (
     input_landscape,
     loss_landscape,
 )
-from tf_tickets.analysis.ledger import Phase, TrainingLedger
 from tf_tickets.analysis.sanity import SanityReport, sanity_checks
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Floating-point operations of a model, dense and masked, layer by layer."""
+"""Floating-point operations: of a model, layer by layer; of a whole run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 import keras
 import numpy as np
 
+from tf_tickets import checks
 from tf_tickets.masks import check_mappings
 from tf_tickets.network.graph import Call, Graph, trace
+from tf_tickets.network.kinds import kind_of
 from tf_tickets.selection import named_weights, view_of
 
 # A training step runs forward once, and backward twice as long: once for the
@@ -43,7 +45,7 @@ class FlopsReport:
 
     One multiply-accumulate is two floating-point operations (FLOPs). Many
     papers write "FLOPs" for multiply-accumulates: compare `macs` with those.
-    Counted are convolutions and dense layers; activations, normalisation,
+    Counted are convolutions and dense layers; activations, normalization,
     pooling and biases are not, as is customary.
 
     Attributes:
@@ -148,16 +150,14 @@ def flops(
     uncounted: dict[str, None] = {}
     for call in graph.calls:
         layer = call.operation
-        if not isinstance(layer, keras.layers.Layer):
+        if not isinstance(layer, keras.layers.Layer) or not any(
+            len(v.shape) > 1 for v in layer.weights
+        ):
             continue
         uses = _uses(graph, call)
-        if any(id(v) not in kept for v, _ in uses or ()):
-            # A kernel that is computed: with an adapter, or unpacked.
-            uses = None
-        kernels = [v for v in layer.weights if len(v.shape) > 1]
-        if uses is None:
-            if kernels:
-                uncounted[f"{layer.name} ({type(layer).__name__})"] = None
+        if uses is None or any(id(v) not in kept for v, _ in uses):
+            # Not known; or a kernel that is computed: unpacked, adapted.
+            uncounted[f"{layer.name} ({type(layer).__name__})"] = None
             continue
         if not uses:
             continue
@@ -172,6 +172,118 @@ def flops(
             layer.count_params(),
         )
     return FlopsReport(tuple(rows.values()), tuple(uncounted))
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A stretch of training.
+
+    Attributes:
+        name: What it was for.
+        epochs: Its epochs.
+        samples: Samples in an epoch.
+        flops: FLOPs of a training step per sample.
+        bits: Bits per value; for the record, a FLOP counts as one at any
+            width.
+    """
+
+    name: str
+    epochs: int
+    samples: int
+    flops: int
+    bits: int = 32
+
+    @property
+    def total(self) -> int:
+        """FLOPs of the whole phase."""
+        return self.epochs * self.samples * self.flops
+
+
+class TrainingLedger:
+    """FLOPs of a whole run, search and retraining, against dense training.
+
+    Args:
+        dense: The dense model, or its report.
+        epochs: Epochs of training it in full.
+        samples: Samples in an epoch.
+
+    Raises:
+        ValueError: If a number is not a whole one.
+
+    Example:
+
+    >>> import tf_tickets as tt
+    >>> def net(width):
+    ...     return keras.Sequential([
+    ...         keras.Input((8,)), keras.layers.Dense(width),
+    ...         keras.layers.Dense(2)])
+    >>> ledger = TrainingLedger(net(16), epochs=100, samples=1000)
+    >>> ledger.add("search", net(16), epochs=10)
+    >>> ledger.add("retrain", net(4), epochs=90)
+    >>> round(ledger.saving, 2)
+    3.08
+    """
+
+    def __init__(
+        self, dense: keras.Model | FlopsReport, *, epochs: int, samples: int
+    ) -> None:
+        self.dense = Phase(
+            "dense",
+            checks.whole("epochs", epochs),
+            checks.whole("samples", samples),
+            _report(dense).training,
+        )
+        self.phases: list[Phase] = []
+
+    def add(
+        self,
+        name: str,
+        model: keras.Model | FlopsReport,
+        *,
+        epochs: int,
+        bits: int = 32,
+    ) -> None:
+        """Enter a phase.
+
+        Args:
+            name: What it is for.
+            model: What is trained, or its report.
+            epochs: For how long.
+            bits: Bits per value. Default: 32.
+
+        Raises:
+            ValueError: If a number is not a whole one.
+        """
+        self.phases.append(
+            Phase(
+                name,
+                checks.whole("epochs", epochs, least=0),
+                self.dense.samples,
+                _report(model).training,
+                checks.whole("bits", bits),
+            )
+        )
+
+    @property
+    def total(self) -> int:
+        """FLOPs of all phases."""
+        return sum(phase.total for phase in self.phases)
+
+    @property
+    def saving(self) -> float:
+        """How many times more dense training takes."""
+        return self.dense.total / self.total if self.total else math.inf
+
+    def __str__(self) -> str:
+        lines = [f"{'phase':<24}{'epochs':>8}{'bits':>6}{'FLOPs':>14}"]
+        lines += [
+            f"{p.name:<24}{p.epochs:>8}{p.bits:>6}{p.total:>14.4g}"
+            for p in [*self.phases, self.dense]
+        ]
+        lines.append(
+            f"{'in all':<38}{self.total:>14.4g}  {self.saving:.2f} times less"
+        )
+        return "\n".join(lines)
 
 
 def _kept_weights(
@@ -202,54 +314,21 @@ def _kept_weights(
 
 def _uses(graph: Graph, call: Call) -> list[tuple[keras.Variable, int]] | None:
     """``(kernel, how often each of its weights is used)``, if known."""
-    layer, kind = call.operation, type(call.operation).__name__
-    if not layer.weights:
-        return []
+    layer = call.operation
+    rule = kind_of(layer).flops
+    if rule is None:
+        return None
     read, made = graph.shapes[call.inputs[0]], graph.shapes[call.outputs[0]]
-    if kind == "Dense":
-        return [(layer.kernel, _product(layer, made[1:-1]))]
-    if kind.startswith("Conv") and kind.endswith("Transpose"):
-        return [(layer.kernel, _positions(layer, read))]
-    if kind in ("Conv1D", "Conv2D", "Conv3D") or kind.startswith("Depthwise"):
-        return [(layer.kernel, _positions(layer, made))]
-    if kind.startswith("SeparableConv"):
-        positions = _positions(layer, made)
-        return [
-            (layer.depthwise_kernel, positions),
-            (layer.pointwise_kernel, positions),
-        ]
-    if kind == "EinsumDense":
-        return [(layer.kernel, _einsum_uses(layer, read))]
-    # Tables and scales are read, not multiplied into sums.
-    if kind in ("Embedding", "PReLU") or kind.endswith("Normalization"):
-        return []
-    return None
+    uses = []
+    for variable, sizes in rule(layer, read, made):
+        if None in sizes:
+            raise ValueError(
+                "The model leaves sizes open: give `input_shape`. Received: "
+                f"{layer.name} with positions {tuple(sizes)}"
+            )
+        uses.append((variable, math.prod(sizes)))
+    return uses
 
 
-def _positions(layer: keras.layers.Layer, shape: Sequence[int | None]) -> int:
-    first = layer.data_format == "channels_first"
-    return _product(layer, shape[2:] if first else shape[1:-1])
-
-
-def _einsum_uses(layer: keras.layers.Layer, shape: Sequence[int | None]) -> int:
-    read, _, rest = layer.equation.partition(",")
-    kernel, _, _ = rest.partition("->")
-    if "." in read:
-        # "...ab": what stands for the dots, but for the batch, is free.
-        known = len(read.replace(".", ""))
-        named = zip(read.replace(".", ""), shape[-known:], strict=True)
-        sizes = list(shape[1:-known])
-    else:
-        named = zip(read[1:], shape[1:], strict=True)
-        sizes = []
-    sizes += [size for letter, size in named if letter not in kernel]
-    return _product(layer, sizes)
-
-
-def _product(layer: keras.layers.Layer, sizes: Sequence[int | None]) -> int:
-    if any(size is None for size in sizes):
-        raise ValueError(
-            "The model leaves sizes open: give `input_shape`. Received: "
-            f"{layer.name} with positions {tuple(sizes)}"
-        )
-    return math.prod(int(size) for size in sizes if size is not None)
+def _report(model: keras.Model | FlopsReport) -> FlopsReport:
+    return model if isinstance(model, FlopsReport) else flops(model)

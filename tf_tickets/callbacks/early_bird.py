@@ -16,12 +16,12 @@ from tf_tickets import checks
 from tf_tickets.callbacks.resume import EpochRun
 from tf_tickets.selection import named_weights, values_of
 from tf_tickets.structured.draw import (
+    CRITERIA,
     ChannelScores,
     Criterion,
     Drawing,
-    check_criterion,
+    slimming,
 )
-from tf_tickets.structured.slimming import check_strength, slimming
 from tf_tickets.structured.ticket import ChannelTicket
 
 
@@ -134,8 +134,8 @@ class EarlyBird(keras.callbacks.Callback):
                 "`epsilon` must be a number in [0, 1]. "
                 f"Received: epsilon={epsilon!r}"
             )
-        check_criterion(criterion)
-        check_strength(slimming)
+        checks.choice("criterion", criterion, CRITERIA)
+        slimming = checks.number("slimming", slimming, "[0, inf)")
         self.sparsities = tuple(sparsities)
         self.window = window
         self.epsilon = epsilon
@@ -151,7 +151,7 @@ class EarlyBird(keras.callbacks.Callback):
             "epsilon": float(epsilon),
             "criterion": criterion,
             "coupled": coupled,
-            "slimming": float(slimming),
+            "slimming": slimming,
         }
         self._run = None if directory is None else EpochRun(directory, identity)
         self._reset()

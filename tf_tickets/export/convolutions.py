@@ -27,15 +27,8 @@ from tf_tickets.export.products import (
 _ORDER = (3, 0, 1, 2)
 
 
-def methods_for(layer: keras.layers.Conv2D, kernel: np.ndarray) -> list[Method]:
-    """The methods that compute a channels-last convolution of any window."""
-    found = [_patches(layer, kernel)]
-    if set(layer.strides) == {1} and set(layer.dilation_rate) == {1}:
-        found.append(_shifts(layer, kernel))
-    return found
-
-
-def _patches(layer: keras.layers.Conv2D, kernel: np.ndarray) -> Method:
+def patches(layer: keras.layers.Conv2D, kernel: np.ndarray) -> Method:
+    """A channels-last convolution of any window, as one product."""
     height, width, channels, filters = kernel.shape
     shape = (filters, height * width * channels)
 
@@ -61,7 +54,8 @@ def _patches(layer: keras.layers.Conv2D, kernel: np.ndarray) -> Method:
     )
 
 
-def _shifts(layer: keras.layers.Conv2D, kernel: np.ndarray) -> Method:
+def shifts(layer: keras.layers.Conv2D, kernel: np.ndarray) -> Method:
+    """The same for a window that moves by one, without gaps."""
     height, width, channels, filters = kernel.shape
     shape = (filters, height * width * channels)
     read = kernel.any(axis=3).reshape(height * width, channels)

@@ -19,7 +19,10 @@ from tf_tickets.export.products import (
     coordinates,
     rows_product,
 )
+from tf_tickets.network.kinds import kind_of
 
+# Methods of another runtime.
+LITERT = ("LiteRT", "XNNPACK")
 # Gathering pays only if it leaves out some of the work.
 _GATHER_FRACTION = 0.9
 
@@ -30,34 +33,30 @@ def methods_for(
     """The methods that can compute ``layer``, by name; empty if none can.
 
     Args:
-        layer: Exactly a Dense, EinsumDense, Conv1D or Conv2D layer that
-            computes in float32, with neither groups nor adapters.
+        layer: A layer whose kind has kernel methods in the table, and that
+            computes in float32 without adapters.
         kernel: Its kernel's value.
+
+    Raises:
+        ValueError: If the table names a method that does not exist.
     """
-    if not _is_plain(layer) or not kernel.any():
+    rule = kind_of(layer).kernels
+    if rule is None or not _is_plain(layer) or not kernel.any():
         return {}
-    found = []
-    if isinstance(layer, keras.layers.Dense):
-        found.append(_matrix(kernel, (1, 0), 1, kernel.shape[1:]))
-    elif isinstance(layer, keras.layers.EinsumDense):
-        contracted = contracted_axes(layer.equation, kernel.ndim)
-        if contracted is not None:
-            axes = range(kernel.ndim)
-            order = (*axes[contracted:], *axes[:contracted])
-            outer = kernel.shape[contracted:]
-            found.append(_matrix(kernel, order, contracted, outer))
-    elif set(layer.kernel_size) == {1}:
-        order = (kernel.ndim - 1, *range(kernel.ndim - 1))
-        stride = _strided(layer.strides)
-        found.append(_matrix(kernel, order, 1, kernel.shape[-1:], stride))
-    elif isinstance(layer, keras.layers.Conv2D) and layer.padding in (
-        "same",
-        "valid",
-    ):
-        found += convolutions.methods_for(layer, kernel)
-    if not isinstance(layer, keras.layers.EinsumDense):
-        found += _gather(layer, kernel)
-    return {method.name: method for method in found}
+    found = {}
+    for name, options in rule(layer).items():
+        if name in LITERT:
+            continue
+        build = options if callable(options) else _METHODS.get(name)
+        if build is None:
+            raise ValueError(
+                f"No method has this name; known are {[*_METHODS, *LITERT]}. "
+                f"Received: {name!r} for {type(layer).__name__}"
+            )
+        method = build(layer, kernel, **({} if callable(options) else options))
+        if method is not None:
+            found[method.name] = method
+    return found
 
 
 def outputs_of(
@@ -67,62 +66,26 @@ def outputs_of(
 
     def call(inputs: tf.Tensor, *_: object, **__: object) -> tf.Tensor:
         outputs = method.apply(inputs, tensors)
-        if layer.bias is not None:
-            outputs = outputs + tf.convert_to_tensor(layer.bias)
-        if layer.activation is not None:
-            outputs = layer.activation(outputs)
-        return outputs
+        bias = getattr(layer, "bias", None)
+        activation = getattr(layer, "activation", None)
+        if bias is not None:
+            outputs = outputs + tf.convert_to_tensor(bias)
+        return outputs if activation is None else activation(outputs)
 
     return call
 
 
-def contracted_axes(equation: str, rank: int) -> int | None:
-    """How many leading kernel axes an einsum contracts, if it is a matmul.
-
-    `None` unless the equation multiplies the trailing axes of the inputs with
-    the leading axes of the kernel and appends the kernel's other axes.
-
-    Example:
-
-    >>> contracted_axes("abc,cde->abde", 3)
-    1
-    >>> contracted_axes("abc,dc->abd", 2) is None
-    True
-    """
-    inputs, _, rest = equation.replace(" ", "").partition(",")
-    kernel, _, outputs = rest.partition("->")
-    for count in range(1, rank):
-        batch = inputs[: len(inputs) - count]
-        if (
-            inputs[len(inputs) - count :] == kernel[:count]
-            and outputs == batch + kernel[count:]
-            and len(set(batch) | set(kernel)) == len(batch) + len(kernel)
-        ):
-            return count
-    return None
-
-
 def _is_plain(layer: keras.layers.Layer) -> bool:
-    # A subclass may compute something else in its `call`.
     return (
-        type(layer)
-        in (
-            keras.layers.Dense,
-            keras.layers.EinsumDense,
-            keras.layers.Conv1D,
-            keras.layers.Conv2D,
-        )
-        and layer.compute_dtype == layer.variable_dtype == "float32"
-        and layer.quantization_mode is None
-        and not layer.lora_enabled
-        and getattr(layer, "groups", 1) == 1
-        and getattr(layer, "data_format", None) in (None, "channels_last")
+        layer.compute_dtype == layer.variable_dtype == "float32"
+        and getattr(layer, "quantization_mode", None) is None
+        and not getattr(layer, "lora_enabled", False)
     )
 
 
 def _strided(strides: tuple[int, ...]) -> Callable[[tf.Tensor], tf.Tensor]:
     def stride(x: tf.Tensor) -> tf.Tensor:
-        if set(strides) == {1}:
+        if set(strides) <= {1}:
             return x
         window = [slice(None, None, step) for step in strides]
         return x[tuple([slice(None), *window])]
@@ -131,15 +94,23 @@ def _strided(strides: tuple[int, ...]) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def _matrix(
+    layer: keras.layers.Layer,
     kernel: np.ndarray,
-    order: tuple[int, ...],
-    contracted: int,
-    outer_dims: tuple[int, ...],
-    prepare_input: Callable[[tf.Tensor], tf.Tensor] = lambda x: x,
+    *,
+    contracted: int = 1,
+    outer: int = 1,
+    strides: tuple[int, ...] = (),
 ) -> Method:
-    """A product with the trailing ``contracted`` axes of the inputs."""
+    """A product with the trailing ``contracted`` axes of the inputs.
+
+    The ``outer`` last axes of the kernel are those of the outputs.
+    """
+    axes = range(kernel.ndim)
+    order = (*axes[-outer:], *axes[:-outer])
+    outer_dims = kernel.shape[-outer:]
     inner = kernel.size // math.prod(outer_dims)
     shape = (math.prod(outer_dims), inner)
+    prepare_input = _strided(strides)
     count = int(np.count_nonzero(kernel))
 
     def apply(inputs: tf.Tensor, tensors: Tensors) -> tf.Tensor:
@@ -159,16 +130,14 @@ def _matrix(
     )
 
 
-def _gather(layer: keras.layers.Layer, kernel: np.ndarray) -> list[Method]:
+def _gather(layer: keras.layers.Layer, kernel: np.ndarray) -> Method | None:
     """A smaller dense kernel, where whole rows or columns are gone."""
-    if getattr(layer, "padding", None) == "causal":  # padded in its `call`
-        return []
     ins, outs = kernel.shape[-2:]
     flat = kernel.reshape(-1, ins, outs)
     live_in = np.flatnonzero(flat.any(axis=(0, 2))).astype(np.int32)
     live_out = np.flatnonzero(flat.any(axis=(0, 1))).astype(np.int32)
     if live_in.size * live_out.size > _GATHER_FRACTION * ins * outs:
-        return []
+        return None
     # Where each output is found among the live ones; the gone ones point at
     # a column of zeros behind them.
     place = np.full(outs, live_out.size, np.int32)
@@ -193,15 +162,24 @@ def _gather(layer: keras.layers.Layer, kernel: np.ndarray) -> list[Method]:
         x = inputs
         if live_in.size < ins:
             x = tf.gather(x, live_in, axis=-1)
-        if isinstance(layer, keras.layers.Dense):
-            y = keras.ops.matmul(x, tensors["kernel"])
-        else:
+        if hasattr(layer, "convolution_op"):
             y = layer.convolution_op(x, tensors["kernel"])
+        else:
+            y = keras.ops.matmul(x, tensors["kernel"])
         if live_out.size < outs:
             y = tf.pad(y, [[0, 0]] * (y.shape.rank - 1) + [[0, 1]])
             y = tf.gather(y, place, axis=-1)
         return y
 
-    return [
-        Method("gather", order, {"kernel": (tf.float32, small)}, prepare, apply)
-    ]
+    return Method(
+        "gather", order, {"kernel": (tf.float32, small)}, prepare, apply
+    )
+
+
+# What the table of kinds calls them; a method of one's own stands there itself.
+_METHODS: dict[str, Callable[..., Method | None]] = {
+    "csr": _matrix,
+    "patches": convolutions.patches,
+    "shifts": convolutions.shifts,
+    "gather": _gather,
+}

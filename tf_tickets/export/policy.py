@@ -28,10 +28,12 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from collections.abc import Collection
 
 import keras
 import numpy as np
 
+from tf_tickets.network.kinds import kind_of
 from tf_tickets.selection import (
     layers_of,
     owners,
@@ -103,7 +105,8 @@ def sparse_inference_policy(model: keras.Model) -> list[LayerPolicy]:
     owner = owners(model)
     weights = prunable_weights(model)
     layers = {key: owner[id(v)] for key, v in weights.items()}
-    pointwise = [k for k in weights if _is_pointwise(layers[k])]
+    methods = {k: _methods_of(layers[k]) for k in weights}
+    pointwise = [k for k in weights if "XNNPACK" in methods[k]]
     zeros = sum(
         weights[k].numpy().size - np.count_nonzero(weights[k].numpy())
         for k in pointwise
@@ -114,7 +117,7 @@ def sparse_inference_policy(model: keras.Model) -> list[LayerPolicy]:
     for key, variable in weights.items():
         value = view_of(variable)
         by = "XNNPACK"
-        if type(layers[key]) is keras.layers.Dense:
+        if "LiteRT" in methods[key]:
             by = "LiteRT"
             reason = _not_in_blocks(value)
         elif key not in pointwise:
@@ -158,13 +161,9 @@ def notes() -> list[str]:
     return [_HERE] if is_x86 else []
 
 
-def _is_pointwise(layer: keras.layers.Layer) -> bool:
-    return (
-        type(layer) is keras.layers.Conv2D
-        and layer.kernel_size == (1, 1)
-        and layer.strides == (1, 1)
-        and layer.groups == 1
-    )
+def _methods_of(layer: keras.layers.Layer) -> Collection[str]:
+    rule = kind_of(layer).kernels
+    return () if rule is None else rule(layer)
 
 
 def _missing(model: keras.Model) -> str:

@@ -1,10 +1,9 @@
 """Channel masks, channel dependencies, physically smaller models."""
 
 from tf_tickets.structured.dead import remove_dead_channels
-from tf_tickets.structured.draw import draw_channels
-from tf_tickets.structured.report import ShrinkReport, Stop
+from tf_tickets.structured.decide import ShrinkReport, Stop
+from tf_tickets.structured.draw import draw_channels, slimming
 from tf_tickets.structured.shrink import shrink
-from tf_tickets.structured.slimming import slimming
 from tf_tickets.structured.ticket import ChannelTicket
 
 __all__ = [

@@ -8,20 +8,17 @@ from typing import Literal, overload
 import keras
 import numpy as np
 
-from tf_tickets.network.graph import trace
-from tf_tickets.structured.channels import Channels, Read
-from tf_tickets.structured.constants import (
+from tf_tickets.network.channels import Channels, Read, follow
+from tf_tickets.network.constants import (
     input_constants,
-    is_uniform,
     present,
     propagate,
     pushed,
     weight,
 )
-from tf_tickets.structured.decide import Decision, floor
+from tf_tickets.network.graph import trace
+from tf_tickets.structured.decide import Decision, ShrinkReport, floor
 from tf_tickets.structured.rebuild import without
-from tf_tickets.structured.report import ShrinkReport
-from tf_tickets.structured.rules import follow
 
 
 @dataclasses.dataclass
@@ -167,7 +164,7 @@ def _readers(channels: Channels) -> list[_Reader]:
             found[id(read.layer)] = _Reader(
                 read,
                 present(read),
-                is_uniform(read.layer, read.variable),
+                read.uniform,
                 values,
             )
         else:
@@ -181,13 +178,7 @@ def _dead(
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Which roots go, and why the other constant ones stay."""
     dead = np.ones(channels.size, bool)
-    dead[list(channels.frozen())] = False
-    for call in channels.graph.calls:
-        # It divides by the size of all channels together.
-        if isinstance(call.operation, keras.layers.UnitNormalization):
-            atoms = channels.flows[call.inputs[0]].atoms
-            if atoms is not None:
-                dead[channels.roots(atoms)] = False
+    dead[channels.held()] = False
     rows = [channels.roots(r.read.read) for r in readers]
     columns = [channels.roots(r.read.made) for r in readers]
     reasons: dict[int, str] = {}

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
+from tf_tickets.network.channels import Channels
 from tf_tickets.network.copier import Copier, Resizing
 from tf_tickets.network.graph import Shape
 from tf_tickets.network.layer_copy import copy_of
-from tf_tickets.structured.channels import Channels
 
 Values = Mapping[int, np.ndarray]
 

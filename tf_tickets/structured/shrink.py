@@ -9,13 +9,11 @@ import keras
 import numpy as np
 
 from tf_tickets import checks
+from tf_tickets.network.channels import Atoms, Channels, follow, owners
 from tf_tickets.network.graph import trace
 from tf_tickets.selection import named_weights, values_of
-from tf_tickets.structured.channels import Atoms, Channels, owners
-from tf_tickets.structured.decide import Decision, decide
+from tf_tickets.structured.decide import Decision, ShrinkReport, decide
 from tf_tickets.structured.rebuild import without
-from tf_tickets.structured.report import ShrinkReport
-from tf_tickets.structured.rules import follow
 from tf_tickets.structured.ticket import ChannelTicket, channel_axis
 
 

@@ -11,15 +11,16 @@ import numpy as np
 
 from tf_tickets import archive, masking
 from tf_tickets.masks import Masks, check_weights_option, shapes_of
+from tf_tickets.network.kinds import kind_of
 from tf_tickets.selection import match_keys, named_weights, owners
 
 
 class ChannelTicket(Masks):
-    """One mask per normalisation layer or kernel: which channels it keeps.
+    """One mask per normalization layer or kernel: which channels it keeps.
 
     Args:
         masks: ``{key: 1-D boolean array}``, `True` = kept. A key is the path
-            of a normalisation layer's scale, or of a kernel, whose output
+            of a normalization layer's scale, or of a kernel, whose output
             channels the mask then names.
         weights: ``{path: array}``: the weights to inherit, or `None`.
         metadata: JSON values that say where the ticket came from.
@@ -89,7 +90,7 @@ class ChannelTicket(Masks):
         """Put the ticket into ``model``: pruned channels are held at zero.
 
         The model keeps its size; `tf_tickets.structured.shrink` makes it
-        small. Scale and offset of a normalisation layer are masked, or kernel
+        small. Scale and offset of a normalization layer are masked, or kernel
         and bias where the key names a kernel, until `tf_tickets.release`.
 
         Args:
@@ -190,5 +191,5 @@ def channel_axis(model: keras.Model, variable: keras.Variable) -> int:
     rank = len(variable.shape)
     if rank == 1:
         return 0
-    transposed = "Transpose" in type(owners(model)[id(variable)]).__name__
-    return rank - 2 if transposed else rank - 1
+    owner = owners(model)[id(variable)]
+    return kind_of(owner).axes_of(variable.name)[1] % rank

@@ -3,7 +3,8 @@
 Every output channel of a layer is an atom. Each tensor carries the atoms along
 its channel axis; an addition ties the atoms of its two sides, a concatenation
 joins their lists, a flattening repeats them. Tied atoms can only go together:
-they are one channel of the network.
+they are one channel of the network. What each layer does is said by its entry
+in the table of kinds; a layer without a rule keeps all channels that reach it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,20 @@ import keras
 import numpy as np
 
 from tf_tickets.network.graph import Call, Graph, Shape
+from tf_tickets.network.kinds import kind_of
 from tf_tickets.selection import named_weights
 
 Atoms = np.ndarray
 # How many channels are left of each list -> a configuration key's new value.
 Count = Callable[..., object]
+
+
+class Unfollowed(Exception):
+    """A rule meets a use of its layer that it does not cover.
+
+    The message goes on where a sentence that begins with the layer's name
+    ends: ``Unfollowed("mixes its channels")``.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +39,10 @@ class Flow:
     Attributes:
         atoms: Integer array as long as the axis, or `None` where no channel
             can be followed.
-        axis: Position of the axis, batch axis counted.
-        why: If no channel can be followed: the reason.
+        axis: Position of the axis, batch axis counted; rules may count from
+            the end, as in NumPy.
+        why: If no channel can be followed: the reason. Atoms that are known
+            all the same came with the question, and stay.
     """
 
     atoms: Atoms | None = None
@@ -46,17 +58,23 @@ class Read:
         call: The call in which it does.
         layer: Its layer.
         variable: Name of the kernel within the layer.
-        axes: ``(input axis, output axis)`` of the kernel.
-        read: Atoms along the input axis.
-        made: Atoms along the output axis.
+        read: Atoms along the input axis of the kernel.
+        made: Atoms along its output axis.
+        axis: Of the tensor that it reads: along which the channels run.
+        uniform: Whether channels that are the same at every position make
+            channels that are: no border is padded.
+        before: What the layer does to each constant channel before the kernel
+            reads it; `None`: nothing.
     """
 
     call: Call
     layer: keras.layers.Layer
     variable: str
-    axes: tuple[int, int]
     read: Atoms
     made: Atoms
+    axis: int
+    uniform: bool
+    before: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 @dataclasses.dataclass
@@ -81,7 +99,11 @@ class LayerChannels:
 
 
 class Channels:
-    """The channels of a model: a union-find over atoms, filled by `rules`.
+    """The channels of a model: a union-find over atoms, filled by `follow`.
+
+    A rule says what one call does to them: it asks for the channels that
+    enter (`entering`, `along`), ties, makes, claims and configures, and
+    returns what leaves.
 
     Args:
         graph: As `tf_tickets.network.graph.trace` made it.
@@ -99,6 +121,7 @@ class Channels:
         self.flows: dict[int, Flow] = {}
         self._parent: list[int] = []
         self._frozen: dict[int, str] = {}
+        self._held: list[Atoms] = []
 
     # --- what rules call -------------------------------------------------
 
@@ -139,25 +162,54 @@ class Channels:
         for atom in np.unique(atoms).tolist():
             self._frozen.setdefault(self.root(atom), reason)
 
-    def along(self, tensor: int, axis: int, reason: str) -> Atoms:
-        """The atoms along ``axis``; frozen ones where they are not known.
+    def hold(self, atoms: Atoms | None) -> None:
+        """Never take these channels for dead: they are read all together.
+
+        Masks may still remove them.
+        """
+        if atoms is not None:
+            self._held.append(atoms)
+
+    def entering(self, call: Call) -> Flow:
+        """What is known of the one tensor that a call reads.
+
+        Raises:
+            Unfollowed: If the call reads several.
+        """
+        if len(call.inputs) != 1:
+            raise Unfollowed("reads several tensors")
+        return self.flows[call.inputs[0]]
+
+    def along(self, call: Call, axis: int, index: int | None = None) -> Atoms:
+        """The atoms along an axis of what a call reads; new ones stay for good.
 
         Args:
-            tensor: Number of the tensor.
+            call: The call.
             axis: Position of the axis; it must have a static size.
-            reason: Said of channels that run along another axis.
+            index: Which of the tensors it reads. Default: the only one.
+
+        Returns:
+            The atoms. Where the tensor's channels run along another axis, or
+            are not known, these are new ones that cannot go, nor can those.
+
+        Raises:
+            Unfollowed: If no tensor is chosen and the call reads several.
         """
+        if index is None:
+            self.entering(call)
+        tensor = call.inputs[index or 0]
         flow = self.flows[tensor]
         shape = self.shape(tensor)
         axis %= len(shape)
         if flow.atoms is not None and flow.axis == axis:
             return flow.atoms
+        reason = f"{call_name(call)} reads it along another axis"
         self.freeze(flow.atoms, reason)
         atoms = self.fresh(int(shape[axis] or 1))
         self.freeze(atoms, flow.why or reason)
         # The same tensor may be asked again, and must answer the same.
         if flow.atoms is None:
-            self.flows[tensor] = Flow(atoms, axis)
+            self.flows[tensor] = Flow(atoms, axis, flow.why or reason)
         return atoms
 
     def of(self, layer: keras.layers.Layer) -> LayerChannels:
@@ -167,11 +219,15 @@ class Channels:
     def claim(
         self, layer: keras.layers.Layer, name: str, axis: int, atoms: Atoms
     ) -> None:
-        """``atoms`` index the variable ``name`` along ``axis``.
+        """``atoms`` index the weight ``name`` along ``axis``, if it exists.
 
         A layer that is called again has the same weights, so its channels are
         tied to those of its first call.
         """
+        shapes = [v.shape for v in layer.weights if v.name == name]
+        if not shapes:
+            return
+        axis %= len(shapes[0])
         axes = self.of(layer).slices.setdefault(name, {})
         if axis in axes:
             self.tie(axes[axis], atoms)
@@ -208,6 +264,13 @@ class Channels:
         """``{root: why it stays}``."""
         return dict(self._frozen)
 
+    def held(self) -> list[int]:
+        """Roots that may not be taken for dead, those that stay included."""
+        return [
+            *self._frozen,
+            *(root for atoms in self._held for root in self.roots(atoms)),
+        ]
+
     @property
     def size(self) -> int:
         """How many atoms there are."""
@@ -238,10 +301,68 @@ class Channels:
             self.tie(first, atoms)
 
 
+def follow(graph: Graph) -> Channels:
+    """Walk the graph once and collect its channels.
+
+    Args:
+        graph: As `tf_tickets.network.graph.trace` made it.
+
+    Returns:
+        The channels; those of the model's inputs and outputs are frozen.
+
+    Raises:
+        ValueError: If a rule returns another number of channels than the
+            tensor has.
+    """
+    channels = Channels(graph)
+    for tensor in graph.inputs:
+        channels.flows[tensor] = Flow(why="it meets an input of the model")
+    for call in graph.calls:
+        for tensor, flow in zip(
+            call.outputs, _flows_after(channels, call), strict=True
+        ):
+            channels.flows[tensor] = _checked(channels, call, tensor, flow)
+    for tensor in graph.outputs:
+        channels.freeze(
+            channels.flows[tensor].atoms, "it is an output of the model"
+        )
+    channels.join_entries()
+    return channels
+
+
+def _flows_after(channels: Channels, call: Call) -> Sequence[Flow]:
+    rule = kind_of(call.operation).channels
+    why = "has no rule to follow its channels"
+    if rule is not None:
+        try:
+            made = rule(channels, call)
+            return [made] if isinstance(made, Flow) else made
+        except Unfollowed as reason:
+            why = str(reason)
+    why = f"{call_name(call)} {why}"
+    for tensor in call.inputs:
+        channels.freeze(channels.flows[tensor].atoms, why)
+    return [Flow(why=why) for _ in call.outputs]
+
+
+def _checked(channels: Channels, call: Call, tensor: int, flow: Flow) -> Flow:
+    if flow.atoms is None or flow.axis is None:
+        return flow
+    shape = channels.shape(tensor)
+    size = shape[flow.axis]
+    if size is not None and size != flow.atoms.size:
+        raise ValueError(
+            "A rule must return as many channels as the axis has. Received: "
+            f"{flow.atoms.size} channels for an axis of {size}, from the rule "
+            f"of {call_name(call)}"
+        )
+    return dataclasses.replace(flow, axis=flow.axis % len(shape))
+
+
 def owners(channels: Channels, model: keras.Model) -> dict[str, Atoms]:
     """``{weight's key: atoms}`` for every weight that can name channels.
 
-    These are the scales of normalisation layers and the kernels (by their
+    These are the scales of normalization layers and the kernels (by their
     output channels); the keys are those of `tf_tickets.prunable_weights`.
     """
     keys = {id(v): key for key, v in named_weights(model).items()}
@@ -251,7 +372,7 @@ def owners(channels: Channels, model: keras.Model) -> dict[str, Atoms]:
             axes = entry.slices.get(variable.name, {})
             if id(variable) not in keys:
                 continue
-            if variable.name in ("gamma", "scale"):
+            if variable.name in ("gamma", "scale") and 0 in axes:
                 found[keys[id(variable)]] = axes[0]
             elif len(variable.shape) > 1 and any(
                 atoms is entry.made for atoms in axes.values()

@@ -1,0 +1,493 @@
+"""Layers with weights: they make channels, or keep something for each.
+
+Each section has its rules for channels and for constants, then what the
+layers compute and which sparse methods can compute it; the entries of the
+table stand at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from tf_tickets.network.channels import (
+    Atoms,
+    Channels,
+    Flow,
+    Read,
+    Unfollowed,
+    call_name,
+)
+from tf_tickets.network.constants import (
+    Constants,
+    entering,
+    input_constants,
+    present,
+    pushed,
+    weight,
+)
+from tf_tickets.network.graph import Call, Shape
+from tf_tickets.network.kinds import Rule, kind_of, register
+from tf_tickets.network.weightless import (
+    apart_from,
+    axis_set,
+    bent,
+    check_activation,
+    data_axis,
+    those_of,
+)
+
+_WEIGHTS = {"kernel", "depthwise_kernel", "pointwise_kernel", "bias"}
+
+# --- kernels that make channels ----------------------------------------------
+
+
+def makes(size: str, uniform: Callable[[Any], bool]) -> Rule:
+    """The rule of a layer whose kernel reads channels and makes new ones.
+
+    Args:
+        size: The key of its configuration that counts those it makes.
+        uniform: Whether, in this layer, an input that is the same at every
+            position gives an output that is.
+    """
+
+    def rule(channels: Channels, call: Call) -> Flow:
+        layer = call.operation
+        check_weights(layer)
+        axis = data_axis(channels, call)
+        read = channels.along(call, axis)
+        groups = getattr(layer, "groups", 1)
+        if groups == read.size > 1:
+            return _per_channel_groups(channels, call, read, axis)
+        made = channels.make(layer, getattr(layer, size))
+        if groups > 1:
+            # One kernel serves all groups: the groups keep equal sizes, so
+            # channels at the same place in every group go together.
+            for atoms in (read, made):
+                first, *others = atoms.reshape(groups, -1)
+                for group in others:
+                    channels.tie(first, group)
+        ins, outs = kind_of(layer).axes_of("kernel")
+        channels.claim(layer, "kernel", ins, read[: read.size // groups])
+        channels.claim(layer, "kernel", outs, made)
+        channels.claim(layer, "bias", 0, made)
+        channels.configure(layer, size, int, made)
+        channels.reads.append(
+            Read(call, layer, "kernel", read, made, axis, uniform(layer))
+        )
+        return _activated(channels, call, made, axis)
+
+    return rule
+
+
+def _per_channel_groups(
+    channels: Channels, call: Call, read: Atoms, axis: int
+) -> Flow:
+    layer = call.operation
+    made = np.repeat(read, layer.filters // layer.groups)
+    channels.claim(layer, "kernel", -1, made)
+    channels.claim(layer, "bias", 0, made)
+    channels.configure(layer, "filters", int, made)
+    channels.configure(layer, "groups", int, read)
+    return _activated(channels, call, made, axis)
+
+
+def depthwise(channels: Channels, call: Call) -> Flow:
+    layer = call.operation
+    check_weights(layer)
+    axis = data_axis(channels, call)
+    read = channels.along(call, axis)
+    made = np.repeat(read, layer.depth_multiplier)
+    # Keras calls the variable of a depthwise convolution "kernel" too.
+    channels.claim(layer, layer.kernel.name, -2, read)
+    channels.claim(layer, "bias", 0, made)
+    return _activated(channels, call, made, axis)
+
+
+def separable(channels: Channels, call: Call) -> Flow:
+    layer = call.operation
+    check_weights(layer)
+    axis = data_axis(channels, call)
+    read = channels.along(call, axis)
+    made = channels.make(layer, layer.filters)
+    between = np.repeat(read, layer.depth_multiplier)
+    channels.claim(layer, "depthwise_kernel", -2, read)
+    channels.claim(layer, "pointwise_kernel", -2, between)
+    channels.claim(layer, "pointwise_kernel", -1, made)
+    channels.claim(layer, "bias", 0, made)
+    channels.configure(layer, "filters", int, made)
+
+    def before(values: np.ndarray) -> np.ndarray:
+        return _each(
+            np.repeat(values, layer.depth_multiplier),
+            weight(layer, "depthwise_kernel"),
+            unpadded(layer),
+        )
+
+    channels.reads.append(
+        Read(call, layer, "pointwise_kernel", between, made, axis, True, before)
+    )
+    return _activated(channels, call, made, axis)
+
+
+def embedding(channels: Channels, call: Call) -> Flow:
+    layer = call.operation
+    check_weights(layer, {"embeddings"})
+    made = channels.make(layer, layer.output_dim)
+    channels.claim(layer, "embeddings", 1, made)
+    channels.configure(layer, "output_dim", int, made)
+    return Flow(made, -1)
+
+
+def check_weights(
+    layer: keras.layers.Layer, names: set[str] | None = None
+) -> None:
+    """Raise if a layer holds other weights than those of its kind.
+
+    Raises:
+        Unfollowed: Quantized and LoRA layers hold more, packed in their own
+            ways.
+    """
+    strange = {v.name for v in layer.weights} - (names or _WEIGHTS)
+    if strange:
+        raise Unfollowed(f"has weights of another kind: {sorted(strange)}")
+
+
+def everywhere(layer: keras.layers.Layer) -> bool:
+    return True
+
+
+def unpadded(layer: Any) -> bool:
+    return layer.padding == "valid" or set(layer.kernel_size) == {1}
+
+
+def one_to_one(layer: Any) -> bool:
+    # Strides leave gaps between the inputs, and borders see fewer.
+    return set(layer.kernel_size) | set(layer.strides) == {1}
+
+
+def _activated(channels: Channels, call: Call, made: Atoms, axis: int) -> Flow:
+    """The output of a layer with an activation of its own."""
+    rank = len(channels.shape(call.outputs[0]))
+    try:
+        check_activation(call.operation, axis % rank == rank - 1)
+    except Unfollowed as reason:
+        why = f"{call_name(call)} {reason}"
+        channels.freeze(made, why)
+        return Flow(why=why)
+    return Flow(made, axis)
+
+
+def made(channels: Channels, call: Call, known: Constants) -> np.ndarray:
+    read = next((r for r in channels.reads if r.call is call), None)
+    if read is None:  # as many groups as channels
+        return made_of_each(channels, call, known)
+    values = input_constants(channels, read, known)
+    varies = np.isnan(values) | ((values != 0) & (not read.uniform))
+    result = pushed(read, np.where(varies, 0, values))
+    result = result + weight(read.layer, "bias")
+    result[present(read)[varies].any(0)] = np.nan
+    return bent(call, result)
+
+
+def made_of_each(
+    channels: Channels, call: Call, known: Constants
+) -> np.ndarray:
+    layer = call.operation
+    values = entering(channels, call, known, data_axis(channels, call))
+    atoms = channels.flows[call.outputs[0]].atoms
+    size = 0 if atoms is None else atoms.size
+    kernel = weight(layer, layer.kernel.name)
+    moved = _each(
+        np.repeat(values, size // values.size), kernel, unpadded(layer)
+    )
+    return bent(call, moved + weight(layer, "bias"))
+
+
+def _each(values: np.ndarray, kernel: np.ndarray, uniform: bool) -> np.ndarray:
+    """A kernel that treats every channel for itself."""
+    flat = kernel.astype(np.float64)
+    flat = flat.reshape(-1, flat.shape[-2] * flat.shape[-1])
+    with np.errstate(invalid="ignore"):
+        result = values * flat.sum(0)
+    if not uniform:
+        result[values != 0] = np.nan
+    result[~(flat != 0).any(0)] = 0
+    return result
+
+
+# --- something for every channel ---------------------------------------------
+
+
+def batch_norm(channels: Channels, call: Call) -> Flow:
+    layer = call.operation
+    atoms = channels.along(call, layer.axis)
+    for name in ("gamma", "beta", "moving_mean", "moving_variance"):
+        channels.claim(layer, name, 0, atoms)
+    return Flow(atoms, layer.axis)
+
+
+def batch_normed(
+    channels: Channels, call: Call, known: Constants
+) -> np.ndarray:
+    layer = call.operation
+    gamma, beta = weight(layer, "gamma"), weight(layer, "beta")
+    if not layer.scale:
+        gamma = np.ones(())
+    deviation = np.sqrt(
+        weight(layer, "moving_variance").astype(np.float64) + layer.epsilon
+    )
+    values = entering(channels, call, known, layer.axis)
+    moved = values - weight(layer, "moving_mean")
+    return np.where(gamma == 0, 0, moved * gamma / deviation) + beta
+
+
+def instance_norm(channels: Channels, call: Call) -> Flow:
+    layer = call.operation
+    atoms = channels.along(call, layer.axis)
+    if layer.groups != atoms.size:
+        raise Unfollowed("normalizes several channels together")
+    channels.claim(layer, "gamma", 0, atoms)
+    channels.claim(layer, "beta", 0, atoms)
+    channels.configure(layer, "groups", int, atoms)
+    return Flow(atoms, layer.axis)
+
+
+def instance_normed(
+    channels: Channels, call: Call, known: Constants
+) -> np.ndarray:
+    layer = call.operation
+    gamma, beta = weight(layer, "gamma"), weight(layer, "beta")
+    constant = ~np.isnan(entering(channels, call, known, layer.axis))
+    if layer.scale:
+        constant |= gamma == 0
+    return np.where(constant, beta, np.nan)
+
+
+def layer_norm(channels: Channels, call: Call) -> Flow:
+    why = "normalizes several channels together"
+    return apart_from(channels, call, call.operation.axis, why)
+
+
+def rms_norm(channels: Channels, call: Call) -> Flow:
+    rank = len(channels.shape(call.inputs[0]))
+    found = axis_set(call.operation.axis, rank)
+    if found != set(range(rank - len(found), rank)):
+        # Keras lays its scale along the last axes, whatever it normalizes.
+        raise Unfollowed("normalizes axes before the last")
+    return layer_norm(channels, call)
+
+
+def prelu(channels: Channels, call: Call) -> Flow:
+    layer = call.operation
+    flow = channels.entering(call)
+    if flow.atoms is not None and flow.axis is not None:
+        axis = flow.axis - 1
+        if tuple(layer.alpha.shape)[axis] == flow.atoms.size > 1:
+            channels.claim(layer, "alpha", axis, flow.atoms)
+    return flow
+
+
+def bent_by_slope(
+    channels: Channels, call: Call, known: Constants
+) -> np.ndarray:
+    # Where the slope may vary from place to place, only what is not
+    # negative stays constant.
+    values = entering(channels, call, known)
+    return np.where(values >= 0, values, np.nan)
+
+
+# --- what they compute -------------------------------------------------------
+
+Uses = list[tuple[keras.Variable, Shape]]
+
+
+def dense_flops(layer: Any, read: Shape, made: Shape) -> Uses:
+    return [(layer.kernel, made[1:-1])]
+
+
+def conv_flops(layer: Any, read: Shape, made: Shape) -> Uses:
+    return [(layer.kernel, _positions(layer, made))]
+
+
+def conv_transpose_flops(layer: Any, read: Shape, made: Shape) -> Uses:
+    return [(layer.kernel, _positions(layer, read))]
+
+
+def separable_flops(layer: Any, read: Shape, made: Shape) -> Uses:
+    sizes = _positions(layer, made)
+    return [(layer.depthwise_kernel, sizes), (layer.pointwise_kernel, sizes)]
+
+
+def einsum_flops(layer: Any, read: Shape, made: Shape) -> Uses:
+    names, _, rest = layer.equation.replace(" ", "").partition(",")
+    kernel, _, _ = rest.partition("->")
+    if "." in names:
+        # "...ab": what stands for the dots, but for the batch, is free.
+        known = len(names.replace(".", ""))
+        named = zip(names.replace(".", ""), read[-known:], strict=True)
+        free = read[1:-known]
+    else:
+        named = zip(names[1:], read[1:], strict=True)
+        free = ()
+    return [
+        (
+            layer.kernel,
+            (*free, *(size for name, size in named if name not in kernel)),
+        )
+    ]
+
+
+def no_flops(layer: Any, read: Shape, made: Shape) -> Uses:
+    """Tables and scales are read, not multiplied into sums."""
+    return []
+
+
+def _positions(layer: Any, shape: Shape) -> Shape:
+    first = layer.data_format == "channels_first"
+    return shape[2:] if first else shape[1:-1]
+
+
+# --- which sparse methods can compute them -----------------------------------
+
+Methods = Mapping[str, Any]
+
+
+def dense_kernels(layer: Any) -> Methods:
+    return {"csr": {}, "gather": {}, "LiteRT": {}}
+
+
+def einsum_kernels(layer: Any) -> Methods:
+    rank = len(layer.kernel.shape)
+    contracted = contracted_axes(layer.equation, rank)
+    if contracted is None:
+        return {}
+    return {"csr": {"contracted": contracted, "outer": rank - contracted}}
+
+
+def conv_kernels(layer: Any) -> Methods:
+    found: dict[str, Any] = {}
+    if layer.groups > 1:
+        return found
+    pointwise = set(layer.kernel_size) == {1}
+    still = set(layer.strides) == {1}
+    images = len(layer.kernel_size) == 2
+    if pointwise and still and images:
+        found["XNNPACK"] = {}
+    if layer.data_format == "channels_first":
+        return found
+    if pointwise:
+        found["csr"] = {"strides": layer.strides}
+    elif images and layer.padding in ("same", "valid"):
+        found["patches"] = {}
+        if still and set(layer.dilation_rate) == {1}:
+            found["shifts"] = {}
+    if layer.padding != "causal":  # padded in its `call`
+        found["gather"] = {}
+    return found
+
+
+def contracted_axes(equation: str, rank: int) -> int | None:
+    """How many leading kernel axes an einsum contracts, if it is a matmul.
+
+    `None` unless the equation multiplies the trailing axes of the inputs with
+    the leading axes of the kernel and appends the kernel's other axes.
+
+    Example:
+
+    >>> contracted_axes("abc,cde->abde", 3)
+    1
+    >>> contracted_axes("abc,dc->abd", 2) is None
+    True
+    """
+    inputs, _, rest = equation.replace(" ", "").partition(",")
+    kernel, _, outputs = rest.partition("->")
+    for count in range(1, rank):
+        batch = inputs[: len(inputs) - count]
+        if (
+            inputs[len(inputs) - count :] == kernel[:count]
+            and outputs == batch + kernel[count:]
+            and len(set(batch) | set(kernel)) == len(batch) + len(kernel)
+        ):
+            return count
+    return None
+
+
+# --- the entries -------------------------------------------------------------
+
+register(
+    keras.layers.Dense,
+    channels=makes("units", everywhere),
+    constants=made,
+    flops=dense_flops,
+    kernels=dense_kernels,
+)
+register(keras.layers.EinsumDense, flops=einsum_flops, kernels=einsum_kernels)
+register(
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    channels=makes("filters", unpadded),
+    constants=made,
+    flops=conv_flops,
+    kernels=conv_kernels,
+)
+register(
+    keras.layers.Conv3D,
+    channels=makes("filters", unpadded),
+    constants=made,
+    flops=conv_flops,
+)
+register(
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+    channels=makes("filters", one_to_one),
+    constants=made,
+    flops=conv_transpose_flops,
+    axes={"kernel": (-1, -2)},
+)
+register(
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    channels=depthwise,
+    constants=made_of_each,
+    flops=conv_flops,
+    axes={"kernel": (-2, -2), "depthwise_kernel": (-2, -2)},
+)
+register(
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
+    channels=separable,
+    constants=made,
+    flops=separable_flops,
+    axes={"depthwise_kernel": (-2, -2)},
+)
+register(keras.layers.Embedding, channels=embedding, flops=no_flops)
+register(
+    keras.layers.BatchNormalization,
+    channels=batch_norm,
+    constants=batch_normed,
+    flops=no_flops,
+)
+register(
+    keras.layers.GroupNormalization,
+    channels=instance_norm,
+    constants=instance_normed,
+    flops=no_flops,
+)
+register(keras.layers.LayerNormalization, channels=layer_norm, flops=no_flops)
+register(
+    *those_of(keras.layers, "RMSNormalization"),
+    channels=rms_norm,
+    flops=no_flops,
+)
+register(keras.layers.Normalization, flops=no_flops)
+register(
+    keras.layers.PReLU,
+    channels=prelu,
+    constants=bent_by_slope,
+    flops=no_flops,
+)
