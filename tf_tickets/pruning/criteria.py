@@ -7,9 +7,13 @@ far, ``data`` what the caller gave, and the scores of a weight have its shape.
 The model is only read. Weights that ``masks`` has pruned stay pruned whatever
 their score.
 
-A criterion that must be scored anew as weights go (SynFlow) says in how many
-drawings with an attribute ``iterations``. If it can share work among them, it
-has an attribute ``prepare(model, *, data, seed) -> (masks -> scores)``.
+What else a criterion may say, by attributes of the function:
+
+- ``needs_data = True``: without ``data`` it cannot score.
+- ``iterations = n``: it must be scored anew as weights go (SynFlow), in so
+  many drawings.
+- ``prepare(model, *, data, seed) -> (masks -> scores)``: how to share work
+  among those drawings.
 """
 
 from __future__ import annotations
@@ -79,4 +83,28 @@ def get(criterion: str | Criterion) -> Criterion:
     raise ValueError(
         f"`criterion` must be one of {sorted(CRITERIA)} or a callable. "
         f"Received: criterion={criterion!r}"
+    )
+
+
+def needs_data(criterion: str | Criterion) -> bool:
+    """Whether a criterion cannot score without ``data`` from its caller.
+
+    Args:
+        criterion: A name or a callable.
+
+    Returns:
+        `True` for criteria that say so, unless ``functools.partial`` has set
+        their data.
+
+    Example:
+
+    >>> import functools
+    >>> from tf_tickets.pruning import snip
+    >>> needs_data("snip"), needs_data(functools.partial(snip, data=(1, 2)))
+    (True, False)
+    """
+    score = get(criterion)
+    return bool(
+        getattr(getattr(score, "func", score), "needs_data", False)
+        and getattr(score, "keywords", {}).get("data") is None
     )

@@ -131,11 +131,14 @@ def draw_masks(
     ]
     _pools(targets[-1], masks)
     prepare = getattr(whole, "prepare", None) if iterations > 1 else None
-    if prepare is None:
-        score_of = functools.partial(score, model, data=data, seed=seed)
-    else:
-        options = {**getattr(score, "keywords", {}), "data": data, "seed": seed}
-        score_of = prepare(model, **options)
+    options = {**getattr(score, "keywords", {}), "seed": seed}
+    if data is not None or "data" not in options:
+        options["data"] = data  # else a partial has set it
+    score_of = (
+        functools.partial(score, model, **options)
+        if prepare is None
+        else prepare(model, **options)
+    )
     for target in targets:
         scores = dict(score_of(masks))
         masks = select(scores, _pools(target, masks), masks)

@@ -145,6 +145,9 @@ def prospr(
     )
 
 
+prospr.needs_data = True  # type: ignore[attr-defined]
+
+
 def _meta_gradient(
     objective: Objective,
     start: Tensors,

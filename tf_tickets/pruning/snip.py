@@ -98,3 +98,6 @@ def snip(
         },
         "snip",
     )
+
+
+snip.needs_data = True  # type: ignore[attr-defined]

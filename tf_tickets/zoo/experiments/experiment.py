@@ -13,11 +13,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_tickets.callbacks import lock
+from tf_tickets import checks
+from tf_tickets.callbacks.base import hold
 from tf_tickets.version import __version__
 from tf_tickets.zoo import recipes
 from tf_tickets.zoo.experiments.methods import METHODS, Task
-from tf_tickets.zoo.recipes.lookup import check_density
 
 RESULT = "result.json"
 
@@ -64,7 +64,7 @@ class Experiment:
                 f"Received: method={self.method!r}"
             )
         if self.method != "dense":
-            check_density(self.density)
+            checks.number("density", self.density, "(0, 1)")
         elif self.density != 1:
             raise ValueError(
                 "The dense network has density 1. "
@@ -166,7 +166,7 @@ class Experiment:
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        lock.acquire(directory)
+        lock = hold(directory)
         try:
             found = self.result(directory)
             if found is not None:
@@ -186,7 +186,7 @@ class Experiment:
             _write(directory / RESULT, json.dumps(made, indent=2) + "\n")
             return made
         finally:
-            lock.release(directory)
+            lock.release()
 
 
 def _write(path: Path, text: str) -> None:

@@ -132,7 +132,7 @@ def _gradual(task: Task) -> dict[str, Any]:
     pruning = callbacks.GradualPruning(
         target_sparsity=1 - task.settings.density,
         end_step=max(1, steps * task.epochs // 2),
-        frequency=max(1, steps // 2),
+        every=max(1, steps // 2),
         directory=task.directory / "epochs",
         seed=task.settings.seed,
     )
