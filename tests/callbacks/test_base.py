@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import tf_tickets as tt
-from tests.conftest import batches, compiled, mlp
+from tests.conftest import DieAt, batches, compiled, mlp
 from tf_tickets.callbacks.base import (
     StepCounter,
     TicketCallback,
@@ -48,16 +48,6 @@ def drawing(kind, directory=None):
 
 
 KINDS = ["rounds", "gradual", "freezing", "early_bird"]
-
-
-class DieAt(keras.callbacks.Callback):
-    def __init__(self, epoch):
-        super().__init__()
-        self.epoch = epoch
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == self.epoch:
-            raise KeyboardInterrupt
 
 
 class Changes(TicketCallback):

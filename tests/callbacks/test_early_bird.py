@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import tf_tickets as tt
-from tests.conftest import batches, compiled
+from tests.conftest import DieAt, batches, compiled
 from tf_tickets.callbacks import EarlyBird, LowPrecision
 from tf_tickets.structured.draw import Drawing
 from tf_tickets.structured.slimming import Slimming
@@ -402,11 +402,6 @@ def test_a_search_that_died_goes_on_and_ends_like_one_that_lived(
     stop, data, tmp_path
 ):
     def search(name, die_at=None):
-        class Die(keras.callbacks.Callback):
-            def on_epoch_begin(self, epoch, logs=None):
-                if epoch == die_at:
-                    raise KeyboardInterrupt
-
         keras.utils.set_random_seed(2)
         model = classifier(16, keras.optimizers.SGD(0.05, momentum=0.9))
         model.get_layer("norm").gamma.assign(np.linspace(0.5, 1.5, 16))
@@ -420,7 +415,7 @@ def test_a_search_that_died_goes_on_and_ends_like_one_that_lived(
         try:
             history = model.fit(
                 batches(*data), epochs=9, verbose=0,
-                callbacks=[early_bird, Die()],
+                callbacks=[early_bird, DieAt(die_at)],
             )  # fmt: skip
         except KeyboardInterrupt:
             return None

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tf_tickets as tt
-from tests.conftest import ZerosHold, batches, compiled, mlp
+from tests.conftest import DieAt, ZerosHold, batches, compiled, mlp
 from tests.layers.architectures import two_replicas
 from tf_tickets.callbacks.imp import RoundPlan
 from tf_tickets.selection import named_weights
@@ -348,11 +348,6 @@ def test_a_run_that_died_goes_on_and_ends_like_one_that_lived(
     rewind, data, tmp_path
 ):
     def run(directory, die_at=None, **fit):
-        class Die(keras.callbacks.Callback):
-            def on_epoch_begin(self, epoch, logs=None):
-                if epoch == die_at:
-                    raise KeyboardInterrupt
-
         keras.utils.set_random_seed(5)
         model = compiled(mlp(), SGD(0.1, momentum=0.9))
         imp = IMP(
@@ -366,7 +361,7 @@ def test_a_run_that_died_goes_on_and_ends_like_one_that_lived(
         try:
             model.fit(
                 batches(*data), epochs=epochs, verbose=0,
-                callbacks=[imp, Die()],
+                callbacks=[imp, DieAt(die_at)],
             )  # fmt: skip
         except KeyboardInterrupt:
             return epochs
@@ -385,16 +380,6 @@ def test_a_run_that_died_goes_on_and_ends_like_one_that_lived(
     assert done.ticket.hamming_distance(whole.ticket) == 0
     # ... and the next fit starts at its own first epoch.
     assert len(model.fit(batches(*data), verbose=0).epoch) == 1
-
-
-class DieAt(keras.callbacks.Callback):
-    def __init__(self, epoch):
-        super().__init__()
-        self.epoch = epoch
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == self.epoch:
-            raise KeyboardInterrupt
 
 
 def unnamed():

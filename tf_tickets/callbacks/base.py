@@ -232,7 +232,6 @@ class DrawingCallback(ResumableCallback):
 
     def __init__(
         self,
-        *,
         criterion: str | criteria.Criterion,
         scope: scopes.Scope,
         data: Any,

@@ -94,13 +94,7 @@ class GradualPruning(DrawingCallback):
         directory: Directory | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            criterion=criterion,
-            scope=scope,
-            data=data,
-            filters=filters,
-            seed=seed,
-        )
+        super().__init__(criterion, scope, data, filters, seed)
         if (schedule is None) == (target_sparsity is None):
             raise ValueError(
                 "Give a `schedule`, or `target_sparsity` and `end_step`. "
@@ -140,7 +134,10 @@ class GradualPruning(DrawingCallback):
         self.ticket = None
         self._resume()
         self._sparsity = sparsity_of(self._check())
-        self._steps = StepCounter(int(self.model.optimizer.iterations.numpy()))
+        # A model may train with optimizers of its own and have none here.
+        optimizer = getattr(self.model, "optimizer", None)
+        done = 0 if optimizer is None else int(optimizer.iterations.numpy())
+        self._steps = StepCounter(done)
         target = getattr(self.schedule, "target_sparsity", 1.0)
         if target < self._sparsity:
             raise ValueError(

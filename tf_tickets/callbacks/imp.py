@@ -131,13 +131,7 @@ class IterativeMagnitudePruning(DrawingCallback):
         directory: Directory | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            criterion=criterion,
-            scope=scope,
-            data=data,
-            filters=filters,
-            seed=seed,
-        )
+        super().__init__(criterion, scope, data, filters, seed)
         checks.choice("rewind", rewind, ("weights", "learning_rate", None))
         if rewind_step is not None:
             checks.whole("rewind_step", rewind_step, least=0)
