@@ -83,7 +83,7 @@ def train_here(
     pruning = tt.callbacks.GradualPruning(
         target_sparsity=sparsity,
         end_step=data.steps_per_epoch * (epochs // 2),
-        frequency=data.steps_per_epoch,
+        every=data.steps_per_epoch,
         scope=scope,
     )
     model.compile(

@@ -168,7 +168,7 @@ def _imp(tt: Any, directory: Path) -> tuple[Any, int]:
 
 def _gradual(tt: Any, directory: Path) -> tuple[Any, int]:
     gradual = tt.callbacks.GradualPruning(
-        target_sparsity=0.95, end_step=900, frequency=7, directory=directory
+        target_sparsity=0.95, end_step=900, every=7, directory=directory
     )
     return gradual, 32
 

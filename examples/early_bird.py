@@ -108,14 +108,14 @@ def recipe() -> recipes.EarlyBirdRecipe:
         found = _DIGITS
     else:
         found = recipes.early_bird("vgg16", FLAGS.dataset)
-    fractions = FLAGS.sparsities and tuple(map(float, FLAGS.sparsities))
+    sparsities = FLAGS.sparsities and tuple(map(float, FLAGS.sparsities))
     return adjusted(
         found,
         model=FLAGS.model,
         epochs=FLAGS.epochs,
         batch_size=FLAGS.batch_size,
-        prune_fractions=fractions,
-        threshold=FLAGS.epsilon,
+        sparsities=sparsities,
+        epsilon=FLAGS.epsilon,
     )
 
 
@@ -125,14 +125,7 @@ def search(*, bits: int, stop: bool) -> Search:
     for weight in task.model.trainable_variables:
         if weight.name == "gamma":
             weight.assign(np.full(weight.shape, task.recipe.initial_scale))
-    early_bird = tt.callbacks.EarlyBird(
-        task.recipe.prune_fractions,
-        window=task.recipe.window,
-        epsilon=task.recipe.threshold,
-        slimming=task.recipe.scale_penalty,
-        coupled=FLAGS.coupled,
-        stop=stop,
-    )
+    early_bird = task.recipe.callback(coupled=FLAGS.coupled, stop=stop)
     others: dict[int, ChannelTicket] = {}
     callbacks: list[Any] = [early_bird, Progress(f"{bits} bits")]
     if bits < 32:
@@ -176,24 +169,24 @@ def other_epochs(task: Task) -> list[int]:
 
 def middle(task: Task) -> float:
     """The sparsity at which epochs are compared."""
-    fractions = sorted(task.recipe.prune_fractions)
-    return fractions[len(fractions) // 2]
+    sparsities = sorted(task.recipe.sparsities)
+    return sparsities[len(sparsities) // 2]
 
 
 def candidates(full: Search, low: Search) -> list[Candidate]:
     """All tickets that are trained."""
     found = []
     for kind, run in (("early bird", full), ("early bird, 8 bits", low)):
-        for sparsity in run.task.recipe.prune_fractions:
+        for sparsity in run.task.recipe.sparsities:
             ticket = run.early_bird.tickets.get(sparsity)
             if ticket is None:
                 print(f"  {kind}: no ticket of sparsity {sparsity}")
                 continue
-            epoch = run.early_bird.epochs[sparsity]
+            epoch = run.early_bird.found_at[sparsity]
             found.append(Candidate(kind, epoch, epoch, ticket))
     sparsity = middle(full.task)
     ticket = full.early_bird.tickets.get(sparsity)
-    begin = full.early_bird.epochs.get(sparsity, full.task.recipe.window)
+    begin = full.early_bird.found_at.get(sparsity, full.task.recipe.window)
     # Whenever it was drawn, it is trained for as long as the early one.
     found += [
         Candidate("other epoch", epoch, begin, other)
@@ -292,8 +285,8 @@ def dense_row(run: Search) -> dict[str, Any]:
 
 def show_search(full: Search, low: Search, output: Path) -> None:
     """Epochs found, how far the two searches are apart, the heat map."""
-    for sparsity in full.task.recipe.prune_fractions:
-        epochs = [r.early_bird.epochs.get(sparsity) for r in (full, low)]
+    for sparsity in full.task.recipe.sparsities:
+        epochs = [r.early_bird.found_at.get(sparsity) for r in (full, low)]
         tickets = [r.early_bird.tickets.get(sparsity) for r in (full, low)]
         line = f"  sparsity {sparsity:.0%}: epoch {epochs[0]}, {epochs[1]}"
         if tickets[0] is not None and tickets[1] is not None:
@@ -341,7 +334,7 @@ def show_ledgers(full: Search, low: Search) -> None:
                 epochs=task.recipe.epochs,
                 samples=task.data.steps_per_epoch * task.data.batch_size,
             )
-            epoch = run.early_bird.epochs[sparsity]
+            epoch = run.early_bird.found_at[sparsity]
             ledger.add("search", task.model, epochs=epoch, bits=bits)
             ledger.add(
                 "retrain",

@@ -52,7 +52,7 @@ flags.DEFINE_multi_enum(
 )
 flags.DEFINE_integer("epochs", None, "Epochs of mining; default: recipe's.")
 flags.DEFINE_float("score_penalty", None, "λ; default: the recipe's.")
-flags.DEFINE_integer("freeze_every", None, "T; default: the recipe's.")
+flags.DEFINE_integer("every", None, "T; default: the recipe's.")
 flags.DEFINE_integer("finetune_epochs", None, "Default: the recipe's.")
 flags.DEFINE_integer("imp_rounds", None, "Default: 30 %% or 20 %% a round.")
 flags.DEFINE_integer("seeds", 1, "How many seeds, from 0.")
@@ -138,8 +138,8 @@ def chosen() -> Recipes:
             schedule="cosine",
             affine=False,
             bias=False,
-            density=FLAGS.density,
-            freeze_every=2,
+            target_sparsity=1 - FLAGS.density,
+            every=2,
             score_penalty=1e-3,
         )
         near = recipes.iterative_pruning("digits_cnn", "digits")
@@ -161,7 +161,7 @@ def chosen() -> Recipes:
             mine,
             epochs=FLAGS.epochs,
             score_penalty=FLAGS.score_penalty,
-            freeze_every=FLAGS.freeze_every,
+            every=FLAGS.every,
         ),
         adjusted(finetune, epochs=FLAGS.finetune_epochs),
         imp,
@@ -209,9 +209,7 @@ def gem_miner(task: Task, how: Recipes, seed: int) -> tuple[tt.Ticket, float]:
     miner = tt.supermask(
         task.model, score_penalty=how.mine.score_penalty, seed=seed
     )
-    freezing = tt.callbacks.IterativeFreezing(
-        target_sparsity=how.mine.target_sparsity, every=how.mine.freeze_every
-    )
+    freezing = how.mine.callback()
     epochs = mine(task, how, miner, [freezing], "gem_miner")
     # Where every score died, what freezing kept is still a ticket.
     kind = "frozen" if freezing.collapsed else "effective"
@@ -233,7 +231,7 @@ def edge_popup(
             seed=seed,
         )
         callbacks = (
-            [tt.callbacks.IterativeFreezing(every=how.mine.freeze_every)]
+            [tt.callbacks.IterativeFreezing(every=how.mine.every)]
             if gradual
             else []
         )

@@ -87,3 +87,15 @@ class ZerosHold(keras.callbacks.Callback):
             assert (value[~mask] == 0).all(), f"{path} after batch {batch}"
             assert (value[mask] != 0).any()
             self.checked += 1
+
+
+class DieAt(keras.callbacks.Callback):
+    """An interrupt when the epoch of this index begins; `None` is never."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epoch:
+            raise KeyboardInterrupt

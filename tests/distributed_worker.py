@@ -87,7 +87,7 @@ def main(index: int, ports: list[str], out: str, alone: bool) -> None:
         for path, weight in ticket.weights.items():
             results[f"imp/ticket{i}/start/{path}"] = weight
     gradual = tt.callbacks.GradualPruning(
-        target_sparsity=0.8, end_step=6, frequency=2
+        target_sparsity=0.8, end_step=6, every=2
     )
     fit("gradual", gradual, tt.callbacks.SparsityLogger(), epochs=2)
     rewind = tt.callbacks.Rewind(step=3)
@@ -106,7 +106,7 @@ def main(index: int, ports: list[str], out: str, alone: bool) -> None:
         norm = keras.layers.BatchNormalization(synchronized=True)
     search = tt.callbacks.EarlyBird([0.5], epsilon=0.5, window=3)
     fit("early_bird", search, epochs=8, norm=[norm])
-    results["early_bird/epoch"] = search.epochs[0.5]
+    results["early_bird/epoch"] = search.found_at[0.5]
     for name, mask in search.tickets[0.5].masks.items():
         results[f"early_bird/mask/{name}"] = mask
     np.savez(out, **results)

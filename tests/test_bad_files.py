@@ -1,4 +1,4 @@
-"""Damaged, hostile and unwritable files; two processes on one directory.
+"""Damaged, hostile and unwritable files.
 
 A file either reads as what was written or gets one `ValueError` that names it.
 """
@@ -11,10 +11,6 @@ import os
 import pickle
 import random
 import struct
-import subprocess
-import sys
-import textwrap
-import time
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -25,7 +21,6 @@ import pytest
 import tf_tickets as tt
 from tests.conftest import batches, compiled, mlp
 from tf_tickets import archive
-from tf_tickets.callbacks import lock
 from tf_tickets.selection import named_weights
 
 ROOT = Path(__file__).parent.parent
@@ -469,96 +464,3 @@ def test_a_file_that_may_not_be_read_says_so(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(PermissionError, match="Permission denied"):
         tt.Ticket.load(path)
-
-
-# Two processes on one directory.
-
-HOLDER = """
-    import sys, time
-    from pathlib import Path
-    import importlib.util
-    spec = importlib.util.spec_from_file_location("lock", sys.argv[1])
-    lock = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(lock)
-    try:
-        lock.acquire(Path(sys.argv[2]))
-    except ValueError as error:
-        print("refused:", error, flush=True)
-    else:
-        print("held", flush=True)
-        time.sleep(float(sys.argv[3]))
-"""
-
-
-def holder(directory, seconds=60):
-    process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(HOLDER), lock.__file__,
-         str(directory), str(seconds)],
-        stdout=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
-    return process, process.stdout.readline()
-
-
-@pytest.mark.parametrize("kind", ["rounds", "epochs"])
-def test_a_second_process_is_refused_until_the_first_is_killed(
-    kind, data, tmp_path
-):
-    run = tmp_path / "run"
-    run.mkdir()
-    options = {"target_sparsity": 0.5, "directory": run}
-    callback = (
-        tt.callbacks.IterativeMagnitudePruning(epochs_per_round=1, **options)
-        if kind == "rounds"
-        else tt.callbacks.GradualPruning(end_step=2, frequency=1, **options)
-    )
-    model = compiled(mlp())
-    first, said = holder(run)
-    assert said == "held\n"
-    for _ in range(2):
-        with pytest.raises(ValueError, match="Another process.*Received: dir"):
-            model.fit(batches(*data), verbose=0, callbacks=[callback])
-    assert int(model.optimizer.iterations.numpy()) == 0
-    first.kill()  # -9: nothing of its own can clean up
-    first.wait()
-    assert (run / "lock").exists()
-    model.fit(batches(*data), verbose=0, callbacks=[callback])
-    assert callback.ticket.sparsity == 0.5
-    # It has let go: another process may go on.
-    second, said = holder(run, 0)
-    assert said == "held\n"
-    second.wait()
-
-
-def test_a_lock_is_taken_over_within_a_process_and_ends_with_it(tmp_path):
-    lock.acquire(tmp_path)
-    lock.acquire(tmp_path)  # as after an interrupted `fit`
-    other, said = holder(tmp_path, 0)
-    assert said.startswith("refused: Another process")
-    other.wait()
-    child = os.fork()
-    if not child:
-        try:
-            lock.acquire(tmp_path)
-        except ValueError:
-            os._exit(0)
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    lock.release(tmp_path)
-    lock.release(tmp_path)
-    other, said = holder(tmp_path, 0)
-    assert said == "held\n"
-    other.wait()
-
-
-def test_fifty_kills_leave_no_stale_lock(tmp_path):
-    started = time.monotonic()
-    for _ in range(50):
-        child = os.fork()
-        if not child:
-            lock.acquire(tmp_path)
-            os.kill(os.getpid(), 9)
-        os.waitpid(child, 0)
-        lock.acquire(tmp_path)
-        lock.release(tmp_path)
-    assert time.monotonic() - started < 60

@@ -243,7 +243,7 @@ def _drawing():
             target_sparsity=0.5, rounds=2, epochs_per_round=1
         ),
         "gradual": tt.callbacks.GradualPruning(
-            target_sparsity=0.5, end_step=8, frequency=1
+            target_sparsity=0.5, end_step=8, every=1
         ),
     }
 

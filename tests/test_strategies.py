@@ -71,7 +71,7 @@ def learning_rate_rewinding(model):
 
 def gradual(model):
     callback = tt.callbacks.GradualPruning(
-        target_sparsity=0.8, end_step=12, frequency=4
+        target_sparsity=0.8, end_step=12, every=4
     )
     logger = tt.callbacks.SparsityLogger()
     return model, [callback, logger], lambda: [tt.Ticket.from_model(model)]

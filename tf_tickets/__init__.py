@@ -37,7 +37,7 @@ from tf_tickets import (  # noqa: E402
     retraining,
     structured,
 )
-from tf_tickets.layers.model import supermask  # noqa: E402
+from tf_tickets.layers.supermask import supermask  # noqa: E402
 from tf_tickets.masking import release  # noqa: E402
 from tf_tickets.pruning import prune  # noqa: E402
 from tf_tickets.selection import prunable_weights  # noqa: E402

@@ -88,12 +88,20 @@ class Snapshot:
             if variable.name in _SCHEDULE:
                 variable.assign(value)
 
+    def match(self, model: keras.Model) -> dict[str, str]:
+        """``{path here: path in the model}`` of every variable of the model.
+
+        Raises:
+            ValueError: If the snapshot is of another architecture.
+        """
+        return match_keys(
+            {k: v.shape for k, v in self.variables.items()},
+            unique_keys(list(model.variables)),
+        )
+
     def weights_of(self, model: keras.Model) -> dict[str, np.ndarray]:
         """The snapshot's value of every weight, by the model's own keys."""
-        variables = unique_keys(list(model.variables))
-        keys = match_keys(
-            {k: v.shape for k, v in self.variables.items()}, variables
-        )
+        keys = self.match(model)
         values = {keys[k]: v for k, v in self.variables.items()}
         return {key: values[key] for key in named_weights(model)}
 

@@ -4,12 +4,11 @@ import pytest
 
 import tf_tickets as tt
 from tests.analysis.conftest import tiny
-from tests.conftest import batches, compiled, mlp
+from tests.conftest import compiled
 from tf_tickets.analysis import (
     hessian_top_eigenvalue,
     loss_along_eigenvector,
 )
-from tf_tickets.callbacks import HessianEigenvalue
 from tf_tickets.selection import named_weights
 
 
@@ -113,22 +112,6 @@ def test_the_loss_along_the_eigenvector_bends_by_the_eigenvalue(points):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("jit", [False, True])
-def test_the_callback_logs_what_the_function_finds(data, jit):
-    model = compiled(mlp(), "adam", jit_compile=jit)
-    ticket = tt.prune(model, sparsity=0.75)
-    ticket.apply(model)
-    some = data[0][:32], data[1][:32]
-    watch = HessianEigenvalue(some, every=2, jit_compile=jit)
-    history = model.fit(
-        batches(*data), epochs=3, verbose=0, callbacks=[watch]
-    ).history
-    logged = history["hessian_top_eigenvalue"]
-    assert logged[0] == logged[1] != logged[2]
-    top = hessian_top_eigenvalue(model, some)
-    assert logged[2] == pytest.approx(top.value, rel=1e-3)
-    key = next(iter(ticket.masks))
-    assert (top.vector[key][~ticket.masks[key]] == 0).all()
 
 
 def test_plots_are_files(points, tmp_path):
@@ -156,8 +139,6 @@ def test_bad_requests_get_one_clear_error(points, options, message):
 
 
 def test_other_errors_say_what_is_wrong(points):
-    with pytest.raises(ValueError, match="every"):
-        HessianEigenvalue(points, every=0)
     with pytest.raises(ValueError, match="not finite"):
         hessian_top_eigenvalue(tiny(), (points[0] * np.nan, points[1]))
     with pytest.raises(ValueError, match="one of this model's weights"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tf_tickets as tt
-from tests.conftest import batches, compiled, mlp
+from tests.conftest import DieAt, batches, compiled, mlp
 from tf_tickets.callbacks import IterativeFreezing, freezing_rate
 from tf_tickets.selection import values_of
 
@@ -403,11 +403,6 @@ def test_a_search_that_died_goes_on_and_ends_like_one_that_lived(
     options, arguments, data, tmp_path
 ):
     def run(name, die_at=None):
-        class Die(keras.callbacks.Callback):
-            def on_epoch_begin(self, epoch, logs=None):
-                if epoch == die_at:
-                    raise KeyboardInterrupt
-
         keras.utils.set_random_seed(4)
         miner = compiled(
             tt.supermask(mlp(), **options),
@@ -419,7 +414,7 @@ def test_a_search_that_died_goes_on_and_ends_like_one_that_lived(
         try:
             history = miner.fit(
                 batches(*data), epochs=9, verbose=0,
-                callbacks=[freezing, Die()],
+                callbacks=[freezing, DieAt(die_at)],
             )  # fmt: skip
         except KeyboardInterrupt:
             return None

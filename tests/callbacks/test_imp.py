@@ -1,14 +1,16 @@
 """Iterative magnitude pruning in one fit equals its hand-written cycles."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tf_tickets as tt
-from tests.conftest import ZerosHold, batches, compiled, mlp
+from tests.conftest import DieAt, ZerosHold, batches, compiled, mlp
 from tests.layers.architectures import two_replicas
-from tf_tickets.callbacks.plan import RoundPlan
+from tf_tickets.callbacks.imp import RoundPlan
 from tf_tickets.selection import named_weights
 
 IMP = tt.callbacks.IterativeMagnitudePruning
@@ -238,6 +240,27 @@ def test_zeros_hold_after_every_batch_of_every_round(rewind, strategy, data):
     model.fit(batches(*data), verbose=0, callbacks=[watch])
 
 
+@pytest.mark.parametrize("with_options", [False, True])
+def test_a_criterion_scores_on_the_data_it_is_given(with_options, data):
+    """One round of SNIP is `prune` on the trained weights."""
+    model = compiled(mlp(), SGD(0.1))
+    twin = compiled(mlp(), SGD(0.1))
+    twin.set_weights(model.get_weights())
+    options = (
+        {"criterion": functools.partial(tt.pruning.snip, data=data)}
+        if with_options
+        else {"criterion": "snip", "data": data}
+    )
+    imp = IMP(target_sparsity=0.6, rounds=1, epochs_per_round=2, **options)
+    model.fit(batches(*data), epochs=2, verbose=0, callbacks=[imp])
+    tt.prune(twin, 0.0).apply(twin)
+    twin.fit(batches(*data), epochs=2, verbose=0)
+    expected = tt.prune(twin, 0.6, criterion="snip", data=data)
+    assert imp.ticket.hamming_distance(expected) == 0
+    magnitude = tt.prune(twin, 0.6)
+    assert imp.ticket.hamming_distance(magnitude) > 0
+
+
 def test_averaged_weights_do_not_overwrite_the_rewound_ticket(data):
     # fit ends by writing the averages, zero at the rewind point, over all.
     model = compiled(mlp(), SGD(0.1, use_ema=True))
@@ -260,6 +283,7 @@ def test_history_has_a_row_a_round(data):
         callbacks=[imp],
     ).history
     assert [row["round"] for row in imp.history] == [1, 2]
+    assert imp.found_at == [3, 6]
     assert [row["trained_sparsity"] for row in imp.history] == [0, 0.5]
     assert [row["sparsity"] for row in imp.history] == [0.5, 0.75]
     for i, row in enumerate(imp.history):
@@ -324,11 +348,6 @@ def test_a_run_that_died_goes_on_and_ends_like_one_that_lived(
     rewind, data, tmp_path
 ):
     def run(directory, die_at=None, **fit):
-        class Die(keras.callbacks.Callback):
-            def on_epoch_begin(self, epoch, logs=None):
-                if epoch == die_at:
-                    raise KeyboardInterrupt
-
         keras.utils.set_random_seed(5)
         model = compiled(mlp(), SGD(0.1, momentum=0.9))
         imp = IMP(
@@ -342,7 +361,7 @@ def test_a_run_that_died_goes_on_and_ends_like_one_that_lived(
         try:
             model.fit(
                 batches(*data), epochs=epochs, verbose=0,
-                callbacks=[imp, Die()],
+                callbacks=[imp, DieAt(die_at)],
             )  # fmt: skip
         except KeyboardInterrupt:
             return epochs
@@ -361,6 +380,82 @@ def test_a_run_that_died_goes_on_and_ends_like_one_that_lived(
     assert done.ticket.hamming_distance(whole.ticket) == 0
     # ... and the next fit starts at its own first epoch.
     assert len(model.fit(batches(*data), verbose=0).epoch) == 1
+
+
+def unnamed():
+    """Layers that get other numbers each time they are made."""
+    return compiled(
+        keras.Sequential(
+            [
+                keras.Input((8,)),
+                keras.layers.Dense(16, activation="relu"),
+                keras.layers.Dense(4),
+            ]
+        ),
+        SGD(0.1, momentum=0.9),
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"rewind": "weights"},
+        {"rewind": "weights", "rewind_step": 0},
+        {"rewind": "learning_rate"},
+        {"rewind": None},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("die_at", [1, 3, 5])
+def test_layers_may_have_other_numbers_when_a_run_goes_on(
+    die_at, options, data, tmp_path
+):
+    def fit(model, *more):
+        imp = IMP(
+            target_sparsity=0.75, rounds=3, epochs_per_round=2,
+            directory=tmp_path, **options,
+        )  # fmt: skip
+        model.fit(batches(*data), epochs=6, verbose=0, callbacks=[imp, *more])
+        return imp
+
+    first = unnamed()
+    start = first.get_weights()
+    with pytest.raises(KeyboardInterrupt):
+        fit(first, DieAt(die_at))
+    model = unnamed()
+    imp = fit(model)
+    assert [t.kept for t in imp.tickets] == [121, 76, 48]
+    paths = {v.path for v in model.variables}
+    for wide, narrow in zip(imp.tickets, imp.tickets[1:], strict=False):
+        for path, mask in narrow.masks.items():
+            assert path in paths
+            assert not (mask & ~wide.masks[path]).any()
+    if options["rewind"] == "weights":
+        # Every ticket starts where the first process did.
+        for ticket in imp.tickets:
+            for value, weight in zip(
+                start, ticket.weights.values(), strict=True
+            ):
+                np.testing.assert_array_equal(value, weight)
+
+
+def test_a_directory_and_a_later_first_epoch_go_together(data, tmp_path):
+    """As after a training that went before."""
+    for die_at in (4, None):
+        model = compiled(mlp(), SGD(0.1, momentum=0.9))
+        imp = IMP(
+            target_sparsity=0.75, rounds=2, epochs_per_round=2,
+            directory=tmp_path,
+        )  # fmt: skip
+        history = keras.callbacks.History()
+        try:
+            model.fit(
+                batches(*data), initial_epoch=1, epochs=5, verbose=0,
+                callbacks=[imp, history, DieAt(die_at)],
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            assert history.epoch == [1, 2, 3]
+    assert history.epoch == [3, 4] and imp.ticket.sparsity == 0.75
 
 
 def test_backup_and_restore_stands_before_a_directory(data, tmp_path):
@@ -453,6 +548,11 @@ def test_bad_arguments_are_refused_at_once(options, message):
         ({"rewind_step": 9}, "Received: rewind_step=9"),
         ({"rewind_step": 3, "steps_per_execution": 2}, "multiple"),
         ({"nan": True}, "NaN or infinity in"),
+        ({"criterion": "snip"}, "criterion='snip' scores on data: give"),
+        ({"criterion": "grasp"}, "criterion='grasp' scores on data: give"),
+        ({"criterion": "prospr"}, "criterion='prospr' scores on data: give"),
+        ({"criterion": "snip", "data": []}, "at least one batch"),
+        ({"criterion": "snip", "data": iter([])}, "read only once"),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(options, message, data):

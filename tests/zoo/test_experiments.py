@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import tf_tickets as tt
-from tf_tickets.callbacks import lock
+from tf_tickets.callbacks.base import hold
 from tf_tickets.pruning import SCOPES, smart_ratio
 from tf_tickets.zoo import datasets, experiments, models, recipes
 from tf_tickets.zoo.experiments import METHODS, Experiment, Named, runner
@@ -180,14 +180,14 @@ def test_failures_are_told_after_all_others_are_done(tmp_path):
     good, held = one(seed=0), one(seed=1)
     place = tmp_path / held.name
     place.mkdir()
-    lock.acquire(place)  # by this process, not by the one that will try
+    lock = hold(place)  # by this process, not by the one that will try
     try:
         with pytest.raises(
             RuntimeError, match=r"(?s)1 of 2 .*-s1-.*Another process"
         ) as raised:
             experiments.run([held, good], tmp_path, workers=1)
     finally:
-        lock.release(place)
+        lock.release()
     assert "Traceback" not in str(raised.value)
     assert whole(good.result(tmp_path / good.name), good)
 

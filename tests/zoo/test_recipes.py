@@ -87,9 +87,8 @@ def test_gem_miner_row(row):
     model, dataset, sparsity, period, optimizer, rate, penalty = row
     recipe = recipes.gem_miner(model, dataset, percent(sparsity))
     assert (recipe.model, recipe.dataset) == (model, dataset)
-    assert recipe.density == pytest.approx(percent(sparsity))
     assert recipe.target_sparsity == pytest.approx(1 - percent(sparsity))
-    assert recipe.freeze_every == int(period)
+    assert recipe.every == int(period)
     assert recipe.algorithm == optimizer.lower()
     assert recipe.initial_learning_rate == float(rate)
     assert recipe.score_penalty == float(penalty)
@@ -210,9 +209,9 @@ def test_early_bird():
     assert (recipe.epochs, recipe.milestones) == (160, (80, 120))
     assert (recipe.batch_size, recipe.weight_decay) == (256, 1e-4)
     assert (recipe.initial_learning_rate, recipe.momentum) == (0.1, 0.9)
-    assert recipe.prune_fractions == (0.3, 0.5, 0.7)
-    assert (recipe.scale_penalty, recipe.initial_scale) == (1e-4, 0.5)
-    assert (recipe.threshold, recipe.window) == (0.1, 5)
+    assert recipe.sparsities == (0.3, 0.5, 0.7)
+    assert (recipe.slimming, recipe.initial_scale) == (1e-4, 0.5)
+    assert (recipe.epsilon, recipe.window) == (0.1, 5)
     large = recipes.early_bird("resnet18", "imagenet")
     assert (large.epochs, large.milestones) == (90, (30, 60))
     with pytest.raises(ValueError, match="Received: .*'imagenet'"):
@@ -328,19 +327,24 @@ def test_values_are_checked(options):
         (("iterative_pruning", "resnet20"), {"rewind_step": -1}),
         (("spending", "resnet18"), {"label_smoothing": 1.0}),
         (("spending", "resnet18"), {"rewind_epoch": 182}),
-        (("early_bird", "vgg16"), {"prune_fractions": ()}),
-        (("early_bird", "vgg16"), {"prune_fractions": (0.3, 1.0)}),
-        (("early_bird", "vgg16"), {"scale_penalty": -1.0}),
+        (("early_bird", "vgg16"), {"sparsities": ()}),
+        (("early_bird", "vgg16"), {"sparsities": (0.3, 1.0)}),
+        (("early_bird", "vgg16"), {"slimming": -1.0}),
+        (("early_bird", "vgg16"), {"epsilon": 1.5}),
+        (("early_bird", "vgg16"), {"initial_scale": -0.5}),
         (("early_bird", "vgg16"), {"window": 1}),
-        (("gem_miner", "vgg16", 0.05), {"freeze_every": 0}),
+        (("gem_miner", "vgg16", 0.05), {"every": 0}),
         (("gem_miner", "vgg16", 0.05), {"score_penalty": -1.0}),
-        (("gem_miner", "vgg16", 0.05), {"density": 5.0}),
+        (("gem_miner", "vgg16", 0.05), {"target_sparsity": 5.0}),
+        (("finetune", "vgg16", 0.05), {"density": 5.0}),
     ],
 )
 def test_values_of_each_kind_are_checked(recipe, options):
     name, model, *density = recipe
     good = getattr(recipes, name)(model, "cifar10", *density)
     ((key, value),) = options.items()
+    if value == (0.3, 1.0):
+        value = 1.0  # the one that is wrong
     with pytest.raises(
         ValueError, match=re.escape(f"Received: {key}={value!r}")
     ):
@@ -359,3 +363,42 @@ def test_recipes_are_frozen():
     recipe = recipes.spending("vgg16", "cifar10")
     with pytest.raises(dataclasses.FrozenInstanceError):
         recipe.epochs = 1
+
+
+@pytest.mark.parametrize(
+    "recipe, own",
+    [
+        (
+            recipes.iterative_pruning("resnet20", "cifar10"),
+            {"epochs_per_round": 160, "prune_fraction": 0.2}
+            | {"rewind_step": 1000, "rounds": 3, "seed": 7},
+        ),
+        (
+            recipes.early_bird("vgg16", "cifar10"),
+            {"sparsities": (0.3, 0.5, 0.7), "window": 5, "epsilon": 0.1}
+            | {"slimming": 1e-4, "stop": False},
+        ),
+        (
+            recipes.gem_miner("resnet20", "cifar10", 0.5),
+            {"target_sparsity": 0.5, "every": 8, "exact": False},
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_recipe_makes_the_callback_by_its_own_names(recipe, own):
+    fields = {field.name for field in dataclasses.fields(recipe)}
+    others = {k: v for k, v in own.items() if k not in fields}
+    others.pop("epochs_per_round", None)
+    callback = recipe.callback(**others)
+    found = {**vars(callback), **vars(vars(callback).get("plan", callback))}
+    for name, value in own.items():
+        assert found[name] == value
+    # What is asked for comes before what the recipe says.
+    ((name, value),) = {
+        "IterativeMagnitudePruning": {"prune_fraction": 0.5},
+        "EarlyBird": {"window": 3},
+        "IterativeFreezing": {"every": 2},
+    }[type(callback).__name__].items()
+    changed = recipe.callback(**{name: value})
+    found = {**vars(changed), **vars(vars(changed).get("plan", changed))}
+    assert found[name] == value

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import collections
-import contextlib
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
 from tf_tickets import checks
-from tf_tickets.callbacks.resume import EpochRun
+from tf_tickets.callbacks.base import Directory, Logs, ResumableCallback
 from tf_tickets.selection import named_weights, values_of
 from tf_tickets.structured.draw import (
     CRITERIA,
@@ -25,14 +22,14 @@ from tf_tickets.structured.draw import (
 from tf_tickets.structured.ticket import ChannelTicket
 
 
-class EarlyBird(keras.callbacks.Callback):
+class EarlyBird(ResumableCallback):
     r"""Draw a channel ticket as soon as the channels to keep stand still.
 
     Before the first epoch and after each one, the channels of all
-    normalisation layers are ranked together by :math:`|\gamma|`, and the
+    normalization layers are ranked together by :math:`|\gamma|`, and the
     lowest are masked. The last ``window`` masks wait in a queue. Once it is
     full, the newest mask is compared with all older ones; when the largest
-    normalised Hamming distance is at most ``epsilon``, the ticket is drawn:
+    normalized Hamming distance is at most ``epsilon``, the ticket is drawn:
     its masks, and the weights of that moment to inherit.
     `tf_tickets.structured.shrink` makes the small network of it.
 
@@ -44,23 +41,28 @@ class EarlyBird(keras.callbacks.Callback):
     from the start.
 
     Args:
-        sparsities: Fractions of the channels that go, each in [0, 1).
-        window: Masks in the queue, at least 2.
-        epsilon: Largest distance that still counts as standing still.
-        stop: Stop training once every sparsity has its ticket. `False` trains
-            on, to the end.
+        sparsities: Fractions of the channels that go, each in [0, 1); 0.3, 0.5
+            and 0.7 by default.
+        window: How many masks wait in the queue, at least 2; 5 by default.
+        epsilon: Largest distance that still counts as standing still, in
+            [0, 1]; 0.1 by default.
+        stop: Whether to stop training once every sparsity has its ticket,
+            which is the default. `False` trains on, to the end.
         criterion: As in `tf_tickets.structured.draw_channels`: `"gamma"`,
-            `"filter_norm"`, or `"auto"`.
-        coupled: As there: rank channels that can only go together as one.
+            `"filter_norm"`, or `"auto"`, the default.
+        coupled: As there: whether channels that can only go together are
+            ranked as one; not by default.
         slimming: Strength s of the L1 penalty while training: s·sign(γ) is
-            added to the gradient of every scale γ. 0 for none.
-        directory: Where to keep the run. Every epoch is saved there; the same
-            call after a kill goes on after the last whole epoch. List the
-            callback after `keras.callbacks.BackupAndRestore` then.
+            added to the gradient of every scale γ. 1e-4 by default; 0 for none.
+        directory: Where to keep the run; by default nowhere. Every epoch is
+            saved there; the same call after a kill goes on after the last
+            whole epoch. List the callback after
+            `keras.callbacks.BackupAndRestore` then.
 
     Attributes:
+        ticket: The sparsest ticket found, or `None`.
         tickets: ``{sparsity: ticket}`` of those found.
-        epochs: ``{sparsity: epochs trained when it was found}``.
+        found_at: For each of them, after how many epochs it was drawn.
         distances: ``{sparsity: largest distance after each epoch}``; also in
             the logs, as ``"mask_distance_<sparsity>"``.
         drawings: ``{sparsity: one ticket of masks alone for each state}``,
@@ -109,7 +111,7 @@ class EarlyBird(keras.callbacks.Callback):
         criterion: Criterion = "auto",
         coupled: bool = False,
         slimming: float = 1e-4,
-        directory: str | os.PathLike[str] | None = None,
+        directory: Directory | None = None,
     ) -> None:
         super().__init__()
         if (
@@ -124,41 +126,31 @@ class EarlyBird(keras.callbacks.Callback):
             )
         for sparsity in sparsities:
             checks.sparsity(sparsity, "sparsities")
-        checks.whole("window", window, least=2)
-        if (
-            isinstance(epsilon, bool)
-            or not isinstance(epsilon, int | float)
-            or not 0 <= epsilon <= 1
-        ):
-            raise ValueError(
-                "`epsilon` must be a number in [0, 1]. "
-                f"Received: epsilon={epsilon!r}"
-            )
         checks.choice("criterion", criterion, CRITERIA)
-        slimming = checks.number("slimming", slimming, "[0, inf)")
         self.sparsities = tuple(sparsities)
-        self.window = window
-        self.epsilon = epsilon
+        self.window = checks.whole("window", window, least=2)
+        self.epsilon = checks.number("epsilon", epsilon, "[0, 1]")
         self.stop = stop
         self.criterion = criterion
         self.coupled = coupled
-        self.slimming = slimming
-        self._penalty = contextlib.ExitStack()
-        identity = {
-            "source": "EarlyBird",
-            "sparsities": [float(s) for s in self.sparsities],
-            "window": window,
-            "epsilon": float(epsilon),
-            "criterion": criterion,
-            "coupled": coupled,
-            "slimming": slimming,
-        }
-        self._run = None if directory is None else EpochRun(directory, identity)
+        self.slimming = checks.number("slimming", slimming, "[0, inf)")
         self._reset()
+        self._keep_in(
+            directory,
+            {
+                "source": "EarlyBird",
+                "sparsities": [float(s) for s in self.sparsities],
+                "window": self.window,
+                "epsilon": self.epsilon,
+                "criterion": criterion,
+                "coupled": coupled,
+                "slimming": self.slimming,
+            },
+        )
 
     def _reset(self) -> None:
         self.tickets: dict[float, ChannelTicket] = {}
-        self.epochs: dict[float, int] = {}
+        self.found_at: dict[float, int] = {}
         self.distances: dict[float, list[float]] = {
             s: [] for s in self.sparsities
         }
@@ -172,53 +164,41 @@ class EarlyBird(keras.callbacks.Callback):
             s: collections.deque(maxlen=self.window) for s in self.sparsities
         }
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    @property
+    def ticket(self) -> ChannelTicket | None:
+        """The sparsest ticket found, or `None`."""
+        return self.tickets[max(self.tickets)] if self.tickets else None
+
+    def begin(self) -> None:
         self._reset()
-        self._penalty.close()  # a run that was broken off left it
         self._ranking = ChannelScores(self.model, self.criterion, self.coupled)
-        remembered = {} if self._run is None else self._run.resume(self.model)
-        if remembered and self._run is not None:
-            self._recall(remembered, self._run)
+        remembered = self._resume()
+        if remembered:
+            self._recall(remembered)
             if self._done:
-                self._run.skip(self.model, self.params["epochs"])
+                self._start_at(self.params["epochs"])
         else:
             for sparsity in self.sparsities:
                 drawing, _ = self._ranking.draw(sparsity)
                 self._push(sparsity, drawing)
-        self._penalty.enter_context(slimming(self.model, self.slimming))
+        self._undo.enter_context(slimming(self.model, self.slimming))
 
-    def on_epoch_begin(
-        self, epoch: int, logs: dict[str, Any] | None = None
-    ) -> None:
-        if self._run is not None:
-            self._run.check_start(epoch)
-
-    def on_epoch_end(
-        self, epoch: int, logs: dict[str, Any] | None = None
-    ) -> None:
+    def epoch_end(self, epoch: int, logs: Logs) -> None:
         for sparsity in self.sparsities:
             drawing, scores = self._ranking.draw(sparsity)
             distance = self._push(sparsity, drawing)
             self.distances[sparsity].append(distance)
-            if logs is not None:
-                logs[f"mask_distance_{sparsity:g}"] = distance
+            logs[f"mask_distance_{sparsity:g}"] = distance
             full = len(self._queues[sparsity]) == self.window
             if full and distance <= self.epsilon:
                 self._found(sparsity, drawing, scores, epoch + 1)
         if self._done:
             self.model.stop_training = True
         if self._run is not None:
-            self._run.save_epoch(
-                self.model,
-                epoch,
-                self._remembered(),
-                {_file(s): ticket for s, ticket in self.tickets.items()},
-            )
+            tickets = {_file(s): ticket for s, ticket in self.tickets.items()}
+            self._save(epoch + 1, self._remembered(), tickets)
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        self._penalty.close()
-        if self._run is not None:
-            self._run.end(self.model)
+    def end(self) -> None:
         missing = [s for s in self.sparsities if s not in self.tickets]
         if missing:
             last = {s: self.distances[s][-1:] for s in missing}
@@ -245,7 +225,7 @@ class EarlyBird(keras.callbacks.Callback):
     def _remembered(self) -> dict[str, Any]:
         """The masks of every state so far, as JSON values."""
         return {
-            "epochs": {str(s): e for s, e in self.epochs.items()},
+            "found_at": {str(s): e for s, e in self.found_at.items()},
             "drawings": {
                 str(s): [
                     [_as_text(d.masks), _as_text(d.undecided)] for d in drawings
@@ -254,7 +234,7 @@ class EarlyBird(keras.callbacks.Callback):
             },
         }
 
-    def _recall(self, remembered: dict[str, Any], run: EpochRun) -> None:
+    def _recall(self, remembered: dict[str, Any]) -> None:
         for sparsity in self.sparsities:
             # Layer numbers may be others in this process, their order is not.
             now, _ = self._ranking.draw(sparsity)
@@ -270,12 +250,11 @@ class EarlyBird(keras.callbacks.Callback):
                 distance = self._push(sparsity, drawing)
                 if i:  # the first mask is from before the first epoch
                     self.distances[sparsity].append(distance)
-            epoch = remembered["epochs"].get(str(sparsity))
-            if epoch is not None:
-                self.epochs[sparsity] = epoch
-                self.tickets[sparsity] = ChannelTicket.load(
-                    run.directory.path / _file(sparsity)
-                )
+            epoch = remembered["found_at"].get(str(sparsity))
+            if epoch is not None and self._run is not None:
+                self.found_at[sparsity] = epoch
+                file = self._run.path / _file(sparsity)
+                self.tickets[sparsity] = ChannelTicket.load(file)
 
     def _found(
         self,
@@ -286,7 +265,7 @@ class EarlyBird(keras.callbacks.Callback):
     ) -> None:
         if sparsity in self.tickets:
             return
-        self.epochs[sparsity] = epoch
+        self.found_at[sparsity] = epoch
         self.tickets[sparsity] = ChannelTicket(
             drawing.masks,
             values_of(named_weights(self.model)),

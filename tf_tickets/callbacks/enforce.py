@@ -2,38 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-import keras
-
-from tf_tickets import masking
+from tf_tickets import checks, masking
+from tf_tickets.callbacks.base import TicketCallback
 from tf_tickets.ticket import Ticket
 
 
-class MaskKeeper(keras.callbacks.Callback):
-    """What every callback that trains under a mask does.
-
-    Inside a step the mask is a constraint; here it is put right after other
-    callbacks have written weights past it.
-    """
-
-    def on_epoch_end(
-        self, epoch: int, logs: dict[str, Any] | None = None
-    ) -> None:
-        masking.project(self.model)
-        if logs is not None and not logs:
-            # Keras only warns, and every decision that follows would be
-            # taken on a model that has not been trained.
-            raise ValueError(
-                "The data had no batch for this epoch: is it empty, or does "
-                f"it run out? Received: nothing in epoch {epoch}"
-            )
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        masking.project(self.model)
-
-
-class EnforceTicket(MaskKeeper):
+class EnforceTicket(TicketCallback):
     """Apply a ticket when training begins, and hold its zeros to the end.
 
     After `Ticket.apply` a plain ``model.fit`` keeps the zeros of every step.
@@ -41,10 +17,10 @@ class EnforceTicket(MaskKeeper):
     training, when it stands after them in the list.
 
     Args:
-        ticket: Applied when training begins; `None` keeps the masks that the
-            model has.
-        weights: `"keep"` masks the model's weights, `"start"` also assigns
-            the ticket's start weights.
+        ticket: The ticket to apply when training begins. The default, `None`,
+            keeps the masks that the model has.
+        weights: `"keep"`, the default, masks the weights that the model has;
+            `"start"` assigns the ticket's start weights first.
 
     Raises:
         ValueError: When training begins, if the ticket does not fit or there
@@ -64,6 +40,8 @@ class EnforceTicket(MaskKeeper):
     16
     """
 
+    keeps_masks = True
+
     def __init__(
         self,
         ticket: Ticket | None = None,
@@ -76,15 +54,11 @@ class EnforceTicket(MaskKeeper):
                 "`ticket` must be a tf_tickets.Ticket (Ticket.load reads one "
                 f"from a file) or None. Received: ticket={ticket!r}"
             )
-        if weights not in ("keep", "start"):
-            raise ValueError(
-                "`weights` must be 'keep' or 'start'. "
-                f"Received: weights={weights!r}"
-            )
+        checks.choice("weights", weights, ("keep", "start"))
         self.ticket = ticket
         self.weights = weights
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def begin(self) -> None:
         if self.ticket is not None:
             self.ticket.apply(self.model, weights=self.weights)
         elif not masking.attached_masks(self.model):

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import keras
 import numpy as np
 
 from tf_tickets import checks
-from tf_tickets.callbacks.resume import EpochRun
+from tf_tickets.callbacks.base import Directory, Logs, ResumableCallback
 from tf_tickets.layers import Supermask
 from tf_tickets.pruning import scopes
 from tf_tickets.pruning.topk import select
 from tf_tickets.selection import layers_of, values_of
 
 RateKind = Literal["code", "paper"]
+RATES = ("code", "paper")
 Arrays = dict[str, np.ndarray]
 
 
@@ -37,10 +36,10 @@ def freezing_rate(
     prints the exponent without its sign).
 
     Args:
-        target_sparsity: 1 − s.
-        epochs: E.
-        every: T, in epochs.
-        rate: `"code"` or `"paper"`.
+        target_sparsity: 1 − s, the fraction that is frozen in the end.
+        epochs: E, how many epochs the training has.
+        every: T, how many epochs lie from one freeze to the next.
+        rate: `"code"`, the default, or `"paper"`: whose formula.
 
     Raises:
         ValueError: On numbers out of range, or if no freeze fits into the
@@ -54,9 +53,9 @@ def freezing_rate(
     0.13182
     """
     checks.sparsity(target_sparsity, "target_sparsity")
-    _check_rate(rate)
-    checks.whole("epochs", epochs, least=1)
-    checks.whole("every", every, least=1)
+    checks.choice("rate", rate, RATES)
+    checks.whole("epochs", epochs)
+    checks.whole("every", every)
     count = epochs // every if rate == "paper" else (epochs - 1) // every
     if not count:
         raise ValueError(
@@ -67,7 +66,7 @@ def freezing_rate(
     return 1 - (1 - target_sparsity) ** exponent
 
 
-class IterativeFreezing(keras.callbacks.Callback):
+class IterativeFreezing(ResumableCallback):
     r"""Bring a supermask to a sparsity while its scores are trained.
 
     For masks by threshold or at random (Gem-Miner): every few epochs the
@@ -89,24 +88,26 @@ class IterativeFreezing(keras.callbacks.Callback):
 
     Args:
         target_sparsity: Fraction of the prunable weights that are frozen in
-            the end. `None` takes it from a top-k mask.
-        every: T: epochs between two freezes. ("Long" Gem-Miner is the same
-            with more epochs and a longer period.)
-        exact: Freeze to the weight, and end at the target; of equal scores
-            the first are kept. With `False` as published: the fraction
-            `freezing_rate` of the unfrozen, rounded up, gives a threshold, and
-            everything at or below it goes. Scores are clipped at zero, so a
-            freeze can take far more than its share: the target is then only
-            the most that remains.
-        rate: `"code"`: freezes after the epochs T + 1, 2T + 1, ...; `"paper"`:
-            after T, 2T, ..., see `freezing_rate`. (Top-k masks become sparser
-            after T, 2T, ... in both.)
-        scope: Among which weights the lowest are looked for: `"global"`,
-            `"layer"`, or another of `tf_tickets.prune` that is no mapping. A
-            top-k mask has its own.
-        directory: Where to keep the run. Every epoch is saved there; the same
-            call after a kill goes on after the last whole epoch. List the
-            callback after `keras.callbacks.BackupAndRestore` then.
+            the end. The default, `None`, takes it from a top-k mask.
+        every: T: how many epochs lie from one freeze to the next; 5 by
+            default. ("Long" Gem-Miner is the same with more epochs and a
+            longer period.)
+        exact: Whether to freeze to the weight, and end at the target, which is
+            the default; of equal scores the first are kept. With `False` as
+            published: the fraction `freezing_rate` of the unfrozen, rounded up,
+            gives a threshold, and everything at or below it goes. Scores are
+            clipped at zero, so a freeze can take far more than its share: the
+            target is then only the most that remains.
+        rate: `"code"`, the default: freezes after the epochs T + 1, 2T + 1,
+            ...; `"paper"`: after T, 2T, ..., see `freezing_rate`. (Top-k masks
+            become sparser after T, 2T, ... in both.)
+        scope: Among which weights the lowest are looked for: `"global"`, the
+            default, `"layer"`, or another of `tf_tickets.prune` that is no
+            mapping. A top-k mask has its own.
+        directory: Where to keep the run; by default nowhere. Every epoch is
+            saved there; the same call after a kill goes on after the last
+            whole epoch. List the callback after
+            `keras.callbacks.BackupAndRestore` then.
 
     Attributes:
         collapsed: Whether the mask became empty.
@@ -142,13 +143,12 @@ class IterativeFreezing(keras.callbacks.Callback):
         exact: bool = True,
         rate: RateKind = "code",
         scope: scopes.Scope = "global",
-        directory: str | os.PathLike[str] | None = None,
+        directory: Directory | None = None,
     ) -> None:
         super().__init__()
         if target_sparsity is not None:
             checks.sparsity(target_sparsity, "target_sparsity")
-        checks.whole("every", every, least=1)
-        _check_rate(rate)
+        checks.choice("rate", rate, RATES)
         scopes.check_scope(scope)
         if isinstance(scope, Mapping) or (
             not exact and scope not in ("global", "layer")
@@ -158,7 +158,7 @@ class IterativeFreezing(keras.callbacks.Callback):
                 f"'layer'. Received: scope={scope!r}, exact={exact}"
             )
         self.target_sparsity = target_sparsity
-        self.every = every
+        self.every = checks.whole("every", every)
         self.exact = exact
         self.rate = rate
         self.scope = scope
@@ -168,28 +168,22 @@ class IterativeFreezing(keras.callbacks.Callback):
         self._plan: dict[int, float] | None = None
         self._fraction = 0.0
         self._remembered: dict[str, Any] = {}
-        self._run = (
-            None
-            if directory is None
-            else EpochRun(
-                directory,
-                {
-                    "source": "IterativeFreezing",
-                    "target_sparsity": target_sparsity,
-                    "every": every,
-                    "exact": exact,
-                    "rate": rate,
-                    "scope": scope if isinstance(scope, str) else "callable",
-                },
-            )
+        self._keep_in(
+            directory,
+            {
+                "source": "IterativeFreezing",
+                "target_sparsity": target_sparsity,
+                "every": self.every,
+                "exact": exact,
+                "rate": rate,
+                "scope": scope if isinstance(scope, str) else "callable",
+            },
         )
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def begin(self) -> None:
         self.collapsed = False
         self._plan = None
-        self._remembered = (
-            {} if self._run is None else self._run.resume(self.model)
-        )
+        self._remembered = self._resume()
         self._supermasks = [
             layer
             for layer in layers_of(self.model)
@@ -222,41 +216,30 @@ class IterativeFreezing(keras.callbacks.Callback):
                 "mapping. Received: a mapping"
             )
 
-    def on_epoch_begin(
-        self, epoch: int, logs: dict[str, Any] | None = None
-    ) -> None:
-        if self._run is not None:
-            self._run.check_start(epoch)
-        if self._plan is None:
-            if not self._remembered:
-                if self._top_k and epoch == 0:
-                    for layer in self._supermasks:
-                        layer.set_sparsity(0.0)
-                self._remembered = {
-                    "first_epoch": epoch,
-                    "first_density": self._density("frozen"),
-                }
-            self._make_plan(**self._remembered)
+    def epoch_begin(self, epoch: int) -> None:
+        if self._plan is not None:
+            return
+        if not self._remembered:
+            if self._top_k and epoch == 0:
+                for layer in self._supermasks:
+                    layer.set_sparsity(0.0)
+            self._remembered = {
+                "first_epoch": epoch,
+                "first_density": self._density("frozen"),
+            }
+        self._make_plan(**self._remembered)
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        self._remembered = {}
-        if self._run is not None:
-            self._run.end(self.model)
-
-    def on_epoch_end(
-        self, epoch: int, logs: dict[str, Any] | None = None
-    ) -> None:
+    def epoch_end(self, epoch: int, logs: Logs) -> None:
         plan = self._plan or {}
         if epoch in plan:
             self._freeze(plan[epoch])
         if not self._top_k and self._density("effective") == 0:
             self._collapse()
-        if logs is not None:
-            if not self._top_k:
-                logs["density_frozen"] = self._density("frozen")
-            logs["density_effective"] = self._density("effective")
-        if self._run is not None and not self.collapsed:
-            self._run.save_epoch(self.model, epoch, self._remembered)
+        if not self._top_k:
+            logs["density_frozen"] = self._density("frozen")
+        logs["density_effective"] = self._density("effective")
+        if not self.collapsed:
+            self._save(epoch + 1, self._remembered)
 
     @property
     def _epochs(self) -> int:
@@ -380,10 +363,3 @@ def _freezes(
         return [e for e in range(epochs) if (e + 1) % every == 0]
     freezes = [e for e in range(1, epochs) if e % every == 0]
     return [e - 1 for e in freezes] if early else freezes
-
-
-def _check_rate(rate: object) -> None:
-    if rate not in ("code", "paper"):
-        raise ValueError(
-            f"`rate` must be 'code' or 'paper'. Received: rate={rate!r}"
-        )

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tf_tickets import checks, masking
-from tf_tickets.callbacks.enforce import MaskKeeper
-from tf_tickets.callbacks.resume import EpochRun
-from tf_tickets.callbacks.rewind import StepCounter
-from tf_tickets.pruning import criteria, scopes
-from tf_tickets.pruning.prune import (
-    current_masks,
-    describe,
-    draw_masks,
-    sparsity_of,
+from tf_tickets import checks
+from tf_tickets.callbacks.base import (
+    Directory,
+    DrawingCallback,
+    Logs,
+    StepCounter,
 )
+from tf_tickets.pruning import criteria, scopes
+from tf_tickets.pruning.prune import describe, sparsity_of
 from tf_tickets.pruning.schedules import Polynomial, Schedule, sparsity_at
 from tf_tickets.selection import Filters
 from tf_tickets.ticket import Ticket
 
 
-class GradualPruning(MaskKeeper):
+class GradualPruning(DrawingCallback):
     """Raise the sparsity by a schedule during one training run.
 
-    Masks are drawn every ``frequency`` steps from the weights of that moment;
+    Masks are drawn every ``every`` steps from the weights of that moment;
     pruned weights stay pruned. Steps count on from the optimizer's iteration
     when `fit` begins, so that a second `fit` goes on where the first ended.
 
@@ -37,17 +34,23 @@ class GradualPruning(MaskKeeper):
             TensorFlow Model Optimization toolkit.
         target_sparsity: Instead of ``schedule``: a cubic climb to this
             sparsity between ``begin_step`` and ``end_step``.
-        begin_step: First step of that climb.
+        begin_step: First step of that climb; 0 by default.
         end_step: Last step of that climb.
-        frequency: Steps between two drawings. A schedule that says itself
-            when to prune is asked at every step instead.
-        criterion: As in `tf_tickets.prune`.
-        scope: As in `tf_tickets.prune`, but not a mapping.
-        filters: As in `tf_tickets.prunable_weights`.
-        directory: Where to keep the run. Every epoch is saved there; the same
-            call after a kill goes on after the last whole epoch. List the
-            callback after `keras.callbacks.BackupAndRestore` then.
-        seed: For criteria that draw at random.
+        every: How many steps lie from one drawing to the next; 100 by default.
+            A schedule that says itself when to prune is asked at every step
+            instead.
+        criterion: As in `tf_tickets.prune`; `"magnitude"` by default.
+        scope: As in `tf_tickets.prune`, but not a mapping; `"global"` by
+            default.
+        data: What the criterion scores on, for criteria that need it, as in
+            `tf_tickets.prune`. It is read at each drawing.
+        filters: As in `tf_tickets.prunable_weights`; by default all prunable
+            weights.
+        directory: Where to keep the run; by default nowhere. Every epoch is
+            saved there; the same call after a kill goes on after the last
+            whole epoch. List the callback after
+            `keras.callbacks.BackupAndRestore` then.
+        seed: For criteria that draw at random; 0 by default.
 
     Attributes:
         ticket: After `fit`: the masks, and the trained weights as start
@@ -56,7 +59,7 @@ class GradualPruning(MaskKeeper):
     Raises:
         ValueError: On bad arguments; when training begins, if the model has
             nothing prunable, weights that are not finite, or is sparser than
-            the schedule's target.
+            the schedule's target, or if the criterion needs ``data``.
 
     Reference:
         Zhu and Gupta, "To prune, or not to prune", 2017.
@@ -67,7 +70,7 @@ class GradualPruning(MaskKeeper):
     >>> import numpy as np
     >>> model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(10)])
     >>> model.compile("sgd", "mse")
-    >>> pruning = GradualPruning(target_sparsity=0.8, end_step=8, frequency=2)
+    >>> pruning = GradualPruning(target_sparsity=0.8, end_step=8, every=2)
     >>> _ = model.fit(
     ...     np.ones((8, 10)), np.ones((8, 10)), batch_size=1, verbose=0,
     ...     callbacks=[pruning],
@@ -83,14 +86,15 @@ class GradualPruning(MaskKeeper):
         target_sparsity: float | None = None,
         begin_step: int = 0,
         end_step: int | None = None,
-        frequency: int = 100,
+        every: int = 100,
         criterion: str | criteria.Criterion = "magnitude",
         scope: scopes.Scope = "global",
+        data: Any = None,
         filters: Filters = None,
-        directory: str | os.PathLike[str] | None = None,
+        directory: Directory | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(criterion, scope, data, filters, seed)
         if (schedule is None) == (target_sparsity is None):
             raise ValueError(
                 "Give a `schedule`, or `target_sparsity` and `end_step`. "
@@ -111,38 +115,29 @@ class GradualPruning(MaskKeeper):
                 "`schedule` must be a callable step -> sparsity. "
                 f"Received: schedule={schedule!r}"
             )
-        checks.whole("frequency", frequency, least=1)
-        criteria.get(criterion)
-        scopes.check_scope(scope)
         if isinstance(scope, Mapping):
             raise ValueError(
                 "A mapping fixes each tensor's sparsity and leaves nothing to "
                 f"a schedule. Received: scope={scope!r}"
             )
         self.schedule = schedule
-        self.frequency = frequency
-        self.criterion = criterion
-        self.scope = scope
-        self.filters = filters
-        self.seed = seed
+        self.every = checks.whole("every", every)
         self.ticket: Ticket | None = None
         # A toolkit schedule answers (should_prune, sparsity): it has a
         # rhythm of its own.
         self._own_rhythm = isinstance(schedule(begin_step), tuple)
         self._steps = StepCounter()
         self._sparsity = 0.0
-        self._run = (
-            None
-            if directory is None
-            else EpochRun(directory, self._provenance())
-        )
+        self._keep_in(directory, self._provenance())
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def begin(self) -> None:
         self.ticket = None
-        if self._run is not None:
-            self._run.resume(self.model)
-        self._steps = StepCounter(int(self.model.optimizer.iterations.numpy()))
-        self._sparsity = sparsity_of(current_masks(self.model, self.filters))
+        self._resume()
+        self._sparsity = sparsity_of(self._check())
+        # A model may train with optimizers of its own and have none here.
+        optimizer = getattr(self.model, "optimizer", None)
+        done = 0 if optimizer is None else int(optimizer.iterations.numpy())
+        self._steps = StepCounter(done)
         target = getattr(self.schedule, "target_sparsity", 1.0)
         if target < self._sparsity:
             raise ValueError(
@@ -152,33 +147,21 @@ class GradualPruning(MaskKeeper):
         # Even where nothing is to be pruned yet, this meets every error
         # before training and lets the first step be traced with its masks.
         asked = self._asked([self._steps.step])
-        self._enforce(max(self._sparsity, asked or 0.0))
+        self._raise_to(max(self._sparsity, asked or 0.0))
 
-    def on_epoch_begin(
-        self, epoch: int, logs: dict[str, Any] | None = None
-    ) -> None:
+    def epoch_begin(self, epoch: int) -> None:
         self._steps.new_epoch()
-        if self._run is not None:
-            self._run.check_start(epoch)
 
-    def on_epoch_end(
-        self, epoch: int, logs: dict[str, Any] | None = None
-    ) -> None:
-        super().on_epoch_end(epoch, logs)
-        if self._run is not None:
-            self._run.save_epoch(self.model, epoch)
-
-    def on_train_batch_end(
-        self, batch: int, logs: dict[str, Any] | None = None
-    ) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         asked = self._asked(self._steps.advance(batch))
         if asked is not None and asked > self._sparsity:
-            self._enforce(asked)
+            with self._undone_on_error():
+                self._raise_to(asked)
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        super().on_train_end(logs)
-        if self._run is not None:
-            self._run.end(self.model)
+    def epoch_end(self, epoch: int, logs: Logs) -> None:
+        self._save(epoch + 1)
+
+    def end(self) -> None:
         self.ticket = Ticket.from_model(self.model, metadata=self._provenance())
         end = getattr(self.schedule, "end_step", -1)
         if self._steps.step < end:
@@ -193,7 +176,7 @@ class GradualPruning(MaskKeeper):
         return {
             "source": "GradualPruning",
             "schedule": _described(self.schedule),
-            "frequency": self.frequency,
+            "every": self.every,
             **describe(None, self.criterion, self.scope, self.seed),
         }
 
@@ -201,21 +184,13 @@ class GradualPruning(MaskKeeper):
         """The last sparsity that the schedule asks for in ``steps``."""
         asked = None
         for step in steps:
-            if self._own_rhythm or step % self.frequency == 0:
+            if self._own_rhythm or step % self.every == 0:
                 answer = sparsity_at(self.schedule, step)
                 asked = asked if answer is None else answer
         return asked
 
-    def _enforce(self, sparsity: float) -> None:
-        masks, _ = draw_masks(
-            self.model,
-            sparsity,
-            criterion=self.criterion,
-            scope=self.scope,
-            filters=self.filters,
-            seed=self.seed,
-        )
-        masking.enforce(self.model, masks)
+    def _raise_to(self, sparsity: float) -> None:
+        self._draw(sparsity, self.scope, self.seed)
         self._sparsity = sparsity
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import keras
-
+from tf_tickets import checks
 from tf_tickets.analysis.hessian import power_iteration, validate
+from tf_tickets.callbacks.base import Logs, TicketCallback
 from tf_tickets.loss.over_data import LossOverData
 
 
-class HessianEigenvalue(keras.callbacks.Callback):
+class HessianEigenvalue(TicketCallback):
     """Add ``hessian_top_eigenvalue`` to the logs of every epoch.
 
     The model goes on as if this were not there: nothing is assigned, and the
@@ -19,10 +19,20 @@ class HessianEigenvalue(keras.callbacks.Callback):
     Args:
         data: On which the loss is taken; see
             `tf_tickets.loss.batches.batches`. A batch or two will do.
-        every: Epochs from one eigenvalue to the next; those between log the
-            last value.
-        **options: Those of `tf_tickets.analysis.hessian_top_eigenvalue`, but
-            for ``ticket``: the masks enforced on the model count.
+        every: How many epochs lie from one computation to the next; 1, the
+            default, computes it after each. The epochs between log the value
+            of the last time.
+        which: As in `tf_tickets.analysis.hessian_top_eigenvalue`, like all
+            that follow.
+        iterations: At most so many products of the Hessian.
+        tolerance: Stop when an estimate changes by less than this share.
+        seed: Of the start vector.
+        **options: ``loss``, ``training``, ``only``, ``batch_size``,
+            ``batches``, ``jit_compile``. There is no ``ticket``: the masks that
+            are enforced on the model count.
+
+    Attributes:
+        values: The eigenvalues, one for each time it was computed.
 
     Raises:
         ValueError: If an option is out of its range; when training begins,
@@ -56,13 +66,8 @@ class HessianEigenvalue(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         validate(iterations=iterations, tolerance=tolerance, which=which)
-        if isinstance(every, bool) or every < 1:
-            raise ValueError(
-                "`every` must be a whole number of at least 1. "
-                f"Received: every={every!r}"
-            )
         self.data = data
-        self.every = every
+        self.every = checks.whole("every", every)
         self.search: dict[str, Any] = {
             "which": which,
             "iterations": iterations,
@@ -73,7 +78,7 @@ class HessianEigenvalue(keras.callbacks.Callback):
         self.values: list[float] = []
         self._function: LossOverData | None = None
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def begin(self) -> None:
         self.values = []
         self._function = LossOverData(
             self.model,
@@ -82,13 +87,10 @@ class HessianEigenvalue(keras.callbacks.Callback):
             **self.options,
         )
 
-    def on_epoch_end(
-        self, epoch: int, logs: dict[str, Any] | None = None
-    ) -> None:
+    def epoch_end(self, epoch: int, logs: Logs) -> None:
         if self._function is None:
             return
         if epoch % self.every == 0 or not self.values:
             top = power_iteration(self._function, **self.search)
             self.values.append(top.value)
-        if logs is not None:
-            logs["hessian_top_eigenvalue"] = self.values[-1]
+        logs["hessian_top_eigenvalue"] = self.values[-1]

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import os
-import re
+import dataclasses
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 
-from tf_tickets import masking
-from tf_tickets.callbacks.enforce import MaskKeeper
-from tf_tickets.callbacks.plan import RoundPlan
-from tf_tickets.callbacks.resume import RunDirectory
+from tf_tickets import checks, masking
+from tf_tickets.callbacks.base import (
+    Directory,
+    DrawingCallback,
+    Logs,
+    history_row,
+)
 from tf_tickets.callbacks.rewind import Rewind
 from tf_tickets.pruning import criteria, scopes
 from tf_tickets.pruning.prune import (
     current_masks,
     describe,
-    draw_masks,
-    finite_weights,
     sparsity_of,
 )
-from tf_tickets.selection import Filters, named_weights, values_of
+from tf_tickets.selection import Filters, match_keys, named_weights, values_of
 from tf_tickets.snapshot import Snapshot
 from tf_tickets.ticket import Ticket
 
 
-class IterativeMagnitudePruning(MaskKeeper):
+class IterativeMagnitudePruning(DrawingCallback):
     """Draw a winning ticket while the model trains.
 
     A round trains, prunes the weights with the lowest scores and rewinds; all
@@ -43,34 +43,41 @@ class IterativeMagnitudePruning(MaskKeeper):
 
     Args:
         target_sparsity: Sparsity of the last ticket, in (0, 1).
-        rounds: How many times to train, prune and rewind.
+        rounds: How many times to train, prune and rewind; 1 by default.
         epochs_per_round: Epochs of a full training run, as in the first
             round. Later rounds start at the rewind point and run the epochs
             that are left of it; with ``rewind_step``, all of them again.
         prune_fraction: Instead of ``target_sparsity``: the fraction of the
             *remaining* weights that each round prunes.
-        rewind: `"weights"` restores the full training state of the rewind
-            point under the new mask; `"learning_rate"` keeps weights and
-            optimizer slots and restores the schedule's position; `None` keeps
-            everything (fine-tuning).
+        rewind: `"weights"`, the default, restores the full training state of
+            the rewind point under the new mask; `"learning_rate"` keeps weights
+            and optimizer slots and restores the schedule's position; `None`
+            keeps everything (fine-tuning).
         rewind_epoch: The rewind point: index of the epoch of the first round
-            before which it lies; 0 is initialisation.
-        rewind_step: Instead of ``rewind_epoch``: training steps before it.
-        criterion: As in `tf_tickets.prune`.
-        scope: As in `tf_tickets.prune`. With a mapping, the target
-            sparsities are its values, and ``target_sparsity`` stays `None`.
-        filters: As in `tf_tickets.prunable_weights`.
-        directory: Where to keep the run. Every finished round is saved there;
-            the same call after a kill goes on with the round it was in. List
-            the callback after `keras.callbacks.BackupAndRestore` then.
-        seed: For criteria that draw at random.
+            before which it lies. The default, 0, is initialization.
+        rewind_step: Instead of ``rewind_epoch``: after how many training steps
+            of the first round it lies.
+        criterion: As in `tf_tickets.prune`; `"magnitude"` by default.
+        scope: As in `tf_tickets.prune`; `"global"` by default. With a mapping,
+            the target sparsities are its values, and ``target_sparsity`` stays
+            `None`.
+        data: What the criterion scores on, for criteria that need it, as in
+            `tf_tickets.prune`. It is read at the end of each round.
+        filters: As in `tf_tickets.prunable_weights`; by default all prunable
+            weights.
+        directory: Where to keep the run; by default nowhere. Every finished
+            round is saved there; the same call after a kill goes on with the
+            round it was in. List the callback after
+            `keras.callbacks.BackupAndRestore` then.
+        seed: For criteria that draw at random; 0 by default.
 
     Attributes:
         epochs: How many epochs to ask `fit` for. A resumed run skips those
             that are done.
         ticket: The last ticket drawn, or `None`.
-        tickets: One ticket a round.
-        history: One row a round: ``round``, ``trained_sparsity`` (of the
+        tickets: One ticket for each round.
+        found_at: For each ticket, after how many epochs it was drawn.
+        history: One row for each round: ``round``, ``trained_sparsity`` (of the
             network that was trained), ``sparsity`` (of the ticket drawn from
             it), the metrics at the end of the round, the best of each as
             ``best_<metric>``, and ``seconds``.
@@ -78,8 +85,9 @@ class IterativeMagnitudePruning(MaskKeeper):
     Raises:
         ValueError: On bad arguments. When training begins: if `fit` has too
             few epochs, nothing is prunable, a weight is not finite, the
-            target is below the present sparsity, or ``directory`` holds
-            another run. After a round: if its weights are not finite.
+            criterion needs ``data``, the target is below the present sparsity,
+            or ``directory`` holds another run. After a round: if its weights
+            are not finite.
 
     Reference:
         Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019;
@@ -118,17 +126,15 @@ class IterativeMagnitudePruning(MaskKeeper):
         rewind_step: int | None = None,
         criterion: str | criteria.Criterion = "magnitude",
         scope: scopes.Scope = "global",
+        data: Any = None,
         filters: Filters = None,
-        directory: str | os.PathLike[str] | None = None,
+        directory: Directory | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        criteria.get(criterion)
-        if rewind not in ("weights", "learning_rate", None):
-            raise ValueError(
-                "`rewind` must be 'weights', 'learning_rate' or None. "
-                f"Received: rewind={rewind!r}"
-            )
+        super().__init__(criterion, scope, data, filters, seed)
+        checks.choice("rewind", rewind, ("weights", "learning_rate", None))
+        if rewind_step is not None:
+            checks.whole("rewind_step", rewind_step, least=0)
         if rewind is None and (rewind_epoch or rewind_step):
             raise ValueError(
                 "A rewind point needs a rewind. Received: rewind=None, "
@@ -144,34 +150,38 @@ class IterativeMagnitudePruning(MaskKeeper):
         )
         self.rewind = rewind
         self.rewind_step = rewind_step
-        self.criterion = criterion
-        self.filters = filters
-        self.seed = seed
         self._point = Rewind(
             epoch=rewind_epoch,
             step=rewind_step,
             kind=rewind or "weights",
             at_train_end=False,
         )
-        self._directory = (
-            None
-            if directory is None
-            else RunDirectory(directory, self._identity())
-        )
+        self._reset()
+        self._keep_in(directory, self._identity())
+        found = None if self._run is None else self._run.load()
+        if found is not None:
+            # What is drawn already can be looked at before training.
+            self._recall(found[1]["remembered"])
+
+    def _reset(self) -> None:
         self.tickets: list[Ticket] = []
         self.history: list[dict[str, Any]] = []
-        self._first_epoch = 0
-        self._begun = False
-        self._epoch_logs: list[dict[str, Any]] = []
-        self._at_rewind_point = False
         self._initial_sparsity = 0.0
-        self._state: Snapshot | None = None
-        self._load()
+        self._first_epoch: int | None = None
+        self._resumed = False
+        self._epoch_logs: list[Logs] = []
+        self._at_rewind_point = False
 
     @property
     def ticket(self) -> Ticket | None:
         """The last ticket drawn, or `None`."""
         return self.tickets[-1] if self.tickets else None
+
+    @property
+    def found_at(self) -> list[int]:
+        """For each ticket, after how many epochs it was drawn."""
+        drawn = range(1, len(self.tickets) + 1)
+        return [self.plan.epochs_before(done) for done in drawn]
 
     @property
     def epochs(self) -> int:
@@ -185,60 +195,53 @@ class IterativeMagnitudePruning(MaskKeeper):
         iteration, do not rewind by themselves. Wrap them::
 
             LearningRateScheduler(lambda e, lr: f(imp.schedule_epoch(e)))
-        """
-        return self.plan.schedule_epoch(epoch - self._first_epoch)
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        Args:
+            epoch: As Keras counts.
+        """
+        return self.plan.schedule_epoch(epoch - (self._first_epoch or 0))
+
+    def begin(self) -> None:
+        self._reset()
+        self._check_epochs(0)
+        remembered = self._resume()
+        # After the state is restored: point 0 is where the run began.
         self._point.set_model(self.model)
         self._point.on_train_begin()
-        if self._directory is not None:
-            self._directory.hold(self.model)
-        self._load()
-        self._begun = False
-        finite_weights(self.model, self.filters)
-        # The masks of the first round: the first step is traced with them.
-        masks = current_masks(self.model, self.filters)
-        self._check_reachable(masks)
-        masking.enforce(self.model, masks)
-        if self._state is None:
+        masks = self._check()
+        self._resumed = bool(remembered)
+        if remembered:
+            self._recall(remembered, align=True)
+        else:
             self._initial_sparsity = sparsity_of(masks)
-            self._save({})
-        elif self._directory is not None:
-            if self.ticket is not None:
-                self.ticket.apply(self.model, weights="keep")
-            self._directory.begin(self.model, self._state, self._epochs_done())
+        self._check_reachable(masks)
+        # Also where they keep everything: the first step is traced with them.
+        masking.enforce(self.model, masks)
         self._round_start = time.perf_counter()
 
-    def on_epoch_begin(
-        self, epoch: int, logs: dict[str, Any] | None = None
-    ) -> None:
-        if not self._begun:
-            self._begun = True
-            self._check_start(epoch)
+    def epoch_begin(self, epoch: int) -> None:
+        if self._first_epoch is None:
+            done = self.plan.epochs_before(len(self.tickets))
+            self._first_epoch = epoch - done
+            self._check_epochs(self._first_epoch)
+            if not self._resumed:
+                self._remember(epoch, {})
         if self.rewind is not None and not self.tickets:
             self._point.on_epoch_begin(epoch - self._first_epoch)
 
-    def on_train_batch_end(
-        self, batch: int, logs: dict[str, Any] | None = None
-    ) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         if self.rewind is not None and not self.tickets:
             self._point.on_train_batch_end(batch)
 
-    def on_epoch_end(
-        self, epoch: int, logs: dict[str, Any] | None = None
-    ) -> None:
-        super().on_epoch_end(epoch, logs)
+    def epoch_end(self, epoch: int, logs: Logs) -> None:
         self._at_rewind_point = False
         if len(self.tickets) == self.plan.rounds:
             return  # epochs beyond the last round train the last ticket
-        self._epoch_logs.append(dict(logs or {}))
+        self._epoch_logs.append(dict(logs))
         if len(self._epoch_logs) == self.plan.epochs_of(len(self.tickets)):
-            self._end_round()
+            self._end_round(epoch)
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        super().on_train_end(logs)
-        if self._directory is not None:
-            self._directory.end(self.model)
+    def end(self) -> None:
         if len(self.tickets) < self.plan.rounds:
             warnings.warn(
                 f"Training ended in round {len(self.tickets) + 1} of "
@@ -250,7 +253,7 @@ class IterativeMagnitudePruning(MaskKeeper):
             # over the rewound weights.
             self._point.rewind()
 
-    def _end_round(self) -> None:
+    def _end_round(self, epoch: int) -> None:
         if self.rewind is not None and self._point.snapshot is None:
             raise ValueError(
                 "The first round ended before the rewind point. Received: "
@@ -260,15 +263,7 @@ class IterativeMagnitudePruning(MaskKeeper):
         trained_sparsity = sparsity_of(current_masks(self.model, self.filters))
         weights = self._start_weights() or values_of(named_weights(self.model))
         sparsity, scope = self.plan.demand(done, self._initial_sparsity)
-        masks, _ = draw_masks(
-            self.model,
-            sparsity,
-            criterion=self.criterion,
-            scope=scope,
-            filters=self.filters,
-            seed=self.seed + done - 1,
-        )
-        masking.enforce(self.model, masks)
+        masks = self._draw(sparsity, scope, self.seed + done - 1)
         if self.rewind is not None:
             self._point.rewind()
         ticket = Ticket(
@@ -286,7 +281,7 @@ class IterativeMagnitudePruning(MaskKeeper):
                 "round": done,
                 "trained_sparsity": trained_sparsity,
                 "sparsity": ticket.sparsity,
-                **summarize(self._epoch_logs),
+                **history_row(self._epoch_logs),
                 "seconds": time.perf_counter() - self._round_start,
             }
         )
@@ -295,28 +290,43 @@ class IterativeMagnitudePruning(MaskKeeper):
         files: dict[str, Ticket | Snapshot] = {_file(done): ticket}
         if done == 1 and self._point.snapshot is not None:
             files["rewind_point.npz"] = self._point.snapshot
-        self._save(files)
+        self._remember(epoch + 1, files)
         self._round_start = time.perf_counter()
 
-    def _load(self) -> None:
-        """Start anew, or where the directory's run stands."""
-        self._first_epoch = 0
-        self._epoch_logs = []
-        self._at_rewind_point = False
-        self.tickets, self.history, self._state = [], [], None
-        found = None if self._directory is None else self._directory.load()
-        if found is None or self._directory is None:
+    def _remember(
+        self, epoch: int, files: dict[str, Ticket | Snapshot]
+    ) -> None:
+        remembered = {
+            "initial_sparsity": self._initial_sparsity,
+            "history": self.history,
+        }
+        self._save(epoch, remembered, files)
+
+    def _recall(self, remembered: dict[str, Any], align: bool = False) -> None:
+        """Read what the directory holds.
+
+        Args:
+            remembered: What `_remember` saved.
+            align: Give the tickets the paths that the model has now: its
+                layers may have other numbers in this process.
+        """
+        if self._run is None:
             return
-        self._state, record = found
-        self.history = record["history"]
-        self._initial_sparsity = record["initial_sparsity"]
-        folder = self._directory.path
+        self.tickets = []
+        self.history = remembered["history"]
+        self._initial_sparsity = remembered["initial_sparsity"]
         for row in self.history:
-            ticket = Ticket.load(folder / _file(row["round"]))
-            weights = self._start_weights() or ticket.weights
-            self.tickets.append(Ticket(ticket.masks, weights, ticket.metadata))
+            ticket = Ticket.load(self._run.path / _file(row["round"]))
+            if align:
+                ticket = _aligned(ticket, named_weights(self.model))
+            if self.tickets and self.rewind == "weights":
+                # All rounds go back to the same ones: hold them once.
+                weights = self.tickets[0].weights
+                ticket = Ticket(ticket.masks, weights, ticket.metadata)
+            self.tickets.append(ticket)
         if self.rewind is not None and self.tickets:
-            self._point.snapshot, _ = Snapshot.load(folder / "rewind_point.npz")
+            file = self._run.path / "rewind_point.npz"
+            self._point.snapshot, _ = Snapshot.load(file)
 
     def _start_weights(self) -> Mapping[str, np.ndarray] | None:
         """The weights that every round goes back to, held once for all."""
@@ -327,33 +337,21 @@ class IterativeMagnitudePruning(MaskKeeper):
         point = self._point.snapshot
         return point.weights_of(self.model) if point else None
 
-    def _save(self, files: dict[str, Ticket | Snapshot]) -> None:
-        if self._directory is not None:
-            record = {
-                "initial_sparsity": self._initial_sparsity,
-                "history": self.history,
-            }
-            self._directory.save(self.model, record, files)
-
-    def _epochs_done(self) -> int:
-        return self.plan.epochs_before(len(self.tickets))
-
-    def _check_start(self, epoch: int) -> None:
-        """Meet a `fit` that is too short or begins elsewhere."""
-        if self._directory is not None:
-            self._directory.check(epoch, self._epochs_done())
-        self._first_epoch = epoch - self._epochs_done()
-        needed = self._first_epoch + self.epochs
-        if self.params["epochs"] < needed:
+    def _check_epochs(self, first: int) -> None:
+        """Meet a `fit` that is too short for the rounds."""
+        needed = first + self.epochs
+        given = self.params.get("epochs", needed)
+        if given < needed:
             raise ValueError(
                 f"These rounds need fit(epochs={needed}): pass "
-                "`epochs=imp.epochs`. Received: "
-                f"epochs={self.params['epochs']}"
+                f"`epochs=imp.epochs`. Received: epochs={given}"
             )
 
     def _check_reachable(self, masks: dict[str, np.ndarray]) -> None:
         """Meet an impossible target before training, not after a round."""
-        sparsity, scope = self.plan.demand(self.plan.rounds, sparsity_of(masks))
+        sparsity, scope = self.plan.demand(
+            self.plan.rounds, self._initial_sparsity
+        )
         scopes.pools(
             scope,
             {path: mask.shape for path, mask in masks.items()},
@@ -383,23 +381,105 @@ class IterativeMagnitudePruning(MaskKeeper):
         }
 
 
-def summarize(epochs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Each metric of a round: its last value, and its best as ``best_...``.
+@dataclasses.dataclass(frozen=True)
+class RoundPlan:
+    """The arithmetic of iterative pruning.
 
-    Accuracies and their like are best when high, all else (losses, errors)
-    when low.
+    Args:
+        rounds: How many rounds.
+        epochs_per_round: Epochs of the first round.
+        skipped_epochs: Epochs before the rewind point, which later rounds do
+            not run again.
+        target_sparsity: Sparsity after the last round, or `None`.
+        prune_fraction: Fraction of what remains that a round prunes, or
+            `None`.
+        scope: As in `tf_tickets.prune`; a mapping holds the targets itself.
     """
-    row: dict[str, float] = {}
-    for name in epochs[-1]:
-        values = [float(logs[name]) for logs in epochs if name in logs]
-        pick = max if _HIGHER.search(name) else min
-        row[name] = values[-1]
-        row[f"best_{name}"] = pick(values)
-    return row
 
+    rounds: int
+    epochs_per_round: int
+    skipped_epochs: int = 0
+    target_sparsity: float | None = None
+    prune_fraction: float | None = None
+    scope: scopes.Scope = "global"
 
-_HIGHER = re.compile(r"acc|auc|precision|recall|f1|f_?beta|iou|r2|cosine")
+    def __post_init__(self) -> None:
+        checks.whole("rounds", self.rounds, least=1)
+        checks.whole("epochs_per_round", self.epochs_per_round, least=1)
+        checks.whole("rewind_epoch", self.skipped_epochs, least=0)
+        if self.skipped_epochs >= self.epochs_per_round:
+            raise ValueError(
+                "The rewind point must lie inside a round. Received: "
+                f"rewind_epoch={self.skipped_epochs}, "
+                f"epochs_per_round={self.epochs_per_round}"
+            )
+        given = [
+            self.target_sparsity is not None,
+            self.prune_fraction is not None,
+            isinstance(self.scope, Mapping),
+        ]
+        if sum(given) != 1:
+            raise ValueError(
+                "Give one of `target_sparsity`, `prune_fraction` and a mapping "
+                "of sparsities as `scope`. Received: "
+                f"target_sparsity={self.target_sparsity!r}, "
+                f"prune_fraction={self.prune_fraction!r}, scope={self.scope!r}"
+            )
+        for name in ("target_sparsity", "prune_fraction"):
+            value = getattr(self, name)
+            if value is not None:
+                checks.number(name, value, "(0, 1)")
+
+    def epochs_of(self, index: int) -> int:
+        """Epochs of round ``index``, from 0."""
+        return self.epochs_per_round - (self.skipped_epochs if index else 0)
+
+    def epochs_before(self, index: int) -> int:
+        """Epochs of all rounds before round ``index``."""
+        return sum(self.epochs_of(i) for i in range(index))
+
+    def schedule_epoch(self, epoch: int) -> int:
+        """Epoch of the training schedule after ``epoch`` epochs in all."""
+        index = 0
+        while index < self.rounds and epoch >= self.epochs_of(index):
+            epoch -= self.epochs_of(index)
+            index += 1
+        return epoch + (self.skipped_epochs if index else 0)
+
+    def demand(
+        self, done: int, initial_sparsity: float
+    ) -> tuple[float | None, scopes.Scope]:
+        """``(sparsity, scope)`` to prune to at the end of round ``done``.
+
+        With R rounds from density $d_0$ to $d_R$, the density after round r is
+        $d_0 (d_R / d_0)^{r/R}$: every round prunes the same fraction of what
+        is left.
+
+        Args:
+            done: Rounds trained, from 1.
+            initial_sparsity: Sparsity before the first round.
+        """
+        if self.prune_fraction is not None:
+            kept = (1 - self.prune_fraction) ** done
+            return 1 - (1 - initial_sparsity) * kept, self.scope
+        return scopes.at_progress(
+            self.scope,
+            self.target_sparsity,
+            initial_sparsity,
+            done / self.rounds,
+        )
 
 
 def _file(number: int) -> str:
     return f"ticket_{number:02d}.npz"
+
+
+def _aligned(ticket: Ticket, named: Mapping[str, Any]) -> Ticket:
+    """The ticket under the paths of ``named``, all weights of a model."""
+    weights = ticket.weights or {}
+    keys = match_keys({k: w.shape for k, w in weights.items()}, named)
+    return Ticket(
+        {keys[k]: m for k, m in ticket.masks.items()},
+        {keys[k]: w for k, w in weights.items()},
+        ticket.metadata,
+    )

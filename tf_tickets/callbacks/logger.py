@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import keras
 import numpy as np
 
+from tf_tickets.callbacks.base import Logs, TicketCallback
 from tf_tickets.selection import Filters, prunable_weights, view_of
 
 
-class SparsityLogger(keras.callbacks.Callback):
+class SparsityLogger(TicketCallback):
     """Add the measured sparsity to the logs of every epoch.
 
     It counts the zeros that are there, whatever masks say. The History that
@@ -18,9 +16,10 @@ class SparsityLogger(keras.callbacks.Callback):
     and `CSVLogger` do too when they stand after this callback in the list.
 
     Args:
-        per_layer: Also log one number for each weight, as
-            ``"sparsity/<path>"``.
-        filters: Which weights; see `tf_tickets.prunable_weights`.
+        per_layer: Whether to log one number for each weight, too, as
+            ``"sparsity/<path>"``; by default only the total.
+        filters: Which weights are counted, as in
+            `tf_tickets.prunable_weights`; by default all prunable ones.
 
     Example:
 
@@ -41,14 +40,10 @@ class SparsityLogger(keras.callbacks.Callback):
         self.per_layer = per_layer
         self.filters = filters
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def begin(self) -> None:
         prunable_weights(self.model, self.filters)  # fail before training
 
-    def on_epoch_end(
-        self, epoch: int, logs: dict[str, Any] | None = None
-    ) -> None:
-        if logs is None:
-            return
+    def epoch_end(self, epoch: int, logs: Logs) -> None:
         zeros = total = 0
         for path, variable in prunable_weights(
             self.model, self.filters

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from tf_tickets import checks
+from tf_tickets.callbacks.base import TicketCallback
 from tf_tickets.selection import check_model, layers_of, own_weights
 from tf_tickets.tracing import retrace
 
@@ -75,12 +76,12 @@ def low_precision(
     output channel; the outputs of every layer with weights, and the errors
     that come back into them, a block for each sample; the gradients of the
     kernels. The last layer stays in full precision, and so do vectors:
-    biases and normalisation are a thousandth of all weights, and at eight
+    biases and normalization are a thousandth of all weights, and at eight
     bits most of the scales that rank channels would be equal.
 
     Args:
         model: A built, compiled model.
-        bits: Bits per value, from 2 to 16.
+        bits: Bits per value, from 2 to 16; 8 by default.
         seed: Of the rounding.
 
     Raises:
@@ -106,9 +107,7 @@ def low_precision(
     >>> bool((kernel * 2.0**20 % 1 == 0).all())  # few bits are left
     True
     """
-    checks.whole("bits", bits, least=2)
-    if bits > 16:
-        raise ValueError(f"`bits` must be at most 16. Received: bits={bits}")
+    bits = _checked_bits(bits)
     check_model(model)
     if not model.built or getattr(model, "optimizer", None) is None:
         raise ValueError(
@@ -132,15 +131,16 @@ def low_precision(
         yield
 
 
-class LowPrecision(keras.callbacks.Callback):
-    """`low_precision` from the begin to the end of one ``model.fit``.
+class LowPrecision(TicketCallback):
+    """`low_precision` from the beginning to the end of one ``model.fit``.
 
     Put it before `EarlyBird` in the list to search in eight bits; the next
-    ``fit`` is in full precision again. A run that ends by an exception leaves
-    the model in low precision; use the ``with`` block where that matters.
+    ``fit`` is in full precision again. An interrupted run leaves the model in
+    low precision until this callback is used again; use the ``with`` block
+    where that matters.
 
     Args:
-        bits: Bits per value, from 2 to 16.
+        bits: Bits per value, from 2 to 16; 8 by default.
         seed: Of the rounding.
 
     Example:
@@ -155,23 +155,23 @@ class LowPrecision(keras.callbacks.Callback):
 
     def __init__(self, *, bits: int = 8, seed: int = 0) -> None:
         super().__init__()
-        checks.whole("bits", bits, least=2)
-        self.bits = bits
+        self.bits = _checked_bits(bits)
         self.seed = seed
-        self._active = contextlib.ExitStack()
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self._active.close()
-        self._active.enter_context(
+    def begin(self) -> None:
+        self._undo.enter_context(
             low_precision(self.model, bits=self.bits, seed=self.seed)
         )
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        self._active.close()
+
+def _checked_bits(bits: int) -> int:
+    if checks.whole("bits", bits, least=2) > 16:
+        raise ValueError(f"`bits` must be at most 16. Received: bits={bits}")
+    return int(bits)
 
 
 class _Rounding:
-    """The quantisers of one model, with one stream of random numbers."""
+    """The quantizers of one model, with one stream of random numbers."""
 
     def __init__(self, model: keras.Model, bits: int, seed: int) -> None:
         self.bits = bits

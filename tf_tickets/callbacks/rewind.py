@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-import keras
+from typing import Literal
 
 from tf_tickets import checks
+from tf_tickets.callbacks.base import Logs, StepCounter, TicketCallback
 from tf_tickets.snapshot import Snapshot
 
 RewindKind = Literal["weights", "learning_rate"]
 
 
-class Rewind(keras.callbacks.Callback):
+class Rewind(TicketCallback):
     """Take a snapshot at an epoch or step; restore it when training ends.
 
-    The snapshot is the full training state: weights, normalisation
+    The snapshot is the full training state: weights, normalization
     statistics, optimizer slots, iteration, learning rate and random seeds.
 
     Args:
-        epoch: Index of the epoch before which the snapshot is taken; 0 is
-            before training.
-        step: Instead: how many training steps are taken before it.
-        kind: `"weights"` restores everything; `"learning_rate"` restores only
-            the iteration and the learning rate, so that a schedule replays
-            over the trained weights and their momentum.
-        at_train_end: Whether to go back when `fit` ends. With `False`, call
-            `rewind` yourself.
+        epoch: Index of the epoch before which the snapshot is taken. The
+            default, 0, is before training.
+        step: Instead of ``epoch``: after how many training steps the snapshot
+            is taken.
+        kind: `"weights"`, the default, restores everything;
+            `"learning_rate"` restores only the iteration and the learning
+            rate, so that a schedule replays over the trained weights and their
+            momentum.
+        at_train_end: Whether to go back when `fit` ends, which is the default.
+            With `False`, call `rewind` yourself.
 
     Attributes:
         snapshot: The `tf_tickets.Snapshot`, or `None` before the point.
@@ -72,11 +73,7 @@ class Rewind(keras.callbacks.Callback):
                     "Give `epoch` or `step`, not both. "
                     f"Received: epoch={epoch}, step={step}"
                 )
-        if kind not in ("weights", "learning_rate"):
-            raise ValueError(
-                "`kind` must be 'weights' or 'learning_rate'. "
-                f"Received: kind={kind!r}"
-            )
+        checks.choice("kind", kind, ("weights", "learning_rate"))
         self.epoch = epoch
         self.step = step
         self.kind = kind
@@ -104,7 +101,7 @@ class Rewind(keras.callbacks.Callback):
         else:
             self.snapshot.restore_schedule(self.model)
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def begin(self) -> None:
         self.snapshot = None
         self._steps = StepCounter()
         if self.step is None:
@@ -119,16 +116,12 @@ class Rewind(keras.callbacks.Callback):
         if self.step == 0:
             self.snapshot = Snapshot.take(self.model)
 
-    def on_epoch_begin(
-        self, epoch: int, logs: dict[str, Any] | None = None
-    ) -> None:
+    def epoch_begin(self, epoch: int) -> None:
         self._steps.new_epoch()
         if self.step is None and epoch == self.epoch:
             self.snapshot = Snapshot.take(self.model)
 
-    def on_train_batch_end(
-        self, batch: int, logs: dict[str, Any] | None = None
-    ) -> None:
+    def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         if self.step is None or self.snapshot is not None:
             return
         # An epoch may end inside a call of several steps; the next multiple
@@ -137,32 +130,6 @@ class Rewind(keras.callbacks.Callback):
         if self._steps.step >= self.step:
             self.snapshot = Snapshot.take(self.model)
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+    def end(self) -> None:
         if self.at_train_end:
             self.rewind()
-
-
-class StepCounter:
-    """Training steps since a start, from the batch indices Keras reports.
-
-    Keras reports the last batch of a call, and with ``steps_per_execution``
-    one call holds several steps.
-
-    Attributes:
-        step: Steps taken so far.
-    """
-
-    def __init__(self, start: int = 0) -> None:
-        self.step = start
-        self._last_batch = -1
-
-    def new_epoch(self) -> None:
-        """Batch indices start again at 0."""
-        self._last_batch = -1
-
-    def advance(self, batch: int) -> range:
-        """The steps that the call which ended at ``batch`` completed."""
-        done = range(self.step + 1, self.step + 1 + batch - self._last_batch)
-        self.step = done.stop - 1
-        self._last_batch = batch
-        return done

@@ -2,8 +2,7 @@
 
 from tf_tickets.layers.initializers import Bernoulli, Beta, SignedConstant
 from tf_tickets.layers.masked import Masked
-from tf_tickets.layers.model import SupermaskModel
-from tf_tickets.layers.supermask import Supermask
+from tf_tickets.layers.supermask import Supermask, SupermaskModel
 
 __all__ = [
     "Bernoulli",

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_tickets import checks
 from tf_tickets.selection import Shape
 
 
@@ -39,12 +40,14 @@ class SignedConstant(_Drawn):
     r"""$\pm g / \sqrt{k \cdot \mathrm{fan}}$, both signs equally likely.
 
     Args:
-        fan_mode: `"fan_in"`, `"fan_out"` or `"fan_avg"`.
-        gain: $g$; $\sqrt 2$ is for ReLU.
-        density: $k$ in (0, 1]: the density that the layer will have. 1 leaves
-            the weights unscaled, as published for Gem-Miner; with the density
-            of the mask the signal keeps its variance under Edge-Popup.
-        seed: Integer.
+        fan_mode: `"fan_in"`, the default, `"fan_out"` or `"fan_avg"`.
+        gain: $g$; the default, $\sqrt 2$, is for ReLU.
+        density: $k$ in (0, 1]: the density that the layer will have. The
+            default, 1, leaves the weights unscaled, as published for
+            Gem-Miner; with the density of the mask the signal keeps its
+            variance under Edge-Popup.
+        seed: Integer; by default one that `keras.utils.set_random_seed`
+            decides.
 
     Reference:
         Ramanujan et al., CVPR 2020, section 3.2 (signed Kaiming constant; the
@@ -64,20 +67,11 @@ class SignedConstant(_Drawn):
         density: float = 1.0,
         seed: int | None = None,
     ) -> None:
-        if fan_mode not in ("fan_in", "fan_out", "fan_avg"):
-            raise ValueError(
-                "`fan_mode` must be 'fan_in', 'fan_out' or 'fan_avg'. "
-                f"Received: fan_mode={fan_mode!r}"
-            )
-        if not gain > 0 or not 0 < density <= 1:
-            raise ValueError(
-                "`gain` must be positive and `density` lie in (0, 1]. "
-                f"Received: gain={gain!r}, density={density!r}"
-            )
+        checks.choice("fan_mode", fan_mode, ("fan_in", "fan_out", "fan_avg"))
         super().__init__(seed=seed)
         self.fan_mode = fan_mode
-        self.gain = gain
-        self.density = density
+        self.gain = checks.number("gain", gain, "(0, inf)")
+        self.density = checks.number("density", density, "(0, 1]")
 
     def _draw(self, rng: np.random.Generator, shape: Shape) -> np.ndarray:
         receptive = math.prod(shape[:-2])
@@ -106,8 +100,8 @@ class Bernoulli(_Drawn):
     """Ones with probability ``p``, else zeros.
 
     Args:
-        p: In [0, 1].
-        seed: Integer.
+        p: In [0, 1]; ½ by default.
+        seed: As in `SignedConstant`.
 
     Example:
 
@@ -116,10 +110,8 @@ class Bernoulli(_Drawn):
     """
 
     def __init__(self, p: float = 0.5, seed: int | None = None) -> None:
-        if not 0 <= p <= 1:
-            raise ValueError(f"`p` must lie in [0, 1]. Received: p={p!r}")
         super().__init__(seed=seed)
-        self.p = p
+        self.p = checks.number("p", p, "[0, 1]")
 
     def _draw(self, rng: np.random.Generator, shape: Shape) -> np.ndarray:
         return rng.random(shape) < self.p
@@ -137,7 +129,7 @@ class Beta(_Drawn):
     Args:
         alpha: First parameter, positive.
         beta: Second parameter, positive.
-        seed: Integer.
+        seed: As in `SignedConstant`.
 
     Example:
 
@@ -149,14 +141,9 @@ class Beta(_Drawn):
     def __init__(
         self, alpha: float, beta: float, seed: int | None = None
     ) -> None:
-        if not (alpha > 0 and beta > 0):
-            raise ValueError(
-                "`alpha` and `beta` must be positive. "
-                f"Received: alpha={alpha!r}, beta={beta!r}"
-            )
         super().__init__(seed=seed)
-        self.alpha = alpha
-        self.beta = beta
+        self.alpha = checks.number("alpha", alpha, "(0, inf)")
+        self.beta = checks.number("beta", beta, "(0, inf)")
 
     def _draw(self, rng: np.random.Generator, shape: Shape) -> np.ndarray:
         return rng.beta(self.alpha, self.beta, shape)

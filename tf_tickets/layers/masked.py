@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,9 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from tf_tickets import masking
-from tf_tickets.layers.options import serialized_filters
-from tf_tickets.layers.substitution import call_with
 from tf_tickets.selection import Filters, prunable_weights, values_of
+
+Values = Sequence[tuple[keras.Variable, tf.Tensor]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +41,10 @@ class Masked(keras.layers.Wrapper):
         layer: A layer or a whole model. A layer that takes several inputs must
             be built.
         masks: ``{path in the layer: boolean array}``, or one array for a layer
-            with one prunable weight; `None` and paths left out keep all.
+            with one prunable weight. `None`, the default, keeps all weights,
+            and so do paths that are left out.
         filters: Which weights get a mask, as in
-            `tf_tickets.prunable_weights`.
+            `tf_tickets.prunable_weights`; by default all prunable ones.
         **kwargs: ``name``, ``trainable``, ``dtype``, as of every layer.
 
     Raises:
@@ -160,6 +162,72 @@ class Masked(keras.layers.Wrapper):
         }
         self._own = _Variables(kernels, masks)
         self.built = True
+
+
+def call_with(
+    layer: keras.layers.Layer, values: Values, *args: Any, **kwargs: Any
+) -> tuple[Any, list[tuple[keras.Variable, tf.Tensor]], list[tf.Tensor]]:
+    """``layer(*args, **kwargs)``, while variables have other values.
+
+    No variable is written. What the call would have written comes back, so
+    that moving statistics and random-seed states can follow.
+
+    Args:
+        layer: A built layer or model.
+        values: ``(variable, value)`` of the variables to replace; the value
+            has the variable's shape.
+        *args: For the layer.
+        **kwargs: For the layer.
+
+    Returns:
+        ``(outputs, [(variable, new value)], [losses that were added])``.
+
+    Example:
+
+    >>> layer = keras.layers.Dense(1, use_bias=False)
+    >>> layer.build((None, 2))
+    >>> outputs, _, _ = call_with(
+    ...     layer, [(layer.kernel, tf.ones((2, 1)))], tf.ones((1, 2)))
+    >>> outputs.numpy().tolist()
+    [[2.0]]
+    """
+    state = [*layer.variables, *layer.metrics_variables]
+    with keras.StatelessScope(values, collect_losses=True) as scope:
+        # A scope hides the one around it (a model that is itself called
+        # statelessly or only traced for its shapes).
+        if scope.original_scope is not None:
+            _inherit(scope, state)
+        before = {id(v): scope.get_current_value(v) for v in state}
+        outputs = layer(*args, **kwargs)
+        updates = [
+            (v, value)
+            for v in state
+            if (value := scope.get_current_value(v)) is not before[id(v)]
+        ]
+    return outputs, updates, list(scope.losses)
+
+
+def _inherit(
+    scope: keras.StatelessScope, state: Iterable[keras.Variable]
+) -> None:
+    for variable in state:
+        value = scope.original_scope.get_current_value(variable)
+        if value is not None and scope.get_current_value(variable) is None:
+            scope.add_update((variable, value))
+
+
+def serialized_filters(filters: Filters, keys: Sequence[str]) -> Any:
+    """JSON values that select the same weights again, in a copy of the model.
+
+    Functions cannot be saved, and a copy may have another root name.
+
+    Args:
+        filters: As in `tf_tickets.prunable_weights`.
+        keys: What they selected; empty if the model is not built yet.
+    """
+    if filters is None or not keys:
+        return filters
+    return [f"(^|/){re.escape(key.split('/', 1)[-1])}$" for key in keys]
 
 
 @dataclasses.dataclass(frozen=True)

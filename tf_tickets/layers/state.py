@@ -1,4 +1,4 @@
-"""The variables of a supermask, and the masks they stand for."""
+"""What a supermask is asked for, its variables, and the masks they mean."""
 
 from __future__ import annotations
 
@@ -10,16 +10,108 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets import initialization
-from tf_tickets.layers.options import SupermaskOptions
+from tf_tickets import checks, initialization
+from tf_tickets.layers import initializers
+from tf_tickets.layers.masked import serialized_filters
 from tf_tickets.pruning import scopes
 from tf_tickets.pruning.topk import select
 from tf_tickets.selection import (
+    Filters,
     owners,
     prunable_weights,
     unique_keys,
     values_of,
 )
+
+MASKS = ("threshold", "top_k", "random")
+PENALTIES = ("l1", "l2")
+
+
+@dataclasses.dataclass(frozen=True)
+class SupermaskOptions:
+    """The keyword arguments of `tf_tickets.layers.Supermask`, which explains
+    them.
+
+    Raises:
+        ValueError: On unknown names and numbers out of range.
+    """
+
+    scores: Any = None
+    weights: Any = "signed_constant"
+    mask: str = "threshold"
+    sparsity: float | None = None
+    scope: scopes.Scope = "layer"
+    score_penalty: float = 0.0
+    penalty: str = "l2"
+    filters: Filters = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks.choice("mask", self.mask, MASKS)
+        checks.choice("penalty", self.penalty, PENALTIES)
+        scopes.check_scope(self.scope)
+        if self.mask != "top_k":
+            if self.sparsity is not None:
+                raise ValueError(
+                    "Only a 'top_k' mask is given a sparsity; the others find "
+                    "their own, and callbacks.IterativeFreezing brings them to "
+                    f"a target. Received: sparsity={self.sparsity!r}, "
+                    f"mask={self.mask!r}"
+                )
+        elif not isinstance(self.scope, Mapping):
+            checks.sparsity(self.sparsity)
+        checks.number("score_penalty", self.score_penalty, "[0, inf)")
+        checks.whole("seed", self.seed, least=0)
+        # Unknown names raise here, before anything is made.
+        _ = self.score_initializer, self.weight_initializer
+
+    @property
+    def score_initializer(self) -> Any:
+        """The initializer of the scores."""
+        scores = self.scores
+        if scores is None:
+            scores = "kaiming_uniform" if self.mask == "top_k" else "uniform"
+        return initializers.get(scores, initializers.SCORES, "scores")
+
+    @property
+    def weight_initializer(self) -> Any:
+        """The initializer of the frozen weights; `None` for `"keep"`."""
+        if isinstance(self.weights, str) and self.weights == "keep":
+            return None
+        return initializers.get(self.weights, initializers.WEIGHTS, "weights")
+
+    @property
+    def regularizer(self) -> keras.regularizers.Regularizer | None:
+        """The penalty on a tensor of scores: λ times a sum."""
+        if not self.score_penalty:
+            return None
+        return (
+            keras.regularizers.L1(self.score_penalty)
+            if self.penalty == "l1"
+            else keras.regularizers.L2(self.score_penalty)
+        )
+
+    def as_config(self, keys: Sequence[str]) -> dict[str, Any]:
+        """JSON values from which `from_config` makes the options again.
+
+        Args:
+            keys: The keys that ``filters`` selected, for filters that are
+                functions.
+        """
+        if callable(self.scope):
+            raise ValueError(
+                "A supermask whose scope is a function cannot be saved. "
+                f"Received: scope={self.scope!r}"
+            )
+        return {
+            **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
+            "filters": serialized_filters(self.filters, keys),
+            "scores": _serialized(self.scores),
+            "weights": _serialized(self.weights),
+            "scope": dict(self.scope)
+            if isinstance(self.scope, Mapping)
+            else self.scope,
+        }
 
 
 class UnitInterval(keras.constraints.Constraint):
@@ -58,10 +150,7 @@ class SupermaskState:
 
     def masks(self, which: str) -> dict[str, np.ndarray]:
         """As `Supermask.masks`."""
-        if which not in ("effective", "frozen"):
-            raise ValueError(
-                f"A mask is 'effective' or 'frozen'. Received: mask={which!r}"
-            )
+        checks.choice("mask", which, ("effective", "frozen"))
         if self.keep is None:
             kept = values_of(self.kept)
             if which == "frozen":
@@ -220,3 +309,9 @@ def _stored_dtype(variable: keras.Variable, layer: keras.layers.Layer) -> str:
     # Inside a mixed-precision call, a variable says it has the compute dtype.
     dtype = keras.backend.standardize_dtype(variable.dtype)
     return layer.variable_dtype if dtype == layer.compute_dtype else dtype
+
+
+def _serialized(initializer: Any) -> Any:
+    if initializer is None or isinstance(initializer, str | dict):
+        return initializer
+    return keras.initializers.serialize(initializer)

@@ -11,9 +11,13 @@ import numpy as np
 import tensorflow as tf
 
 from tf_tickets.layers import estimators, ranking
-from tf_tickets.layers.options import SupermaskOptions
-from tf_tickets.layers.state import SupermaskState, make, top_k_pools
-from tf_tickets.layers.substitution import call_with
+from tf_tickets.layers.masked import call_with
+from tf_tickets.layers.state import (
+    SupermaskOptions,
+    SupermaskState,
+    make,
+    top_k_pools,
+)
 from tf_tickets.masking import masked
 from tf_tickets.pruning import scopes
 from tf_tickets.selection import (
@@ -53,23 +57,27 @@ class Supermask(keras.layers.Wrapper):
             be built.
         scores: How scores start: `"uniform"` in [0, 1], `"kaiming_uniform"` in
             ±1/√fan_in, `"constant"` (½), `"bernoulli"` (0 or 1), `"bimodal"`
-            (Beta(0.1, 0.1)), `"skew"` (Beta(1, 5)) or a Keras initializer;
-            `None` is `"kaiming_uniform"` for top-k masks, else `"uniform"`.
-        weights: The frozen weights: `"signed_constant"` (±√2/√fan_in, see
-            `tf_tickets.layers.SignedConstant`), a Keras initializer, or
-            `"keep"` for those that the layer has, such as pretrained ones.
-        mask: `"threshold"` keeps a weight where p > ½ (Gem-Miner); `"random"`
-            with probability p in training, by the threshold otherwise;
-            `"top_k"` keeps the largest |s| (Edge-Popup).
+            (Beta(0.1, 0.1)), `"skew"` (Beta(1, 5)) or a Keras initializer.
+            `None`, the default, is `"kaiming_uniform"` for top-k masks, else
+            `"uniform"`.
+        weights: The frozen weights: `"signed_constant"`, the default
+            (±√2/√fan_in, see `tf_tickets.layers.SignedConstant`), a Keras
+            initializer, or `"keep"` for those that the layer has, such as
+            pretrained ones.
+        mask: `"threshold"`, the default, keeps a weight where p > ½
+            (Gem-Miner); `"random"` with probability p in training, by the
+            threshold otherwise; `"top_k"` keeps the largest |s| (Edge-Popup).
         sparsity: Of a top-k mask; the others find their own.
-        scope: Among which weights a top-k mask chooses: `"layer"`, each
-            tensor for itself, `"global"`, or as in `tf_tickets.prune`.
-        score_penalty: λ ≥ 0 of a penalty that is added to the loss.
-        penalty: `"l2"`: $\lambda \sum p^2$; `"l1"`: $\lambda \sum |p|$. A sum
-            over every score, frozen ones too, not a mean.
+        scope: Among which weights a top-k mask chooses: `"layer"`, the
+            default, each tensor for itself, `"global"`, or as in
+            `tf_tickets.prune`.
+        score_penalty: λ ≥ 0 of a penalty that is added to the loss; 0 by
+            default.
+        penalty: `"l2"`, the default: $\lambda \sum p^2$; `"l1"`: $\lambda
+            \sum |p|$. A sum over every score, frozen ones too, not a mean.
         filters: Which weights get a mask, as in
-            `tf_tickets.prunable_weights`.
-        seed: Integer, for weights, scores and random masks.
+            `tf_tickets.prunable_weights`; by default all prunable ones.
+        seed: Integer, for weights, scores and random masks; 0 by default.
         **kwargs: ``name``, ``trainable``, ``dtype``, as of every layer.
 
     Raises:
@@ -114,15 +122,15 @@ class Supermask(keras.layers.Wrapper):
                 f"Received: layer={layer!r}"
             )
         options = SupermaskOptions(
-            scores=scores,
-            weights=weights,
-            mask=mask,
-            sparsity=sparsity,
-            scope=scope,
-            score_penalty=score_penalty,
-            penalty=penalty,
-            filters=filters,
-            seed=seed,
+            scores,
+            weights,
+            mask,
+            sparsity,
+            scope,
+            score_penalty,
+            penalty,
+            filters,
+            seed,
         )
         kwargs.setdefault("dtype", layer.dtype_policy)
         # Not Wrapper's constructor, which would track the layer.
@@ -302,3 +310,112 @@ class Supermask(keras.layers.Wrapper):
                 p, tf.cast(self._seeds.next(), tf.int32)
             )
         return estimators.threshold(p)
+
+
+@keras.saving.register_keras_serializable("tf_tickets")
+class SupermaskModel(keras.Model):
+    """A model around one `Supermask`, as `tf_tickets.supermask` makes it.
+
+    Args:
+        supermask: The layer, around a built model.
+        **kwargs: ``name`` and the like.
+
+    Attributes:
+        supermask: The layer.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    >>> miner = SupermaskModel(Supermask(model))
+    >>> miner(np.ones((1, 4))).shape
+    TensorShape([1, 2])
+    """
+
+    def __init__(self, supermask: Supermask, **kwargs: Any) -> None:
+        if not isinstance(supermask, Supermask):
+            raise ValueError(
+                "`supermask` must be a tf_tickets.layers.Supermask. "
+                f"Received: supermask={supermask!r}"
+            )
+        kwargs.setdefault("dtype", supermask.dtype_policy)
+        super().__init__(autocast=False, **kwargs)
+        self.supermask = supermask
+        # With the shapes that the model knows there is nothing left for a
+        # first call to find out.
+        shape = (supermask.layer.get_build_config() or {}).get("input_shape")
+        if supermask.built and shape is not None:
+            self.build(shape)
+
+    def build(self, input_shape: Any = None) -> None:
+        """Nothing: the supermask has its variables."""
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """The outputs of the masked model."""
+        return self.supermask(inputs, training=training)
+
+    def get_config(self) -> dict[str, Any]:
+        """The layer and what a layer has."""
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
+            "supermask": keras.saving.serialize_keras_object(self.supermask),
+        }
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: Any = None
+    ) -> SupermaskModel:
+        """Make the model again."""
+        supermask = keras.saving.deserialize_keras_object(
+            config.pop("supermask"), custom_objects=custom_objects
+        )
+        return cls(supermask, **config)
+
+
+def supermask(model: keras.Model, **options: Any) -> SupermaskModel:
+    """A model that trains which weights of ``model`` are kept.
+
+    Compile and `fit` it as any model: it trains the scores of the mask, and no
+    weight. ``model`` is left as it is. Then `tf_tickets.Ticket.from_supermask`
+    has the mask with the frozen weights, to be applied to ``model``.
+
+    Args:
+        model: A built Keras model: sequential, functional, nested or
+            subclassed. Its loss and its own ``train_step`` play no part.
+        **options: Those of `tf_tickets.layers.Supermask`, by name: ``scores``,
+            ``weights``, ``mask``, ``sparsity``, ``scope``, ``score_penalty``,
+            ``penalty``, ``filters`` and ``seed``.
+
+    Returns:
+        A `SupermaskModel`, not compiled.
+
+    Raises:
+        ValueError: On bad options, or a model with nothing prunable.
+
+    Example:
+
+    Gem-Miner, in the published setting:
+
+    >>> import tf_tickets as tt
+    >>> model = keras.Sequential([
+    ...     keras.Input((8,)), keras.layers.Dense(32, activation="relu"),
+    ...     keras.layers.Dense(2)])
+    >>> miner = tt.supermask(model, score_penalty=1e-4)
+    >>> miner.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
+    >>> freezing = tt.callbacks.IterativeFreezing(
+    ...     target_sparsity=0.9, every=1)
+    >>> _ = miner.fit(np.ones((8, 8)), np.ones((8, 2)), epochs=4, verbose=0,
+    ...     callbacks=[freezing])
+    >>> tt.Ticket.from_supermask(miner, mask="frozen").density
+    0.1
+
+    Edge-Popup, with 10 % of each layer:
+
+    >>> miner = tt.supermask(model, mask="top_k", sparsity=0.9)
+    >>> tt.Ticket.from_supermask(miner).kept
+    32
+    """
+    if isinstance(model, keras.Model):
+        named_weights(model)  # raises if it is not built
+    return SupermaskModel(Supermask(model, **options))

@@ -126,6 +126,9 @@ def grasp(
 grasp.needs_data = True  # type: ignore[attr-defined]
 
 
+grasp.needs_data = True  # type: ignore[attr-defined]
+
+
 def _softened(loss: Any, temperature: float) -> Callable[[Any], Any]:
     """``y_pred -> y_pred`` at a temperature, for a loss or a nest of them."""
 

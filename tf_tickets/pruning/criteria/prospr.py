@@ -133,6 +133,9 @@ def prospr(
 prospr.needs_data = True  # type: ignore[attr-defined]
 
 
+prospr.needs_data = True  # type: ignore[attr-defined]
+
+
 def _meta_gradient(
     objective: Objective,
     start: Tensors,

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_tickets import archive, checks
-from tf_tickets.callbacks import lock
+from tf_tickets.callbacks.base import hold
 from tf_tickets.pruning import CRITERIA, SCOPES
 from tf_tickets.version import __version__
 from tf_tickets.zoo import datasets, models, recipes
@@ -303,7 +303,7 @@ class Experiment:
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        lock.acquire(directory)
+        lock = hold(directory)
         try:
             found = self.result(directory)
             if found is not None:
@@ -326,7 +326,7 @@ class Experiment:
                 file.write(f"{text}\n".encode())
             return json.loads(text)
         finally:
-            lock.release(directory)
+            lock.release()
 
 
 def _plain(value: Any) -> Any:

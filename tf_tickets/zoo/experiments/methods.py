@@ -223,7 +223,7 @@ def _gradual(trial: Trial) -> dict[str, Any]:
     pruning = callbacks.GradualPruning(
         target_sparsity=1 - experiment.density,
         end_step=max(1, steps * trial.epochs // 2),
-        frequency=max(1, steps // 2),
+        every=max(1, steps // 2),
         criterion=experiment.chosen("criterion"),
         scope=experiment.chosen("scope"),
         directory=trial.directory / "epochs",

@@ -1,9 +1,13 @@
 """The training recipes of the lottery-ticket papers, as data."""
 
 from tf_tickets.zoo.recipes.early_bird import EarlyBirdRecipe, early_bird
-from tf_tickets.zoo.recipes.finetune import FinetuneRecipe, finetune
-from tf_tickets.zoo.recipes.gem_miner import GemMinerRecipe, gem_miner
 from tf_tickets.zoo.recipes.pruning import PruningRecipe, iterative_pruning
+from tf_tickets.zoo.recipes.rare_gems import (
+    FinetuneRecipe,
+    GemMinerRecipe,
+    finetune,
+    gem_miner,
+)
 from tf_tickets.zoo.recipes.recipe import Recipe
 from tf_tickets.zoo.recipes.spending import SpendingRecipe, spending
 

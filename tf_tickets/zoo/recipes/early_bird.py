@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
-from tf_tickets.zoo.recipes.lookup import find
-from tf_tickets.zoo.recipes.recipe import Recipe
+from tf_tickets import checks
+from tf_tickets.callbacks import EarlyBird
+from tf_tickets.zoo.recipes.recipe import Recipe, find
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -13,47 +15,52 @@ class EarlyBirdRecipe(Recipe):
     """How to search for channels to prune while training.
 
     Args:
-        prune_fractions: Shares of the channels to prune, tracked at once.
-        scale_penalty: Factor of the L1 penalty on the scales of normalisation.
-        initial_scale: What those scales start from.
-        threshold: Largest distance between masks that counts as no change.
-        window: Number of masks compared.
+        sparsities: As in `tf_tickets.callbacks.EarlyBird`, like all but the
+            last; 0.3, 0.5 and 0.7 by default.
+        window: How many masks are compared; 5 by default.
+        epsilon: Largest distance between masks that counts as no change; 0.1
+            by default.
+        slimming: Factor of the L1 penalty on the scales of normalization; 1e-4
+            by default.
+        initial_scale: What those scales start from; 0.5 by default.
         **options: Those of `Recipe`.
 
     Example:
 
     >>> from tf_tickets.zoo import recipes
     >>> recipe = recipes.early_bird("vgg16", "cifar10")
-    >>> recipe.threshold, recipe.window, recipe.scale_penalty
+    >>> recipe.epsilon, recipe.window, recipe.slimming
     (0.1, 5, 0.0001)
+    >>> recipe.callback(stop=False).sparsities
+    (0.3, 0.5, 0.7)
     """
 
-    prune_fractions: tuple[float, ...] = (0.3, 0.5, 0.7)
-    scale_penalty: float = 1e-4
-    initial_scale: float = 0.5
-    threshold: float = 0.1
+    sparsities: tuple[float, ...] = (0.3, 0.5, 0.7)
     window: int = 5
+    epsilon: float = 0.1
+    slimming: float = 1e-4
+    initial_scale: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.prune_fractions or any(
-            not 0.0 < fraction < 1.0 for fraction in self.prune_fractions
-        ):
-            raise ValueError(
-                "`prune_fractions` must be in (0, 1). "
-                f"Received: prune_fractions={self.prune_fractions!r}"
-            )
-        for name in ("scale_penalty", "initial_scale", "threshold"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"`{name}` must not be negative. "
-                    f"Received: {name}={getattr(self, name)!r}"
-                )
-        if not isinstance(self.window, int) or self.window < 2:
-            raise ValueError(
-                "`window` must be an integer of at least 2. "
-                f"Received: window={self.window!r}"
-            )
+        checks.number("initial_scale", self.initial_scale, "[0, inf)")
+        self.callback()  # which checks its own arguments
+
+    def callback(self, **options: Any) -> EarlyBird:
+        """The callback that searches as the recipe says.
+
+        Args:
+            **options: More of its arguments, or others than the recipe's.
+        """
+        return EarlyBird(
+            **{
+                "sparsities": self.sparsities,
+                "window": self.window,
+                "epsilon": self.epsilon,
+                "slimming": self.slimming,
+                **options,
+            }
+        )
 
 
 def early_bird(model: str, dataset: str) -> EarlyBirdRecipe:

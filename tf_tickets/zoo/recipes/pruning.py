@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
-from tf_tickets.zoo.recipes.lookup import find
-from tf_tickets.zoo.recipes.recipe import Recipe
+from tf_tickets.callbacks import IterativeMagnitudePruning
+from tf_tickets.zoo.recipes.recipe import Recipe, find
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -14,8 +15,9 @@ class PruningRecipe(Recipe):
 
     Args:
         epochs: Epochs of one round, and of the last training.
-        prune_fraction: Share of the remaining weights pruned in each round.
-        rewind_step: Step the weights are rewound to; 0 is initialisation.
+        prune_fraction: As in
+            `tf_tickets.callbacks.IterativeMagnitudePruning`.
+        rewind_step: As there.
         **options: Those of `Recipe`.
 
     Example:
@@ -24,6 +26,8 @@ class PruningRecipe(Recipe):
     >>> recipe = recipes.iterative_pruning("resnet20", "cifar10")
     >>> recipe.epochs, recipe.prune_fraction, recipe.rewind_step
     (160, 0.2, 1000)
+    >>> recipe.callback(rounds=3).epochs
+    480
     """
 
     prune_fraction: float
@@ -31,16 +35,23 @@ class PruningRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 < self.prune_fraction < 1.0:
-            raise ValueError(
-                "`prune_fraction` must be in (0, 1). "
-                f"Received: prune_fraction={self.prune_fraction!r}"
-            )
-        if not isinstance(self.rewind_step, int) or self.rewind_step < 0:
-            raise ValueError(
-                "`rewind_step` must be a non-negative integer. "
-                f"Received: rewind_step={self.rewind_step!r}"
-            )
+        self.callback()  # which checks its own arguments
+
+    def callback(self, **options: Any) -> IterativeMagnitudePruning:
+        """The callback that prunes as the recipe says.
+
+        Args:
+            **options: More of its arguments, or others than the recipe's: with
+                a ``target_sparsity`` goes ``prune_fraction=None``.
+        """
+        return IterativeMagnitudePruning(
+            **{
+                "epochs_per_round": self.epochs,
+                "prune_fraction": self.prune_fraction,
+                "rewind_step": self.rewind_step,
+                **options,
+            }
+        )
 
 
 def iterative_pruning(model: str, dataset: str) -> PruningRecipe:
@@ -50,7 +61,7 @@ def iterative_pruning(model: str, dataset: str) -> PruningRecipe:
     linear mode connectivity: SGD from 0.1, divided by ten after 80 and 120 of
     160 epochs, weight decay 1e-4. Papers rewind to steps between 500 and
     2,000; 1,000 is what *Rare Gems*' own baseline takes. That baseline
-    rewinds the prunable weights only and keeps the normalisation. Published
+    rewinds the prunable weights only and keeps the normalization. Published
     code never prunes the classifier of VGG-16, but that of ResNet-20.
 
     The digits recipe is ours, for real runs in seconds.

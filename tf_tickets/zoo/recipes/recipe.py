@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Literal, TypeAlias, TypeVar
 
 import keras
 
+from tf_tickets import checks
+
+_Value = TypeVar("_Value")
 Algorithm: TypeAlias = Literal["sgd", "adam"]
 Schedule: TypeAlias = Literal["constant", "multistep", "cosine"]
 
@@ -26,15 +30,17 @@ class Recipe:
         epochs: Epochs of one training run.
         batch_size: Examples in a batch.
         initial_learning_rate: Learning rate of the first epoch.
-        algorithm: `"sgd"` or `"adam"`.
-        momentum: Momentum of `"sgd"`.
-        schedule: `"constant"`; `"multistep"`: multiplied by `decay_factor`
-            at each milestone; `"cosine"`: down to zero.
-        milestones: Epochs at which the learning rate drops.
-        decay_factor: What the learning rate is multiplied by at a milestone.
-        weight_decay: Decay of every trainable parameter.
-        affine: Whether normalisation learns a scale and an offset.
-        bias: Whether the network has biases.
+        algorithm: `"sgd"`, the default, or `"adam"`.
+        momentum: Momentum of `"sgd"`; 0.9 by default.
+        schedule: `"constant"`, the default; `"multistep"`: multiplied by
+            `decay_factor` at each milestone; `"cosine"`: down to zero.
+        milestones: Epochs at which the learning rate drops; none by default.
+        decay_factor: What the learning rate is multiplied by at a milestone;
+            0.1 by default.
+        weight_decay: Decay of every trainable parameter; 0 by default.
+        affine: Whether normalization learns a scale and an offset, as it does
+            by default.
+        bias: Whether the network has biases, as it has by default.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -65,34 +71,35 @@ class Recipe:
     bias: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                _refuse(name, "a positive integer", value)
-        if not self.initial_learning_rate > 0:
-            rate = self.initial_learning_rate
-            _refuse("initial_learning_rate", "positive", rate)
-        if self.algorithm not in ("sgd", "adam"):
-            _refuse("algorithm", '"sgd" or "adam"', self.algorithm)
-        if self.schedule not in ("constant", "multistep", "cosine"):
-            known = '"constant", "multistep" or "cosine"'
-            _refuse("schedule", known, self.schedule)
-        if not 0.0 <= self.momentum < 1.0:
-            _refuse("momentum", "in [0, 1)", self.momentum)
-        if not 0.0 < self.decay_factor < 1.0:
-            _refuse("decay_factor", "in (0, 1)", self.decay_factor)
-        if not 0.0 <= self.weight_decay < 1.0:
-            _refuse("weight_decay", "in [0, 1)", self.weight_decay)
+        checks.whole("epochs", self.epochs)
+        checks.whole("batch_size", self.batch_size)
+        for name, interval in (
+            ("initial_learning_rate", "(0, inf)"),
+            ("momentum", "[0, 1)"),
+            ("decay_factor", "(0, 1)"),
+            ("weight_decay", "[0, 1)"),
+        ):
+            checks.number(name, getattr(self, name), interval)
+        checks.choice("algorithm", self.algorithm, ("sgd", "adam"))
+        checks.choice(
+            "schedule", self.schedule, ("constant", "multistep", "cosine")
+        )
         if bool(self.milestones) != (self.schedule == "multistep"):
-            wanted = 'given with schedule="multistep" and only then'
-            _refuse("milestones", wanted, self.milestones)
+            raise ValueError(
+                "`milestones` are given with schedule='multistep' and only "
+                f"then. Received: milestones={self.milestones!r}, "
+                f"schedule={self.schedule!r}"
+            )
         bounds = (0, *self.milestones, self.epochs)
         if any(
             left >= right
             for left, right in zip(bounds, bounds[1:], strict=False)
         ):
-            wanted = f"increasing and between 0 and {self.epochs} epochs"
-            _refuse("milestones", wanted, self.milestones)
+            raise ValueError(
+                "`milestones` must increase and lie between 0 and "
+                f"{self.epochs} epochs. Received: "
+                f"milestones={self.milestones!r}"
+            )
 
     def learning_rate(
         self, steps_per_epoch: int
@@ -104,7 +111,7 @@ class Recipe:
         epoch.
 
         Args:
-            steps_per_epoch: Training batches in an epoch.
+            steps_per_epoch: How many training batches an epoch has.
 
         Returns:
             A schedule for a Keras optimizer.
@@ -112,8 +119,7 @@ class Recipe:
         Raises:
             ValueError: If `steps_per_epoch` is not a positive integer.
         """
-        if not isinstance(steps_per_epoch, int) or steps_per_epoch < 1:
-            _refuse("steps_per_epoch", "a positive integer", steps_per_epoch)
+        checks.whole("steps_per_epoch", steps_per_epoch)
         rate = self.initial_learning_rate
         if self.schedule == "cosine":
             return keras.optimizers.schedules.CosineDecay(
@@ -139,7 +145,7 @@ class Recipe:
         the few steps after a drop of the learning rate, and not otherwise.
 
         Args:
-            steps_per_epoch: Training batches in an epoch.
+            steps_per_epoch: How many training batches an epoch has.
 
         Returns:
             A Keras optimizer without weight decay, which is in the model.
@@ -153,5 +159,23 @@ class Recipe:
         return keras.optimizers.SGD(schedule, momentum=self.momentum)
 
 
-def _refuse(name: str, wanted: str, value: object) -> None:
-    raise ValueError(f"`{name}` must be {wanted}. Received: {name}={value!r}")
+def find(
+    recipes: Mapping[tuple[str, str], _Value], model: str, dataset: str
+) -> _Value:
+    """The recipe of a network and a data set.
+
+    Args:
+        recipes: ``{(network, data set): recipe}``.
+        model: Name of the network.
+        dataset: Name of the data set.
+
+    Raises:
+        ValueError: If there is none; the message lists those there are.
+    """
+    if (model, dataset) not in recipes:
+        known = ", ".join(f"{m} on {d}" for m, d in recipes)
+        raise ValueError(
+            f"There are recipes for {known}. "
+            f"Received: model={model!r}, dataset={dataset!r}"
+        )
+    return recipes[model, dataset]

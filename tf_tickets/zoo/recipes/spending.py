@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from tf_tickets import checks
 from tf_tickets.retraining import keras_label_smoothing
-from tf_tickets.zoo.recipes.lookup import find
-from tf_tickets.zoo.recipes.recipe import Recipe
+from tf_tickets.zoo.recipes.recipe import Recipe, find
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,8 @@ class SpendingRecipe(Recipe):
         label_smoothing: Share of the label spread over the *other* classes,
             when a ticket is retrained. Keras spreads it over all of them:
             give its losses `keras_label_smoothing(classes)`.
-        rewind_epoch: Epoch to rewind to in the experiments with rewinding.
+        rewind_epoch: As in `tf_tickets.callbacks.IterativeMagnitudePruning`,
+            for the experiments with rewinding.
         **options: Those of `Recipe`.
 
     Example:
@@ -33,12 +34,10 @@ class SpendingRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise ValueError(
-                "`label_smoothing` must be in [0, 1). "
-                f"Received: label_smoothing={self.label_smoothing!r}"
-            )
-        if not 0 <= self.rewind_epoch < self.epochs:
+        checks.number("label_smoothing", self.label_smoothing, "[0, 1)")
+        if checks.whole("rewind_epoch", self.rewind_epoch, least=0) >= (
+            self.epochs
+        ):
             raise ValueError(
                 f"`rewind_epoch` must be in [0, {self.epochs}). "
                 f"Received: rewind_epoch={self.rewind_epoch!r}"

@@ -3,13 +3,11 @@
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from keras import layers
 
 import tf_tickets as tt
-from tests.conftest import batches, compiled
-from tf_tickets.callbacks import EarlyBird, LowPrecision, low_precision
-from tf_tickets.callbacks.low_precision import block_floating_point
+from tests.conftest import DieAt, batches, compiled
+from tf_tickets.callbacks import EarlyBird, LowPrecision
 from tf_tickets.structured.draw import Drawing, Slimming
 
 pytestmark = pytest.mark.filterwarnings("ignore:Training ended before")
@@ -97,27 +95,27 @@ def test_distances_are_those_of_hand_made_masks(data):
 def test_the_earliest_hit_is_after_five_epochs_from_equal_scales(data):
     """The mask of equal scales must leave the queue first."""
     early_bird, history = run(data, [STILL], sparsities=[0.5])
-    assert early_bird.epochs == {0.5: 5}
+    assert early_bird.found_at == {0.5: 5}
     assert len(history["loss"]) == 5
     assert history["mask_distance_0.5"] == [1.0, 1.0, 1.0, 1.0, 0.0]
 
 
 def test_the_earliest_hit_is_after_four_epochs_from_other_scales(data):
     early_bird, history = run(data, [STILL], start=STILL, sparsities=[0.5])
-    assert early_bird.epochs == {0.5: 4} and len(history["loss"]) == 4
+    assert early_bird.found_at == {0.5: 4} and len(history["loss"]) == 4
 
 
 @pytest.mark.parametrize(("window", "epochs"), [(2, 2), (3, 3), (7, 7)])
 def test_the_window_delays_the_hit(window, epochs, data):
     early_bird, _ = run(data, [STILL], sparsities=[0.5], window=window)
-    assert early_bird.epochs == {0.5: epochs}
+    assert early_bird.found_at == {0.5: epochs}
 
 
 def test_one_jump_in_the_window_is_enough_to_wait(data):
     # It stands still but for the third epoch, which must leave the queue.
     rows = [STILL, STILL, STILL[::-1], STILL]
     early_bird, _ = run(data, rows, sparsities=[0.5])
-    assert early_bird.epochs == {0.5: 3 + 5}
+    assert early_bird.found_at == {0.5: 3 + 5}
 
 
 def test_the_threshold_counts_as_standing_still(data):
@@ -125,9 +123,9 @@ def test_the_threshold_counts_as_standing_still(data):
     swapped[[4, 5]] = swapped[[5, 4]]  # two of ten differ
     rows = [STILL, STILL, STILL, STILL, swapped]
     found, _ = run(data, rows, sparsities=[0.5], epsilon=0.2, epochs=5)
-    assert found.epochs == {0.5: 5}
+    assert found.found_at == {0.5: 5}
     missed, _ = run(data, rows, sparsities=[0.5], epsilon=0.19, epochs=5)
-    assert missed.epochs == {} and missed.tickets == {}
+    assert missed.found_at == {} and missed.tickets == {}
 
 
 def test_ties_cannot_fake_a_hit(data):
@@ -142,7 +140,7 @@ def test_ties_cannot_fake_a_hit(data):
     assert not early_bird.tickets
     # A tie away from the cut decides nothing.
     early_bird, _ = run(data, [tied], sparsities=[0.4])
-    assert early_bird.epochs == {0.4: 5}
+    assert early_bird.found_at == {0.4: 5}
     np.testing.assert_array_equal(
         list(early_bird.tickets[0.4].masks.values())[0], tied > 1
     )
@@ -163,11 +161,11 @@ def test_each_sparsity_has_its_own_ticket_and_epoch(data):
             row[5:] = rng.permutation(row[5:]) if epoch else row[:4:-1]
         rows.append(row)
     early_bird, history = run(data, rows, sparsities=[0.5, 0.8], epsilon=0.05)
-    assert early_bird.epochs[0.5] == 5 < early_bird.epochs[0.8]
-    assert len(history["loss"]) == early_bird.epochs[0.8]
+    assert early_bird.found_at[0.5] == 5 < early_bird.found_at[0.8]
+    assert len(history["loss"]) == early_bird.found_at[0.8]
     for sparsity, ticket in early_bird.tickets.items():
         assert ticket.sparsity == pytest.approx(sparsity)
-        assert ticket.metadata["epoch"] == early_bird.epochs[sparsity]
+        assert ticket.metadata["epoch"] == early_bird.found_at[sparsity]
         [gamma] = [k for k in ticket.weights if k.endswith("gamma")]
         np.testing.assert_allclose(
             ticket.weights[gamma], rows[ticket.metadata["epoch"] - 1]
@@ -176,7 +174,7 @@ def test_each_sparsity_has_its_own_ticket_and_epoch(data):
 
 def test_without_stop_training_goes_on(data):
     early_bird, history = run(data, [STILL], sparsities=[0.5], stop=False)
-    assert early_bird.epochs == {0.5: 5} and len(history["loss"]) == 12
+    assert early_bird.found_at == {0.5: 5} and len(history["loss"]) == 12
     assert len(early_bird.distances[0.5]) == 12
 
 
@@ -191,7 +189,7 @@ def test_a_callback_that_is_used_again_starts_again(data):
             verbose=0,
             callbacks=[Scripted([STILL]), early_bird],
         )
-        assert early_bird.epochs == {0.5: 5}
+        assert early_bird.found_at == {0.5: 5}
         assert len(early_bird.drawings[0.5]) == 6
 
 
@@ -235,7 +233,7 @@ def test_filters_are_ranked_where_there_is_no_normalization(data):
     early_bird = EarlyBird([0.5])
     model.fit(batches(*data), epochs=6, verbose=0, callbacks=[early_bird])
     # Filters differ from the start, so there is no tie to leave the queue.
-    assert early_bird.epochs == {0.5: 4}
+    assert early_bird.found_at == {0.5: 4}
     masks = {
         key.rsplit("/", 2)[-2]: mask
         for key, mask in early_bird.tickets[0.5].masks.items()
@@ -270,7 +268,7 @@ def test_any_model_with_normalization_is_searched(data):
     model.norm.gamma.assign(STILL)
     early_bird = EarlyBird([0.5])
     model.fit(batches(*data), epochs=8, verbose=0, callbacks=[early_bird])
-    assert early_bird.epochs == {0.5: 4}
+    assert early_bird.found_at == {0.5: 4}
     [mask] = early_bird.tickets[0.5].masks.values()
     np.testing.assert_array_equal(mask, STILL > 5)
     early_bird.tickets[0.5].apply(model, weights="keep")
@@ -386,166 +384,6 @@ def test_distance_counts_what_a_tie_decides():
     assert first.distance(first) == 0 and second.distance(second) == 0.25
 
 
-# --- low precision -----------------------------------------------------------
-
-
-def rounded_by_hand(x, u, axis, bits):
-    """Block floating point in NumPy float64."""
-    x = x.astype(np.float64)
-    others = tuple(i for i in range(x.ndim) if i != axis)
-    largest = np.abs(x).max(axis=others, keepdims=True)
-    with np.errstate(divide="ignore"):
-        exponent = np.floor(np.log2(largest))
-    step = np.where(largest > 0, 2.0 ** (exponent - (bits - 2)), 1.0)
-    limit = 2 ** (bits - 1) - 1
-    return np.clip(np.floor(x / step + u), -limit, limit) * step
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("axis", [0, 2, None])
-def test_rounding_equals_numpy(axis, bits):
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(3, 4, 5)) * 10.0 ** rng.integers(-3, 4, (3, 1, 5))
-    x[0, 0] = [0, 1, -1, 0.5, 2]
-    x = x.astype(np.float32)
-    seed = tf.constant([3, 4])
-    noise = tf.random.stateless_uniform(x.shape, seed).numpy()
-    np.testing.assert_array_equal(
-        block_floating_point(tf.constant(x), seed, axis, bits),
-        rounded_by_hand(x, noise, axis, bits).astype(np.float32),
-    )
-
-
-def test_rounding_has_the_right_mean():
-    x = tf.constant(np.random.default_rng(0).uniform(-1, 1, 64), tf.float32)
-    x = tf.concat([x, [1.5]], 0)  # so that nothing meets the limit
-    rounded = tf.function(lambda i: block_floating_point(x, [0, i], None, 5))
-    draws = [rounded(i).numpy() for i in tf.range(2000)]
-    step = 2.0 ** (0 - 3)
-    error = np.mean(draws, 0) - x.numpy()
-    assert np.abs(error).max() < 5 * step / 2 / np.sqrt(2000)
-    assert len(np.unique(draws)) <= 2 * (2**4)
-
-
-def test_rounding_leaves_zeros_and_empty_blocks():
-    x = tf.constant([[0.0, 0.0], [0.0, 1.0]])
-    result = block_floating_point(x, tf.constant([1, 1]), 0, 8).numpy()
-    np.testing.assert_array_equal(result, x)
-
-
-def conv_net(**options):
-    return compiled(
-        keras.Sequential(
-            [
-                keras.Input((8, 8, 1)),
-                layers.Conv2D(8, 3, use_bias=False, name="one"),
-                layers.BatchNormalization(name="norm"),
-                layers.ReLU(),
-                layers.DepthwiseConv2D(3, name="deep"),
-                layers.GlobalAveragePooling2D(),
-                layers.Dense(4, name="head"),
-            ]
-        ),
-        keras.optimizers.SGD(0.05, momentum=0.9),
-        **options,
-    )
-
-
-def levels(kernel, axis):
-    """How many bits the blocks of a kernel need, sign included."""
-    blocks = np.moveaxis(np.asarray(kernel, np.float64), axis, 0)
-    blocks = blocks.reshape(len(blocks), -1)
-    needed = 0
-    for block in blocks:
-        exponent = np.floor(np.log2(np.abs(block).max()))
-        for bits in range(2, 25):
-            whole = block / 2.0 ** (exponent - (bits - 2))
-            if (whole == np.round(whole)).all():
-                break
-        needed = max(needed, bits)
-    return needed
-
-
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_low_precision_trains_and_ends(jit_compile):
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(64, 8, 8, 1)).astype("float32")
-    y = (x.mean((1, 2, 3)) > 0).astype(int)
-    model = conv_net(jit_compile=jit_compile)
-    before = {id(layer): vars(layer).get("call") for layer in model.layers}
-    with low_precision(model, bits=8):
-        history = model.fit(x, y, epochs=6, verbose=0, batch_size=16)
-        assert levels(model.get_layer("one").kernel, 3) <= 8
-        assert levels(model.get_layer("deep").kernel, 2) <= 8
-        assert levels(model.get_layer("head").kernel, 1) > 8
-        assert levels(model.get_layer("norm").gamma, 0) > 8
-        outputs = model.layers[0](x)
-        assert levels(outputs, 0) <= 8
-    loss = history.history["loss"]
-    assert np.isfinite(loss).all() and loss[-1] < loss[0]
-    assert {id(c): vars(c).get("call") for c in model.layers} == before
-    assert "apply" not in vars(model.optimizer)
-    assert all(v.constraint is None for v in model.trainable_variables)
-    model.fit(x, y, epochs=1, verbose=0)
-    assert levels(model.get_layer("one").kernel, 3) > 8
-    assert levels(model.layers[0](x), 0) > 8
-
-
-def test_gradients_and_errors_are_rounded():
-    model = conv_net(run_eagerly=True)
-    model.build((None, 8, 8, 1))
-    seen = {}
-    apply = model.optimizer.apply
-
-    def spy(grads, variables=None, **kwargs):
-        for g, v in zip(grads, variables, strict=True):
-            seen[v.path.split("/", 1)[1]] = np.asarray(g)
-        return apply(grads, variables, **kwargs)
-
-    model.optimizer.apply = spy
-    x = np.random.default_rng(0).normal(size=(8, 8, 8, 1)).astype("float32")
-    with low_precision(model, bits=6):
-        model.fit(x, np.arange(8) % 4, verbose=0)
-        # The errors that come back into a layer's output.
-        layer = model.get_layer("one")
-        with tf.GradientTape() as tape:
-            inputs = tf.constant(x)
-            outputs = layer(inputs)
-            weights = tf.random.normal(outputs.shape, seed=1)
-            loss = tf.reduce_sum(outputs * weights)
-        [error] = tape.gradient(loss, [layer.kernel.value])
-    assert levels(seen["one/kernel"], 3) <= 6
-    assert levels(seen["deep/kernel"], 2) <= 6
-    assert levels(seen["head/kernel"], 1) > 6
-    # The kernel's gradient is that of rounded errors, which differ.
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(layer(inputs) * weights)
-    [exact] = tape.gradient(loss, [layer.kernel.value])
-    assert 0 < np.abs(error - exact).max() < 0.1 * np.abs(exact).max()
-
-
-def test_low_precision_keeps_masks_and_restores_constraints(data):
-    model = classifier(16, keras.optimizers.SGD(0.1))
-    ticket = tt.prune(model, sparsity=0.5)
-    ticket.apply(model)
-    kernel = model.get_layer("hidden").kernel
-    constraint = kernel.constraint
-    model.fit(
-        batches(*data), epochs=2, verbose=0, callbacks=[LowPrecision(bits=8)]
-    )
-    assert kernel.constraint is constraint
-    assert (kernel.numpy()[~ticket.masks[kernel.path]] == 0).all()
-    assert levels(kernel, 1) <= 8
-
-
-def test_low_precision_ends_with_an_exception():
-    model = conv_net()
-    with pytest.raises(KeyError), low_precision(model):
-        raise KeyError
-    assert "call" not in vars(model.layers[0])
-    assert model.layers[0].kernel.constraint is None
-
-
 def test_a_search_in_eight_bits_finds_a_ticket(data):
     model = classifier(32, keras.optimizers.SGD(0.1, momentum=0.9))
     early_bird = EarlyBird([0.5], epsilon=0.4)
@@ -558,30 +396,11 @@ def test_a_search_in_eight_bits_finds_a_ticket(data):
     assert early_bird.tickets[0.5].kept == 16
 
 
-@pytest.mark.parametrize("bits", [1, 17, 8.0, True])
-def test_bad_bits_are_one_clear_error(bits):
-    with pytest.raises(ValueError, match="bits.*Received"):
-        with low_precision(conv_net(), bits=bits):
-            pass
-
-
-def test_low_precision_needs_a_compiled_model():
-    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
-    with pytest.raises(ValueError, match="built and compiled.*Received"):
-        with low_precision(model):
-            pass
-
-
 @pytest.mark.parametrize("stop", [False, True])
 def test_a_search_that_died_goes_on_and_ends_like_one_that_lived(
     stop, data, tmp_path
 ):
     def search(name, die_at=None):
-        class Die(keras.callbacks.Callback):
-            def on_epoch_begin(self, epoch, logs=None):
-                if epoch == die_at:
-                    raise KeyboardInterrupt
-
         keras.utils.set_random_seed(2)
         model = classifier(16, keras.optimizers.SGD(0.05, momentum=0.9))
         model.get_layer("norm").gamma.assign(np.linspace(0.5, 1.5, 16))
@@ -595,7 +414,7 @@ def test_a_search_that_died_goes_on_and_ends_like_one_that_lived(
         try:
             history = model.fit(
                 batches(*data), epochs=9, verbose=0,
-                callbacks=[early_bird, Die()],
+                callbacks=[early_bird, DieAt(die_at)],
             )  # fmt: skip
         except KeyboardInterrupt:
             return None
@@ -606,7 +425,7 @@ def test_a_search_that_died_goes_on_and_ends_like_one_that_lived(
     resumed, weights, epochs = search("killed")
     assert epochs[0] == 2
     whole, expected, _ = search("whole")
-    assert resumed.epochs == whole.epochs and len(whole.epochs) == 2
+    assert resumed.found_at == whole.found_at and len(whole.found_at) == 2
     np.testing.assert_equal(resumed.distances, whole.distances)
     for sparsity, ticket in whole.tickets.items():
         for mine, theirs in zip(
@@ -619,6 +438,6 @@ def test_a_search_that_died_goes_on_and_ends_like_one_that_lived(
         np.testing.assert_array_equal(a, b)
     # A search that has ended has nothing left to train.
     again, weights, epochs = search("whole")
-    assert epochs == [] and again.epochs == whole.epochs
+    assert epochs == [] and again.found_at == whole.found_at
     for a, b in zip(weights, expected, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -1,4 +1,6 @@
-"""Rewind, GradualPruning, EnforceTicket and SparsityLogger in real fits."""
+"""Sparsity follows the schedule to the weight, in one fit or after kills."""
+
+import functools
 
 import keras
 import numpy as np
@@ -6,10 +8,8 @@ import pytest
 
 import tf_tickets as tt
 from tests.conftest import ZerosHold, batches, compiled, mlp
-from tf_tickets.pruning import Constant, Polynomial
-from tf_tickets.selection import named_weights
-
-C = tt.callbacks
+from tf_tickets.callbacks import GradualPruning
+from tf_tickets.pruning import Constant, Polynomial, snip
 
 
 def test_gradual_pruning_follows_its_schedule_to_the_weight(data):
@@ -22,8 +22,8 @@ def test_gradual_pruning_follows_its_schedule_to_the_weight(data):
 
     model, seen = compiled(mlp(), "adam"), Seen()
     seen.kept = []
-    pruning = C.GradualPruning(
-        target_sparsity=0.9, begin_step=2, end_step=10, frequency=2
+    pruning = GradualPruning(
+        target_sparsity=0.9, begin_step=2, end_step=10, every=2
     )
     model.fit(batches(*data), epochs=3, verbose=0, callbacks=[pruning, seen])
     schedule = Polynomial(0.9, end_step=10, begin_step=2)
@@ -62,8 +62,8 @@ def test_gradual_masks_are_nested_and_share_one_trace(scope, data):
     model.fit(
         batches(*data), epochs=2, verbose=0,
         callbacks=[
-            C.GradualPruning(
-                Polynomial(0.9, end_step=8), frequency=1, scope=scope
+            GradualPruning(
+                Polynomial(0.9, end_step=8), every=1, scope=scope
             ),
             Masks(),
         ],
@@ -85,14 +85,14 @@ def test_a_toolkit_schedule_keeps_its_own_rhythm(data):
     )
     schedule = schedules.PolynomialDecay(0.0, 0.9, 2, 10, frequency=4)
     model = compiled(mlp())
-    pruning = C.GradualPruning(schedule)
+    pruning = GradualPruning(schedule)
     model.fit(batches(*data), epochs=3, verbose=0, callbacks=[pruning])
     assert pruning.ticket.kept == round(0.1 * 384)
 
 
 def test_a_second_fit_goes_on_where_the_first_ended(data):
     model = compiled(mlp())
-    pruning = C.GradualPruning(target_sparsity=0.5, end_step=8, frequency=1)
+    pruning = GradualPruning(target_sparsity=0.5, end_step=8, every=1)
     with pytest.warns(UserWarning, match="before the schedule's end"):
         model.fit(batches(*data), verbose=0, callbacks=[pruning])
     halfway = pruning.ticket.sparsity
@@ -103,7 +103,7 @@ def test_a_second_fit_goes_on_where_the_first_ended(data):
 
 def test_several_steps_a_call_still_meet_the_schedule(data):
     model = compiled(mlp(), steps_per_execution=3)
-    pruning = C.GradualPruning(target_sparsity=0.5, end_step=7, frequency=7)
+    pruning = GradualPruning(target_sparsity=0.5, end_step=7, every=7)
     model.fit(batches(*data, 8), verbose=0, callbacks=[pruning])
     assert pruning.ticket.sparsity == 0.5
 
@@ -116,7 +116,7 @@ def test_several_steps_a_call_still_meet_the_schedule(data):
         ({"target_sparsity": 0.5}, "end_step=None"),
         ({"target_sparsity": 1.5, "end_step": 3}, "target_sparsity=1.5"),
         ({"schedule": 0.5}, "callable"),
-        ({"schedule": Constant(0.5), "frequency": 0}, "frequency=0"),
+        ({"schedule": Constant(0.5), "every": 0}, "every=0"),
         ({"schedule": Constant(0.5), "scope": {"a": 0.5}}, "mapping"),
         ({"schedule": Constant(0.5), "scope": "net"}, "scope='net'"),
         ({"schedule": Constant(0.5), "criterion": "x"}, "criterion='x'"),
@@ -124,7 +124,7 @@ def test_several_steps_a_call_still_meet_the_schedule(data):
 )
 def test_bad_gradual_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        C.GradualPruning(**options)
+        GradualPruning(**options)
 
 
 def test_gradual_pruning_of_a_sparser_model_is_refused(data):
@@ -133,7 +133,7 @@ def test_gradual_pruning_of_a_sparser_model_is_refused(data):
     with pytest.raises(ValueError, match="sparser than the schedule"):
         model.fit(
             batches(*data), verbose=0,
-            callbacks=[C.GradualPruning(target_sparsity=0.5, end_step=4)],
+            callbacks=[GradualPruning(target_sparsity=0.5, end_step=4)],
         )  # fmt: skip
 
 
@@ -147,10 +147,10 @@ def test_gradual_pruning_goes_on_after_a_kill(backup, data, tmp_path):
 
         keras.utils.set_random_seed(3)
         model = compiled(mlp(), "adam")
-        pruning = C.GradualPruning(
+        pruning = GradualPruning(
             target_sparsity=0.9,
             end_step=14,
-            frequency=1,
+            every=1,
             directory=tmp_path / name,
         )
         others = (
@@ -177,85 +177,28 @@ def test_gradual_pruning_goes_on_after_a_kill(backup, data, tmp_path):
         np.testing.assert_array_equal(weight, resumed.weights[path])
 
 
-@pytest.mark.parametrize("kind", ["weights", "learning_rate"])
-def test_rewind_goes_back_when_fit_ends(kind, data):
-    model = compiled(mlp(), keras.optimizers.SGD(0.1, momentum=0.9))
-    rewind = C.Rewind(epoch=1, kind=kind)
-    model.fit(batches(*data), epochs=3, verbose=0, callbacks=[rewind])
-    assert int(model.optimizer.iterations.numpy()) == 4
-    same = all(
-        (value == named_weights(model)[path].numpy()).all()
-        for path, value in rewind.snapshot.weights_of(model).items()
-    )
-    assert same == (kind == "weights")
-
-
-def test_a_rewind_point_that_was_not_reached_is_an_error(data):
-    model = compiled(mlp())
-    with pytest.raises(RuntimeError, match="not reached.*epoch 5"):
-        model.fit(
-            batches(*data), epochs=2, verbose=0, callbacks=[C.Rewind(epoch=5)]
+def test_a_criterion_scores_on_the_data_it_is_given(data):
+    def fit(**options):
+        keras.utils.set_random_seed(4)
+        model = compiled(mlp())
+        pruning = GradualPruning(
+            target_sparsity=0.8, end_step=8, every=2, **options
         )
-    for options in ({"epoch": -1}, {"step": -1}, {"kind": "all"}):
-        with pytest.raises(ValueError, match="Received"):
-            C.Rewind(**options)
+        model.fit(batches(*data), epochs=3, verbose=0, callbacks=[pruning])
+        return pruning.ticket
+
+    given = fit(criterion="snip", data=data)
+    preset = fit(criterion=functools.partial(snip, data=data))
+    assert given.hamming_distance(preset) == 0
+    assert given.hamming_distance(fit()) > 0
 
 
-def test_enforce_ticket_applies_and_repairs(data):
-    model = compiled(mlp(), "adam")
-    ticket = tt.prune(model, 0.75)
-    dense = model.get_weights()
-
-    class Careless(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            self.model.set_weights(dense)
-
-    model.fit(
-        batches(*data), epochs=2, verbose=0,
-        callbacks=[Careless(), C.EnforceTicket(ticket)],
-    )  # fmt: skip
-    for path, mask in ticket.masks.items():
-        value = named_weights(model)[path].numpy()
-        assert (value[~mask] == 0).all()
-
-
-def test_enforce_ticket_needs_a_ticket_or_a_mask(data):
+@pytest.mark.parametrize("criterion", ["snip", "grasp", "prospr"])
+def test_data_that_is_missing_is_said_before_training(criterion, data):
     model = compiled(mlp())
-    with pytest.raises(ValueError, match="no mask to enforce"):
-        model.fit(batches(*data), verbose=0, callbacks=[C.EnforceTicket()])
-    with pytest.raises(ValueError, match="must be a tf_tickets.Ticket"):
-        C.EnforceTicket("ticket.npz")
-    with pytest.raises(ValueError, match="Received: weights='init'"):
-        C.EnforceTicket(weights="init")
-    with pytest.raises(ValueError, match="do not fit"):
-        ticket = tt.prune(mlp(hidden=16), 0.5)
-        model.fit(
-            batches(*data), verbose=0, callbacks=[C.EnforceTicket(ticket)]
-        )
-
-
-def test_the_logger_counts_the_zeros_that_are_there(data, tmp_path):
-    model = compiled(mlp())
-    tt.prune(model, 0.75, scope="layer").apply(model)
-    tt.release(model)
-    kernel = np.ones((8, 32))
-    kernel[:, 8:] = 0
-    model.get_layer("hidden").kernel.assign(kernel)
-    tensorboard = keras.callbacks.TensorBoard(tmp_path)
-    history = model.fit(
-        batches(*data),
-        verbose=0,
-        callbacks=[
-            C.EnforceTicket(tt.Ticket.from_model(model)),
-            C.SparsityLogger(per_layer=True),
-            tensorboard,
-            keras.callbacks.CSVLogger(tmp_path / "log.csv"),
-        ],
-    ).history
-    assert history["sparsity"] == [0.75]
-    assert history["sparsity/mlp/hidden/kernel"] == [0.75]
-    assert "sparsity" in (tmp_path / "log.csv").read_text()
-    events = b"".join(
-        p.read_bytes() for p in tmp_path.rglob("events*") if p.is_file()
+    pruning = GradualPruning(
+        target_sparsity=0.8, begin_step=100, end_step=200, criterion=criterion
     )
-    assert b"epoch_sparsity" in events
+    with pytest.raises(ValueError, match=f"criterion='{criterion}' scores on"):
+        model.fit(batches(*data), verbose=0, callbacks=[pruning])
+    assert int(model.optimizer.iterations) == 0

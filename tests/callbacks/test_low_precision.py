@@ -1,0 +1,183 @@
+"""Block floating point: what is rounded, how, and that it ends."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import tf_tickets as tt
+from tests.conftest import batches, compiled, mlp
+from tf_tickets.callbacks import LowPrecision, low_precision
+from tf_tickets.callbacks.low_precision import block_floating_point
+
+
+def rounded_by_hand(x, u, axis, bits):
+    """Block floating point in NumPy float64."""
+    x = x.astype(np.float64)
+    others = tuple(i for i in range(x.ndim) if i != axis)
+    largest = np.abs(x).max(axis=others, keepdims=True)
+    with np.errstate(divide="ignore"):
+        exponent = np.floor(np.log2(largest))
+    step = np.where(largest > 0, 2.0 ** (exponent - (bits - 2)), 1.0)
+    limit = 2 ** (bits - 1) - 1
+    return np.clip(np.floor(x / step + u), -limit, limit) * step
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("axis", [0, 2, None])
+def test_rounding_equals_numpy(axis, bits):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, 4, 5)) * 10.0 ** rng.integers(-3, 4, (3, 1, 5))
+    x[0, 0] = [0, 1, -1, 0.5, 2]
+    x = x.astype(np.float32)
+    seed = tf.constant([3, 4])
+    noise = tf.random.stateless_uniform(x.shape, seed).numpy()
+    np.testing.assert_array_equal(
+        block_floating_point(tf.constant(x), seed, axis, bits),
+        rounded_by_hand(x, noise, axis, bits).astype(np.float32),
+    )
+
+
+def test_rounding_has_the_right_mean():
+    x = tf.constant(np.random.default_rng(0).uniform(-1, 1, 64), tf.float32)
+    x = tf.concat([x, [1.5]], 0)  # so that nothing meets the limit
+    rounded = tf.function(lambda i: block_floating_point(x, [0, i], None, 5))
+    draws = [rounded(i).numpy() for i in tf.range(2000)]
+    step = 2.0 ** (0 - 3)
+    error = np.mean(draws, 0) - x.numpy()
+    assert np.abs(error).max() < 5 * step / 2 / np.sqrt(2000)
+    assert len(np.unique(draws)) <= 2 * (2**4)
+
+
+def test_rounding_leaves_zeros_and_empty_blocks():
+    x = tf.constant([[0.0, 0.0], [0.0, 1.0]])
+    result = block_floating_point(x, tf.constant([1, 1]), 0, 8).numpy()
+    np.testing.assert_array_equal(result, x)
+
+
+def conv_net(**options):
+    return compiled(
+        keras.Sequential(
+            [
+                keras.Input((8, 8, 1)),
+                layers.Conv2D(8, 3, use_bias=False, name="one"),
+                layers.BatchNormalization(name="norm"),
+                layers.ReLU(),
+                layers.DepthwiseConv2D(3, name="deep"),
+                layers.GlobalAveragePooling2D(),
+                layers.Dense(4, name="head"),
+            ]
+        ),
+        keras.optimizers.SGD(0.05, momentum=0.9),
+        **options,
+    )
+
+
+def levels(kernel, axis):
+    """How many bits the blocks of a kernel need, sign included."""
+    blocks = np.moveaxis(np.asarray(kernel, np.float64), axis, 0)
+    blocks = blocks.reshape(len(blocks), -1)
+    needed = 0
+    for block in blocks:
+        exponent = np.floor(np.log2(np.abs(block).max()))
+        for bits in range(2, 25):
+            whole = block / 2.0 ** (exponent - (bits - 2))
+            if (whole == np.round(whole)).all():
+                break
+        needed = max(needed, bits)
+    return needed
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_low_precision_trains_and_ends(jit_compile):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 8, 8, 1)).astype("float32")
+    y = (x.mean((1, 2, 3)) > 0).astype(int)
+    model = conv_net(jit_compile=jit_compile)
+    before = {id(layer): vars(layer).get("call") for layer in model.layers}
+    with low_precision(model, bits=8):
+        history = model.fit(x, y, epochs=6, verbose=0, batch_size=16)
+        assert levels(model.get_layer("one").kernel, 3) <= 8
+        assert levels(model.get_layer("deep").kernel, 2) <= 8
+        assert levels(model.get_layer("head").kernel, 1) > 8
+        assert levels(model.get_layer("norm").gamma, 0) > 8
+        outputs = model.layers[0](x)
+        assert levels(outputs, 0) <= 8
+    loss = history.history["loss"]
+    assert np.isfinite(loss).all() and loss[-1] < loss[0]
+    assert {id(c): vars(c).get("call") for c in model.layers} == before
+    assert "apply" not in vars(model.optimizer)
+    assert all(v.constraint is None for v in model.trainable_variables)
+    model.fit(x, y, epochs=1, verbose=0)
+    assert levels(model.get_layer("one").kernel, 3) > 8
+    assert levels(model.layers[0](x), 0) > 8
+
+
+def test_gradients_and_errors_are_rounded():
+    model = conv_net(run_eagerly=True)
+    model.build((None, 8, 8, 1))
+    seen = {}
+    apply = model.optimizer.apply
+
+    def spy(grads, variables=None, **kwargs):
+        for g, v in zip(grads, variables, strict=True):
+            seen[v.path.split("/", 1)[1]] = np.asarray(g)
+        return apply(grads, variables, **kwargs)
+
+    model.optimizer.apply = spy
+    x = np.random.default_rng(0).normal(size=(8, 8, 8, 1)).astype("float32")
+    with low_precision(model, bits=6):
+        model.fit(x, np.arange(8) % 4, verbose=0)
+        # The errors that come back into a layer's output.
+        layer = model.get_layer("one")
+        with tf.GradientTape() as tape:
+            inputs = tf.constant(x)
+            outputs = layer(inputs)
+            weights = tf.random.normal(outputs.shape, seed=1)
+            loss = tf.reduce_sum(outputs * weights)
+        [error] = tape.gradient(loss, [layer.kernel.value])
+    assert levels(seen["one/kernel"], 3) <= 6
+    assert levels(seen["deep/kernel"], 2) <= 6
+    assert levels(seen["head/kernel"], 1) > 6
+    # The kernel's gradient is that of rounded errors, which differ.
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(inputs) * weights)
+    [exact] = tape.gradient(loss, [layer.kernel.value])
+    assert 0 < np.abs(error - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def test_low_precision_keeps_masks_and_restores_constraints(data):
+    model = compiled(mlp(16), keras.optimizers.SGD(0.1))
+    ticket = tt.prune(model, sparsity=0.5)
+    ticket.apply(model)
+    kernel = model.get_layer("hidden").kernel
+    constraint = kernel.constraint
+    model.fit(
+        batches(*data), epochs=2, verbose=0, callbacks=[LowPrecision(bits=8)]
+    )
+    assert kernel.constraint is constraint
+    assert (kernel.numpy()[~ticket.masks[kernel.path]] == 0).all()
+    assert levels(kernel, 1) <= 8
+
+
+def test_low_precision_ends_with_an_exception():
+    model = conv_net()
+    with pytest.raises(KeyError), low_precision(model):
+        raise KeyError
+    assert "call" not in vars(model.layers[0])
+    assert model.layers[0].kernel.constraint is None
+
+
+@pytest.mark.parametrize("bits", [1, 17, 8.0, True])
+def test_bad_bits_are_one_clear_error(bits):
+    with pytest.raises(ValueError, match="bits.*Received"):
+        with low_precision(conv_net(), bits=bits):
+            pass
+
+
+def test_low_precision_needs_a_compiled_model():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    with pytest.raises(ValueError, match="built and compiled.*Received"):
+        with low_precision(model):
+            pass

@@ -1,0 +1,489 @@
+"""What all callbacks of this package share.
+
+`TicketCallback` is the base of every callback. It undoes what a broken-off
+`fit` left behind, keeps masks, and refuses data without a batch. A
+`ResumableCallback` can also keep its run in a directory and go on after a kill.
+A `DrawingCallback` draws masks from the weights while they are trained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+import keras
+import numpy as np
+
+from tf_tickets import checks, masking
+from tf_tickets.distribute import is_chief
+from tf_tickets.loss.batches import batches
+from tf_tickets.pruning import criteria, scopes
+from tf_tickets.pruning.prune import (
+    current_masks,
+    describe,
+    draw_masks,
+    finite_weights,
+)
+from tf_tickets.selection import Filters
+from tf_tickets.snapshot import Snapshot
+from tf_tickets.ticket import Ticket
+
+Logs = dict[str, Any]
+Directory = str | os.PathLike[str]
+
+
+class TicketCallback(keras.callbacks.Callback):
+    """A callback that leaves nothing behind, however training ends.
+
+    Keras calls `on_train_begin`, `on_epoch_begin`, `on_epoch_end` and
+    `on_train_end`, which are written here, once. A subclass says what it does
+    itself in `begin`, `epoch_begin`, `epoch_end` and `end`. What it changes for
+    the time of a training it registers in ``_undo``, a `contextlib.ExitStack`
+    that is closed when training ends or one of these methods raises. Keras
+    tells nobody that a `fit` was interrupted; then the stack is closed when the
+    next training begins.
+
+    A subclass that counts steps overrides `on_train_batch_end` itself. The base
+    does not: Keras waits for every step when a callback in the list has one.
+    """
+
+    # Whether, before `epoch_end` and `end`, the zeros of masks are put right
+    # and an epoch without data is refused: for callbacks that decide by what
+    # the model has become.
+    keeps_masks = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._undo = contextlib.ExitStack()
+
+    def begin(self) -> None:
+        """Training begins: meet every error here, before time is spent."""
+
+    def epoch_begin(self, epoch: int) -> None:
+        """The epoch of this index begins."""
+
+    def epoch_end(self, epoch: int, logs: Logs) -> None:
+        """The epoch of this index, and its validation, has ended.
+
+        Args:
+            epoch: Counted as Keras does, from 0.
+            logs: Its metrics. What is added here is seen by the callbacks that
+                stand later in the list and by the history of `fit`.
+        """
+
+    def end(self) -> None:
+        """Training has ended; nothing is undone yet."""
+
+    def on_train_begin(self, logs: Logs | None = None) -> None:
+        self._undo.close()
+        with self._undone_on_error():
+            self.begin()
+
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
+        with self._undone_on_error():
+            self.epoch_begin(epoch)
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        with self._undone_on_error():
+            if self.keeps_masks:
+                # Inside a step the mask is a constraint; other callbacks may
+                # have written weights past it.
+                masking.project(self.model)
+                _check_trained(epoch, logs)
+            self.epoch_end(epoch, {} if logs is None else logs)
+
+    def on_train_end(self, logs: Logs | None = None) -> None:
+        with self._undo:
+            if self.keeps_masks:
+                masking.project(self.model)
+            self.end()
+
+    @contextlib.contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._undo.close()
+            raise
+
+
+class ResumableCallback(TicketCallback):
+    """A callback whose run goes on after a kill, from a directory of its own.
+
+    A subclass calls `_keep_in` when it is made, `_resume` when training begins
+    and `_save` whenever the state is one to go on from.
+    """
+
+    keeps_masks = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._run: RunDirectory | None = None
+        self._start: int | None = None
+
+    def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
+        if self._start is not None:
+            with self._undone_on_error():
+                self._check_start(epoch)
+        super().on_epoch_begin(epoch, logs)
+
+    def _keep_in(
+        self, directory: Directory | None, identity: Mapping[str, Any]
+    ) -> None:
+        """Say where the run is kept.
+
+        Args:
+            directory: The directory; `None` keeps nothing.
+            identity: JSON values that say which run this is. A directory that
+                holds another one is refused.
+        """
+        self._run = (
+            None if directory is None else RunDirectory(directory, identity)
+        )
+
+    def _resume(self) -> dict[str, Any]:
+        """Put the masks and the state of the last save into the model.
+
+        Nothing happens without a directory. Else it is held from here to the
+        end of training, and the `fit` that begins goes on where it was saved.
+
+        Returns:
+            What `_save` was given to remember; empty for a new run.
+
+        Raises:
+            ValueError: If the directory is in use, holds a run with other
+                arguments, a damaged file, or the run of another model.
+            OSError: If the directory cannot be made or written to.
+        """
+        self._start = None
+        if self._run is None:
+            return {}
+        if is_chief(self.model.distribute_strategy):
+            self._undo.callback(hold(self._run.path).release)
+        found = self._run.load()
+        if found is None:
+            return {}
+        state, record = found
+        if record["masks"] is not None:
+            # Layer numbers may be others in this process. The state has every
+            # weight, so it aligns them better than the masks would.
+            keys = state.match(self.model)
+            masks = Ticket.load(self._run.path / record["masks"]).masks
+            masking.enforce(self.model, {keys[k]: m for k, m in masks.items()})
+        state.restore(self.model)
+        self._start_at(record["epoch"])
+        return record["remembered"]
+
+    def _start_at(self, epoch: int) -> None:
+        """Let the `fit` that begins start at ``epoch``.
+
+        Keras has no public way to say so from a callback. This is what its own
+        `BackupAndRestore` does. Here it is taken back as soon as Keras has read
+        it, so that a later `fit` starts at its own first epoch.
+        """
+        self._start = epoch
+        self.model._initial_epoch = epoch
+        self._undo.callback(setattr, self.model, "_initial_epoch", None)
+
+    def _check_start(self, epoch: int) -> None:
+        start, self._start = self._start, None
+        self.model._initial_epoch = None
+        if epoch != start and self._run is not None:
+            raise ValueError(
+                "Another callback has restored this training, too: list it "
+                "before the one with `directory`. Received: a start at epoch "
+                f"{epoch}, where {str(self._run.path)!r} goes on at {start}"
+            )
+
+    def _save(
+        self,
+        epoch: int,
+        remembered: Mapping[str, Any] | None = None,
+        files: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Record the present state in the directory, if there is one.
+
+        Args:
+            epoch: Index of the epoch to go on with.
+            remembered: JSON values that the callback needs to go on.
+            files: ``{name: ticket or snapshot}``, or whatever has a ``save``,
+                that belong to the state.
+        """
+        if self._run is not None and is_chief(self.model.distribute_strategy):
+            self._run.save(self.model, epoch, remembered or {}, files or {})
+
+
+class DrawingCallback(ResumableCallback):
+    """A callback that draws masks from the weights while they are trained.
+
+    Args:
+        criterion: As in `tf_tickets.prune`.
+        scope: As in `tf_tickets.prune`.
+        data: What the criterion scores on, for criteria that need it.
+        filters: As in `tf_tickets.prunable_weights`.
+        seed: For criteria that draw at random.
+    """
+
+    def __init__(
+        self,
+        criterion: str | criteria.Criterion,
+        scope: scopes.Scope,
+        data: Any,
+        filters: Filters,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        criteria.get(criterion)
+        scopes.check_scope(scope)
+        self.criterion = criterion
+        self.scope = scope
+        self.data = data
+        self.filters = filters
+        self.seed = checks.whole("seed", seed, least=0)
+
+    def _check(self) -> dict[str, np.ndarray]:
+        """The masks of the moment, if the next ones can be drawn from here.
+
+        Raises:
+            ValueError: If nothing is prunable, a weight is not finite, or the
+                criterion needs data and there is none that it could read.
+        """
+        finite_weights(self.model, self.filters)
+        if criteria.needs_data(self.criterion):
+            name = describe(None, self.criterion, self.scope, 0)["criterion"]
+            next(
+                batches(
+                    self.data,
+                    needed_by=f"criterion={name!r}",
+                    limit=1,
+                    labels=False,
+                )
+            )
+        return current_masks(self.model, self.filters)
+
+    def _draw(
+        self,
+        sparsity: float | None,
+        scope: scopes.Scope,
+        seed: int,
+    ) -> dict[str, np.ndarray]:
+        """Draw masks from the weights of the moment and enforce them."""
+        masks, _ = draw_masks(
+            self.model,
+            sparsity,
+            criterion=self.criterion,
+            scope=scope,
+            data=self.data,
+            filters=self.filters,
+            seed=seed,
+        )
+        masking.enforce(self.model, masks)
+        return masks
+
+
+class StepCounter:
+    """Training steps since a start, from the batch indices Keras reports.
+
+    Keras reports the last batch of a call, and with ``steps_per_execution``
+    one call holds several steps.
+
+    Attributes:
+        step: Steps taken so far.
+    """
+
+    def __init__(self, start: int = 0) -> None:
+        self.step = start
+        self._last_batch = -1
+
+    def new_epoch(self) -> None:
+        """Batch indices start again at 0."""
+        self._last_batch = -1
+
+    def advance(self, batch: int) -> range:
+        """The steps that the call which ended at ``batch`` completed."""
+        done = range(self.step + 1, self.step + 1 + batch - self._last_batch)
+        self.step = done.stop - 1
+        self._last_batch = batch
+        return done
+
+
+class RunDirectory:
+    """The state of one run, each file whole or absent.
+
+    ``progress.npz`` is what counts: it holds the full training state, the epoch
+    to go on with and what the callback must remember, and is replaced in one
+    step. Whatever else belongs to a state is written before it, under a name
+    of its own. So a kill at any moment leaves the last whole state.
+
+    Args:
+        path: The directory; made when it is first held or saved to.
+        identity: JSON values that say which run this is.
+
+    Raises:
+        ValueError: If ``path`` is a file.
+    """
+
+    def __init__(self, path: Directory, identity: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.identity = dict(identity)
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(
+                "`directory` must be a directory or not exist yet. "
+                f"Received: directory={str(path)!r}"
+            )
+
+    def load(self) -> tuple[Snapshot, dict[str, Any]] | None:
+        """``(state, record)`` of the last save; `None` if there is none.
+
+        The record has ``epoch`` and ``remembered`` as `save` got them, and
+        ``masks``, the name of the file that holds them, or `None`.
+
+        Raises:
+            ValueError: If the directory holds a run with other arguments, or
+                a file of it is damaged.
+        """
+        file = self.path / "progress.npz"
+        if not file.exists():
+            return None
+        state, record = Snapshot.load(file)
+        found = record.get("identity")
+        if found != self.identity:
+            there = found if isinstance(found, dict) else {}
+            differ = {
+                key: (there.get(key), self.identity.get(key))
+                for key in sorted({*there, *self.identity})
+                if there.get(key) != self.identity.get(key)
+            }
+            raise ValueError(
+                f"{str(self.path)!r} holds a run with other arguments. Choose "
+                f"another directory. Received (there, here): {differ}"
+            )
+        return state, record
+
+    def save(
+        self,
+        model: keras.Model,
+        epoch: int,
+        remembered: Mapping[str, Any],
+        files: Mapping[str, Any],
+    ) -> None:
+        """Record the present state of ``model`` and the masks on it.
+
+        Args:
+            model: The model in training.
+            epoch: Index of the epoch to go on with.
+            remembered: JSON values.
+            files: ``{name: whatever has a save}`` that belong to the state.
+        """
+        masks = masking.attached_masks(model)
+        name = f"masks_{epoch:05d}.npz" if masks else None
+        if name is not None:
+            files = {**files, name: Ticket(masks)}
+        self.path.mkdir(parents=True, exist_ok=True)
+        for file, value in files.items():
+            value.save(self.path / file)
+        Snapshot.take(model).save(
+            self.path / "progress.npz",
+            {
+                "epoch": epoch,
+                "masks": name,
+                "remembered": dict(remembered),
+                "identity": self.identity,
+            },
+        )
+        for old in self.path.glob("masks_*.npz"):
+            if old.name != name:
+                old.unlink(missing_ok=True)
+
+
+def hold(directory: Directory) -> filelock.BaseFileLock:
+    """Keep other processes, and other threads, out of a run's directory.
+
+    The kernel lets go of it when the process ends, however it ends. The file
+    ``lock`` stays and means nothing by itself; it tells people the number of
+    the process that held it last. The thread that holds a directory may take it
+    again, as a `fit` does that follows an interrupted one. On a file system
+    without locks nothing is held.
+
+    Args:
+        directory: Made if need be.
+
+    Returns:
+        The lock; its ``release`` lets others in. Who drops it releases it.
+
+    Raises:
+        ValueError: If another process or thread holds the directory.
+        OSError: If it cannot be made or written to.
+
+    Example:
+
+    >>> lock = hold("run")
+    >>> lock.release()
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(
+        directory.resolve() / "lock", is_singleton=True, fallback_to_soft=False
+    )
+    lock.release(force=True)  # what this thread held itself, if it did
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout as error:
+        raise ValueError(
+            "Another process or thread is training in this directory. Wait "
+            "for it, or choose another one. "
+            f"Received: directory={str(directory)!r}"
+        ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return lock
+    Path(lock.lock_file).write_text(f"{os.getpid()}\n")
+    return lock
+
+
+# How file systems say that they have no locks.
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
+
+
+def history_row(epochs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Several epochs as one row: each metric's last and best value.
+
+    Args:
+        epochs: The logs of each epoch, at least one.
+
+    Returns:
+        ``{metric: last value, "best_" + metric: best value}``. Accuracies and
+        their like are best when high, all else (losses, errors) when low.
+
+    Example:
+
+    >>> history_row([{"loss": 0.5}, {"loss": 0.25}, {"loss": 0.75}])
+    {'loss': 0.75, 'best_loss': 0.25}
+    """
+    row: dict[str, float] = {}
+    for name in epochs[-1]:
+        values = [float(logs[name]) for logs in epochs if name in logs]
+        pick = max if _HIGHER.search(name) else min
+        row[name] = values[-1]
+        row[f"best_{name}"] = pick(values)
+    return row
+
+
+_HIGHER = re.compile(r"acc|auc|precision|recall|f1|f_?beta|iou|r2|cosine")
+
+
+def _check_trained(epoch: int, logs: Mapping[str, Any] | None) -> None:
+    # Keras only warns, and every decision that follows would be taken on a
+    # model that has not been trained.
+    if logs is not None and all(name.startswith("val_") for name in logs):
+        raise ValueError(
+            "The data had no batch for this epoch: is it empty, or does it "
+            f"run out? Received: nothing in epoch {epoch}"
+        )
