@@ -38,6 +38,7 @@ setup(
         "keras>=3.10,<3.16",
         "numpy>=1.26,<3",
         "absl-py>=1.4,<3",
+        "safetensors>=0.8,<1",
     ],
     extras_require={
         "plots": plots,

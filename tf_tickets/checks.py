@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numbers
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -140,4 +140,26 @@ def choice(name: str, value: Any, known: Collection[Any]) -> None:
         )
         raise ValueError(
             f"`{name}` must be {wanted}. Received: {name}={value!r}"[:500]
+        )
+
+
+def mapping(name: str, value: Any) -> None:
+    """A mapping from names to values, or `None`.
+
+    Args:
+        name: Of the option, for the message.
+        value: What was given.
+
+    Raises:
+        ValueError: If it is something else.
+
+    Example:
+
+    >>> mapping("masks", {"dense/kernel": np.ones((2, 2), bool)})
+    """
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(
+            f"`{name}` must map names to values. Received: {name}={value!r}"[
+                :500
+            ]
         )

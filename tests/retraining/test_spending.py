@@ -6,7 +6,6 @@ import tf_tickets as tt
 from tests.conftest import ZerosHold, compiled, mlp
 from tests.retraining.networks import block_net, difference, images
 from tf_tickets import masking
-from tf_tickets.network.copier import rekeyed
 from tf_tickets.retraining import LabelSmoothing, spend
 from tf_tickets.selection import named_weights
 
@@ -130,7 +129,7 @@ def test_rekeying_keeps_every_array():
     model = mlp()
     ticket = tt.prune(model, sparsity=0.5, criterion="magnitude")
     keys = {key: f"new/{key}" for key in named_weights(model)}
-    moved = rekeyed(ticket, model, keys)
+    moved = ticket.renamed(model, keys)
     assert list(moved.masks) == [f"new/{k}" for k in ticket.masks]
     for key, value in ticket.weights.items():
         np.testing.assert_array_equal(moved.weights[f"new/{key}"], value)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from tf_tickets import checks
 from tf_tickets.analysis.figures import new_axes, save
 from tf_tickets.loss.objective import Loss
 from tf_tickets.loss.over_data import (
@@ -19,7 +20,6 @@ from tf_tickets.loss.over_data import (
     moved,
     scaled,
 )
-from tf_tickets.masks import check_mappings
 from tf_tickets.ticket import Ticket
 
 Which = Literal["magnitude", "algebraic"]
@@ -244,7 +244,7 @@ def loss_along_eigenvector(
     vector = (
         direction.vector if isinstance(direction, TopEigenvalue) else direction
     )
-    check_mappings(direction=vector)
+    checks.mapping("direction", vector)
     function = LossOverData(
         model,
         data,

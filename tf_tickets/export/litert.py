@@ -266,6 +266,5 @@ def _difference(expected: list[np.ndarray], found: list[np.ndarray]) -> float:
 
 
 def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with archive.replacing(path) as file:
-        file.write(content)
+        file.write_bytes(content)

@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_tickets import checks
 from tf_tickets.loss.batches import batches as read
 from tf_tickets.loss.objective import call, computing_in, substituted
-from tf_tickets.masks import check_mappings
 from tf_tickets.pruning.criteria import Arrays
 from tf_tickets.selection import check_model, layers_of, named_weights
 
@@ -99,7 +99,7 @@ def synflow(
     """
     del seed
     check_model(model)
-    check_mappings(masks=masks)
+    checks.mapping("masks", masks)
     return _Scorer(model, data, dtype, traced=False)(masks)
 
 

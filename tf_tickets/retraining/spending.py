@@ -8,11 +8,10 @@ from typing import Any, Literal, overload
 
 import keras
 
-from tf_tickets.masks import check_mappings
+from tf_tickets import checks
 from tf_tickets.network.copier import (
     Copier,
     compile_like,
-    rekeyed,
     require_graph,
 )
 from tf_tickets.retraining.activations import replace_activations
@@ -179,8 +178,9 @@ def spend(
     """
     chosen = _chosen(tweaks)
     check_ticket(ticket)
-    check_mappings(options=options)
-    check_mappings(**(options or {}))
+    checks.mapping("options", options)
+    for name, value in (options or {}).items():
+        checks.mapping(name, value)
     given = {name: dict(value) for name, value in (options or {}).items()}
     strangers = sorted(set(given) - set(chosen))
     if strangers:
@@ -215,19 +215,19 @@ def spend(
         better, skips = inject_skip_connections(
             better, **given.pop("skips", {}), return_report=True
         )
-        keyed = rekeyed(keyed, model, skips.keys)
+        keyed = keyed.renamed(model, skips.keys)
         reports["skips"] = skips
     if "activations" in chosen:
         before = better
         better, exchange = replace_activations(
             better, **given.pop("activations", {}), return_report=True
         )
-        keyed = rekeyed(keyed, before, exchange.keys)
+        keyed = keyed.renamed(before, exchange.keys)
         reports["activations"] = exchange
     if better is model:
         copier = Copier()
         better = copier.copy(model)
-        keyed = rekeyed(keyed, model, copier.keys)
+        keyed = keyed.renamed(model, copier.keys)
     keyed.apply(better, weights="start" if ticket.weights else "keep")
     if "rescale" in chosen:
         reports["rescaling"] = rescale_initialization(

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_tickets import archive
 from tf_tickets.callbacks import lock
 from tf_tickets.version import __version__
 from tf_tickets.zoo import recipes
@@ -183,17 +184,8 @@ class Experiment:
                 "keras": keras.__version__,
                 "tensorflow": tf.__version__,
             }
-            _write(directory / RESULT, json.dumps(made, indent=2) + "\n")
+            with archive.replacing(directory / RESULT) as file:
+                file.write_text(json.dumps(made, indent=2) + "\n")
             return made
         finally:
             lock.release(directory)
-
-
-def _write(path: Path, text: str) -> None:
-    # Held by one process, so the name of the temporary file is its own.
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
