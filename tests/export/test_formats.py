@@ -45,7 +45,7 @@ class Folder:
         )
 
     def load(self, path):
-        kernel, bias = (np.load(f"{path.path}/{i}.npy") for i in range(2))
+        kernel, bias = (np.load(path / f"{i}.npy") for i in range(2))
         return lambda x: x @ kernel + bias
 
 

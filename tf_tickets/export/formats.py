@@ -302,6 +302,8 @@ def report(
     0.0
     """
     batch_sizes = batch_sizes_of(batch_sizes)
+    checks.whole("runs", runs)
+    checks.number("seconds", seconds, "(0, inf)")
     found = _read(path)
     writer = FORMATS[found.format]
     load = getattr(writer, "load", None)
@@ -321,7 +323,10 @@ def report(
             input_signature=signature,
             **options,
         )
-        served = {"dense": FORMATS[name].load(dense), "export": load(found)}
+        served = {
+            "dense": FORMATS[name].load(dense.path),
+            "export": load(found.path),
+        }
     latencies: dict[int, dict[str, Latency]] = {}
     differences: dict[int, float] = {}
     for batch in batch_sizes:
