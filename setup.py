@@ -39,6 +39,7 @@ setup(
         "numpy>=1.26,<3",
         "absl-py>=1.4,<3",
         "filelock>=4,<5",
+        "safetensors>=0.8,<1",
     ],
     extras_require={
         "plots": plots,

@@ -24,8 +24,10 @@ from absl import app, logging
 
 import tf_tickets as tt
 from benchmarks import script, timing
-from tf_tickets.export import choosing, manifest, packing
+from tf_tickets.export import choosing
+from tf_tickets.export.coding import entropy_floor
 from tf_tickets.export.kernels import methods_for
+from tf_tickets.export.report import bytes_of, read_manifest
 from tf_tickets.selection import prunable_weights
 from tf_tickets.zoo import models
 
@@ -62,11 +64,11 @@ def wide(units: int) -> keras.Model:
 def bytes_row(path: Path, model: keras.Model) -> str:
     """Bytes of an export, and over the entropy floor of its weights."""
     floor = sum(
-        packing.entropy_floor(w.size, int(np.count_nonzero(w)))
+        entropy_floor(w.size, int(np.count_nonzero(w)))
         for w in model.get_weights()
     )
-    data = manifest.directory_bytes(path / "variables")
-    whole = manifest.directory_bytes(path)
+    data = bytes_of(path / "variables")
+    whole = bytes_of(path)
     return f"{whole:,} bytes; weights {data:,}, {data / floor:.3f} of the floor"
 
 
@@ -88,7 +90,7 @@ def latencies(
                     Path(directory) / format,
                     format=format,
                     batch_sizes=batch_sizes,
-                )
+                ).path
                 for format in ("dense", "packed", "auto")
             }
             served = {f: tf.saved_model.load(p) for f, p in paths.items()}
@@ -100,7 +102,7 @@ def latencies(
             )
             used = [
                 r["method"]
-                for r in manifest.read(paths["auto"])["weights"]
+                for r in read_manifest(paths["auto"])["weights"]
                 if r["prunable"]
             ]
             notes[f"{case}, density {density}, methods of auto"] = ", ".join(

@@ -154,7 +154,7 @@ def draw(case: Case) -> None:
 
 def ticket_file(case: Case) -> None:
     """Save, load and apply the ticket after the weights were lost."""
-    path = case.folder / "ticket.npz"
+    path = case.folder / "ticket.safetensors"
     case.ticket.save(path)
     before = case.predictions()
     for variable in named_weights(case.model).values():
@@ -183,7 +183,7 @@ def keras_file(case: Case) -> None:
 def export(case: Case) -> None:
     """A SavedModel with the same outputs."""
     path = tt.export.saved_model(case.model, case.folder / "served")
-    served = tf.saved_model.load(str(path))
+    served = tf.saved_model.load(path)
     case.check_same(
         lambda x: served.serve(keras.tree.map_structure(tf.constant, x)),
         "of the SavedModel",

@@ -295,7 +295,9 @@ def show_search(full: Search, low: Search, output: Path) -> None:
         print(line)
         for ticket, bits in zip(tickets, (32, 8), strict=True):
             if ticket is not None:
-                ticket.save(output / f"ticket_{sparsity:g}_{bits}bits.npz")
+                ticket.save(
+                    output / f"ticket_{sparsity:g}_{bits}bits.safetensors"
+                )
     # Before the first epoch all scales are equal, and no mask means anything.
     drawings = full.early_bird.drawings[middle(full.task)][1:]
     tt.analysis.plot_mask_distances(

@@ -12,7 +12,7 @@ Smart-Ratio, SNIP and SynFlow. Then the sanity checks: a gem must lose accuracy
 when its mask is shuffled, its weights are drawn again or its scores inverted.
 
 The output directory gets `results.csv`, `accuracy.png`, `sanity.png` and the
-gem of the last seed, `gem.npz`.
+gem of the last seed, `gem.safetensors`.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def main(argv: list[str]) -> None:
     if FLAGS.sanity and "gem_miner" in FLAGS.method:
         start.restore(task.model)
         check(task, start, output)
-    print(f"\n  {output}: results.csv, plots, gem.npz")
+    print(f"\n  {output}: results.csv, plots, gem.safetensors")
     print(f"Done in {time.monotonic() - started:.0f} s.")
 
 
@@ -182,7 +182,7 @@ def compare(
     everything(task, start).apply(task.model)
     ticket, epochs = SEARCHES[method](task, how, seed)
     if method == "gem_miner":
-        ticket.save(output / "gem.npz")
+        ticket.save(output / "gem.safetensors")
     start.restore(task.model)
     ticket.apply(task.model)
     before = task.test_accuracy()
@@ -366,7 +366,7 @@ def plot(summary: dict[str, dict[str, Any]], path: Path) -> None:
 
 def check(task: Task, start: tt.Snapshot, output: Path) -> None:
     """The sanity checks of the last gem."""
-    gem = tt.Ticket.load(output / "gem.npz")
+    gem = tt.Ticket.load(output / "gem.safetensors")
 
     def train(model: keras.Model) -> float:
         task.fit(task.recipe.epochs, [])

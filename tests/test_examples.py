@@ -28,7 +28,7 @@ RUNS = {
             "--method=edge_popup_all",
             "--method=snip",
         ],
-        ["accuracy.png", "sanity.png", "gem.npz"],
+        ["accuracy.png", "sanity.png", "gem.safetensors"],
     ),
     "early_bird": (
         [

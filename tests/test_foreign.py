@@ -78,9 +78,9 @@ def test_from_weights_and_to_weights_are_inverse(tmp_path):
     values = ticket.to_weights()
     again = tt.Ticket.from_weights(values)
     assert again.hamming_distance(ticket) == 0
-    again.save(tmp_path / "ticket.npz")
+    again.save(tmp_path / "ticket.safetensors")
     for path, value in (
-        tt.Ticket.load(tmp_path / "ticket.npz").to_weights().items()
+        tt.Ticket.load(tmp_path / "ticket.safetensors").to_weights().items()
     ):
         np.testing.assert_array_equal(value, values[path])
     # Keras 3 variables are weights with names, too.

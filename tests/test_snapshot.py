@@ -98,8 +98,8 @@ def test_save_and_load(data, tmp_path):
     model = compiled(mlp(), "adam")
     model.fit(batches(*data), verbose=0)
     snapshot = tt.Snapshot.take(model)
-    snapshot.save(tmp_path / "s.npz", {"note": 1})
-    loaded, metadata = tt.Snapshot.load(tmp_path / "s.npz")
+    snapshot.save(tmp_path / "s.safetensors", {"note": 1})
+    loaded, metadata = tt.Snapshot.load(tmp_path / "s.safetensors")
     assert metadata == {"note": 1}
     before = state(model)
     model.fit(batches(*data), verbose=0)

@@ -1,10 +1,11 @@
-"""``python -m tf_tickets inspect PATH``: what a file of a ticket holds."""
+"""``python -m tf_tickets inspect PATH``: what a ticket or an export holds."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,8 @@ def describe(path: Path) -> tuple[str, dict[str, Any]]:
     """A text and JSON values about a ticket, a model or an export.
 
     Args:
-        path: A ticket (``.npz``), a Keras model (``.keras``), a LiteRT model
-            (``.tflite``) or a directory that
-            `tf_tickets.export.saved_model` wrote.
+        path: A ticket, a Keras model (``.keras``), or an export of any format
+            that holds its manifest: a directory or a LiteRT file.
 
     Raises:
         FileNotFoundError: If there is nothing.
@@ -31,12 +31,12 @@ def describe(path: Path) -> tuple[str, dict[str, Any]]:
     """
     if not path.exists():
         raise FileNotFoundError(f"There is nothing at {str(path)!r}.")
-    if path.is_dir():
-        report = export.report(path)
-        return report.table(), report.to_json()
     if path.suffix == ".keras":
         model = keras.models.load_model(path, compile=False)
         return _arrays(model.name, values_of(named_weights(model)), {})
+    if path.is_dir() or zipfile.is_zipfile(path):
+        report = export.report(path)
+        return report.table(), report.to_json()
     ticket = Ticket.load(path)
     return _arrays(repr(ticket), ticket.masks, ticket.metadata)
 

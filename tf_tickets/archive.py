@@ -1,9 +1,13 @@
 """One way to put arrays and their description in a file, whole or not at all.
 
-A file is an uncompressed ``.npz``: a JSON manifest and numbered arrays. It is
-written beside its destination and renamed, so that a reader never meets half
-of one; it holds no pickles. What is read is not trusted: a file can neither
-make `read` run code nor take more memory than the file is long.
+A file is a safetensors file: a short header, then the arrays as they lie in
+memory, so that one can be read without the others. The header describes every
+array and holds its checksum, which the format itself does not have. What is
+read is not trusted: a file can neither make `reading` run code nor take more
+memory than the file is long.
+
+`replacing` is how anything is written here, a file or a folder: beside its
+destination first, and renamed, so that a reader never meets half of it.
 """
 
 from __future__ import annotations
@@ -12,35 +16,57 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import tempfile
-import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 FORMAT_VERSION = 1
-_KINDS = "biufc"
+
+Parts = Mapping[str, Mapping[str, np.ndarray] | None]
+
+# The types that safetensors and NumPy share; others are stored as bytes, and
+# booleans as bits.
+_SHARED = (
+    *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"),
+    *("uint64", "float16", "float32", "float64", "bfloat16", "complex64"),
+)
+_KINDS = ("bfloat", "float", "int", "uint")
+_TYPES = {
+    name: np.dtype(getattr(ml_dtypes, name, name))
+    for name in (
+        *(*_SHARED, "bool", "complex128"),
+        *(name for name in dir(ml_dtypes) if name.startswith(_KINDS)),
+    )
+}
 
 
 def write(
     path: str | os.PathLike[str],
     kind: str,
-    manifest: Mapping[str, Any],
-    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, Any],
+    parts: Parts,
 ) -> None:
-    """Write ``arrays`` and ``manifest`` to ``path`` in one step.
+    """Write arrays and their description to ``path`` in one step.
 
     Args:
         path: The file. An old one is replaced only once the new one is whole.
         kind: What the file holds: ``"ticket"``, ``"snapshot"``, ...
-        manifest: JSON values.
-        arrays: ``{name: array}``; bfloat16 and the float8 types included.
+        metadata: JSON values.
+        parts: ``{part: {key: array}}``: booleans, which take one bit each, and
+            numbers, bfloat16 and the float8 types included. `None` for a part
+            that there is not.
 
     Raises:
         OSError: If the file cannot be written; nothing is left behind.
+        TypeError: If an array holds something else.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -48,62 +74,48 @@ def write(
             f"There is no directory {str(path.parent)!r} to write to. "
             f"Received: path={str(path)!r}"
         )
-    names = list(arrays)
-    described = {
-        "format": f"tf_tickets.{kind}",
-        "format_version": FORMAT_VERSION,
-        "manifest": manifest,
-        "arrays": [
-            {
-                "name": name,
-                "dtype": str(arrays[name].dtype),
-                "shape": list(arrays[name].shape),
+    described: dict[str, Any] = {}
+    stored: dict[str, np.ndarray] = {}
+    for part, arrays in parts.items():
+        described[part] = None if arrays is None else {}
+        for key, array in (arrays or {}).items():
+            name = f"{part}:{key}"
+            stored[name] = _as_stored(array)
+            described[part][key] = {
+                "dtype": array.dtype.name,
+                "shape": list(array.shape),
+                "crc32": zlib.crc32(_bytes_of(stored[name]).data),
             }
-            for name in names
-        ],
-    }
-    members = {
-        f"array_{i}": _as_plain(arrays[name]) for i, name in enumerate(names)
-    }
-    members["manifest"] = np.frombuffer(
-        json.dumps(described, default=_plain_number).encode(), np.uint8
+    content = json.dumps(
+        {"metadata": metadata, "parts": described}, default=_plain_number
     )
-    with replacing(path) as file:
-        np.savez(file, allow_pickle=False, **members)
+    header = {
+        "format": f"tf_tickets.{kind}",
+        "format_version": str(FORMAT_VERSION),
+        "content": content,
+        "crc32": str(zlib.crc32(content.encode())),
+    }
+    with replacing(path) as temporary:
+        try:
+            save_file(stored, temporary, header)
+        except SafetensorError as error:
+            raise OSError(
+                f"{str(path)!r} could not be written: {error}"
+            ) from error
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that stands at ``path`` when the block ends well."""
-    descriptor, temporary = tempfile.mkstemp(
-        prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
-    )
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes private files; a saved file follows the umask.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def read(
+def reading(
     path: str | os.PathLike[str], kind: str
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Read what `write` wrote.
+) -> Iterator[tuple[dict[str, Any], Parts]]:
+    """Open what `write` wrote, as ``(metadata, parts)``.
+
+    An array is read, and compared with its checksum, when it is taken from
+    its part; what does not fit together in the block is the file's fault too.
 
     Args:
         path: The file.
         kind: What the file must hold.
-
-    Returns:
-        ``(manifest, {name: array})``.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -120,162 +132,150 @@ def read(
     try:
         if not path.is_file():
             raise ValueError("it is no regular file")
-        with path.open("rb") as file, zipfile.ZipFile(file) as bundle:
-            members = _members(bundle, os.fstat(file.fileno()).st_size)
-            described = json.loads(
-                _array(bundle, members["manifest.npy"]).tobytes()
-            )
-            entries = _entries(described, kind)
-            if len(entries) != len(members) - 1:
-                raise ValueError(
-                    f"it has {len(members) - 1} arrays and describes "
-                    f"{len(entries)}"
-                )
-            arrays = {
-                entry["name"]: _from_plain(
-                    _array(bundle, members[f"array_{i}.npy"]), entry
-                )
-                for i, entry in enumerate(entries)
+        # Not mapped into memory: a mapped file that somebody cuts short
+        # kills the process that reads it.
+        with safe_open(path, "numpy", backend="pread") as file:
+            content = _content(file.metadata() or {}, kind)
+            parts = {
+                part: None if entries is None else _Part(file, part, entries)
+                for part, entries in content["parts"].items()
             }
-        return described["manifest"], arrays
+            names = {
+                f"{part}:{key}"
+                for part, arrays in parts.items()
+                for key in arrays or ()
+            }
+            if names != set(file.keys()):
+                strange = sorted(names ^ set(file.keys()))
+                raise ValueError(f"it describes other arrays: {strange[:3]}")
+            yield content["metadata"], parts
+    except PermissionError:
+        raise
     except (
-        zipfile.BadZipFile,
-        zipfile.LargeZipFile,
+        SafetensorError,
+        AttributeError,
         EOFError,
         KeyError,
-        TypeError,
-        AttributeError,
-        NotImplementedError,
-        OSError,
-        ValueError,  # also JSON and Unicode errors
-        RuntimeError,  # an encrypted member
-        RecursionError,  # JSON nested too deeply
-        SyntaxError,  # a damaged array header
         MemoryError,
+        OSError,
         OverflowError,
+        RecursionError,  # JSON nested too deeply
+        TypeError,
+        ValueError,  # also JSON and Unicode errors
     ) as error:
-        if isinstance(error, PermissionError):
-            raise
-        # zipfile quotes whatever it finds in place of a name.
+        # They quote whatever they find.
         what = str(error)[:200] or "it ends too early"
         raise ValueError(
             f"{str(path)!r} is not a whole tf_tickets {kind} file: {what}"
         ) from error
 
 
-def _members(bundle: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
-    """The members by name, none of which can be longer than the file."""
-    found = bundle.infolist()
-    expected = {"manifest.npy", *(f"array_{i}.npy" for i in range(len(found)))}
-    strange = [m.filename for m in found if m.filename not in expected]
-    members = {m.filename: m for m in found}
-    if strange or "manifest.npy" not in members:
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A place to write what stands at ``path`` when the block ends well.
+
+    Until then nothing changes there, whatever fails or is killed; a kill
+    leaves at most a hidden directory beside it.
+
+    Args:
+        path: Of a file or a folder. A symbolic link stays one, and what it
+            points at is replaced. Parents are made if they are missing.
+
+    Example:
+
+    >>> import os, tempfile
+    >>> where = tempfile.mkdtemp()
+    >>> with replacing(f"{where}/notes") as temporary:
+    ...     _ = temporary.write_text("all of it")
+    ...     os.listdir(where) == ["notes"]
+    False
+    >>> os.listdir(where)
+    ['notes']
+    """
+    path = Path(os.path.realpath(path))
+    there = next(parent for parent in path.parents if parent.exists())
+    workspace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=there))
+    try:
+        made, mode = workspace / "made", workspace / "mode"
+        yield made
+        if made.is_file():
+            # Some writers make private files; a saved one follows the umask.
+            mode.touch()
+            made.chmod(mode.stat().st_mode)
+        for file in [made, *made.rglob("*")]:
+            if file.is_file():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(made, path)
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+class _Part(Mapping[str, np.ndarray]):
+    """Arrays of an open file, each read when it is asked for."""
+
+    def __init__(self, file: Any, part: str, entries: dict[str, Any]) -> None:
+        self._file = file
+        self._part = part
+        self._entries = entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        entry = self._entries[key]
+        dtype, shape = _TYPES.get(entry["dtype"]), entry["shape"]
+        if dtype is None or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"{key} is of {entry['dtype']} and shape {shape}")
+        # Not NumPy's product, which wraps around: the shape is from a file.
+        size = math.prod(shape)
+        is_bits = dtype.kind == "b"
+        data = _bytes_of(self._file.get_tensor(f"{self._part}:{key}"))
+        if data.size != (-(-size // 8) if is_bits else size * dtype.itemsize):
+            raise ValueError(
+                f"{key} has {data.size} bytes for {dtype} of shape {shape}"
+            )
+        if zlib.crc32(data.data) != entry["crc32"]:
+            raise ValueError(f"{key} is damaged")
+        array = np.unpackbits(data, count=size) if is_bits else data
+        return array.view(dtype).reshape(shape)
+
+
+def _content(header: Mapping[str, str], kind: str) -> dict[str, Any]:
+    """What the header says; raises on another kind of file."""
+    if header.get("format") != f"tf_tickets.{kind}":
+        raise ValueError(f"it says it holds {header.get('format')!r}")
+    if header.get("format_version") != str(FORMAT_VERSION):
         raise ValueError(
-            f"it has a member {strange[0]!r}"
-            if strange
-            else "it has no tf_tickets manifest"
+            f"it has format version {header.get('format_version')!r}; this "
+            f"release reads version {FORMAT_VERSION}"
         )
-    if len(members) != len(found):
-        raise ValueError("it has two members of one name")
-    for member in found:
-        if member.compress_type != zipfile.ZIP_STORED or (
-            member.compress_size != member.file_size
-        ):
-            raise ValueError(f"its member {member.filename!r} is compressed")
-    if sum(member.file_size for member in found) > size:
-        raise ValueError("its members are longer than the file")
-    return members
+    if str(zlib.crc32(header["content"].encode())) != header["crc32"]:
+        raise ValueError("its description is damaged")
+    content = json.loads(header["content"])
+    if not isinstance(content["metadata"], dict):
+        raise ValueError("its metadata is no JSON object")
+    return content
 
 
-def _array(bundle: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """One array, of exactly the bytes that its member has."""
-    with bundle.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        if version != (1, 0):
-            raise ValueError(f"{member.filename!r} has format {version}")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        # Before the dtype is used: one of objects means pickles.
-        if dtype.kind not in _KINDS:
-            raise ValueError(f"{member.filename!r} holds {dtype}")
-        # Reads to the end, where the checksum is compared.
-        data = file.read()
-    if len(data) != math.prod(shape) * dtype.itemsize:
-        raise ValueError(
-            f"{member.filename!r} has {len(data)} bytes for {dtype} of shape "
-            f"{shape}"
-        )
-    order: Literal["F", "C"] = "F" if fortran else "C"
-    return np.frombuffer(data, dtype).reshape(shape, order=order).copy()
-
-
-def _entries(described: Any, kind: str) -> list[dict[str, Any]]:
-    """The description of each array; raises on another kind of file."""
-    if not isinstance(described, dict):
-        raise ValueError("its manifest is no JSON object")
-    found = described.get("format")
-    if found != f"tf_tickets.{kind}":
-        raise ValueError(f"it says it holds {found!r}")
-    version = described.get("format_version")
-    if version != FORMAT_VERSION or isinstance(version, bool):
-        raise ValueError(
-            f"it has format version {version!r}; this release reads version "
-            f"{FORMAT_VERSION}"
-        )
-    if not isinstance(described.get("manifest"), dict):
-        raise ValueError("its manifest describes nothing")
-    entries = described.get("arrays")
-    if not isinstance(entries, list) or not all(
-        isinstance(entry, dict)
-        and isinstance(entry.get("name"), str)
-        and isinstance(entry.get("dtype"), str)
-        and is_shape(entry.get("shape"))
-        for entry in entries
-    ):
-        raise ValueError("its list of arrays is damaged")
-    if len({entry["name"] for entry in entries}) != len(entries):
-        raise ValueError("it names two arrays alike")
-    return entries
-
-
-def is_shape(value: Any) -> bool:
-    """Whether a JSON value is a list of whole numbers, none negative."""
-    return isinstance(value, list) and all(
-        isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value
-    )
-
-
-def _as_plain(array: np.ndarray) -> np.ndarray:
-    # NumPy writes the types of ml_dtypes (bfloat16, ...) as raw void bytes;
-    # unsigned integers of the same width survive.
-    if str(array.dtype) in _extra_types():
-        return array.view(f"u{array.dtype.itemsize}")
-    if array.dtype.kind not in _KINDS:
+def _as_stored(array: np.ndarray) -> np.ndarray:
+    name = array.dtype.name
+    if name not in _TYPES:
         raise TypeError(
             f"Numbers and booleans are stored. Received: {array.dtype}"
         )
-    return array
+    if name == "bool":
+        return np.packbits(array)
+    native = np.asarray(array, array.dtype.newbyteorder("="), order="C")
+    return native if name in _SHARED else _bytes_of(native)
 
 
-def _from_plain(array: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray:
-    if list(array.shape) != entry["shape"]:
-        raise ValueError(
-            f"{entry['name']} has shape {array.shape}, not {entry['shape']}"
-        )
-    if str(array.dtype) == entry["dtype"]:
-        return array
-    extra = _extra_types().get(entry["dtype"])
-    if extra is None or array.dtype != np.dtype(f"u{extra.itemsize}"):
-        raise ValueError(
-            f"{entry['name']} is of {array.dtype}, not {entry['dtype']}"
-        )
-    return array.view(extra)
-
-
-def _extra_types() -> dict[str, np.dtype]:
-    """The types that TensorFlow adds to NumPy's."""
-    kinds = ("bfloat", "float", "int", "uint")
-    names = [n for n in dir(ml_dtypes) if n.startswith(kinds)]
-    return {n: np.dtype(getattr(ml_dtypes, n)) for n in names}
+def _bytes_of(array: np.ndarray) -> np.ndarray:
+    return array.reshape(-1).view(np.uint8)
 
 
 def _plain_number(value: Any) -> Any:

@@ -170,3 +170,25 @@ def finite(what: str, arrays: Mapping[str, Any], why: str) -> None:
             f"{what} must be finite: {why} Received: NaN or infinity in "
             f"{len(broken)} tensors: {', '.join(broken[:5])}"
         )
+
+
+def mapping(name: str, value: Any) -> None:
+    """A mapping from names to values, or `None`.
+
+    Args:
+        name: Of the option, for the message.
+        value: What was given.
+
+    Raises:
+        ValueError: If it is something else.
+
+    Example:
+
+    >>> mapping("masks", {"dense/kernel": np.ones((2, 2), bool)})
+    """
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(
+            f"`{name}` must map names to values. Received: {name}={value!r}"[
+                :500
+            ]
+        )

@@ -41,21 +41,11 @@ class Weight:
         return self.value.dtype
 
 
-@dataclasses.dataclass(frozen=True)
-class Collection:
-    """Weights in order, as a model has them.
+def collect(weights: Weights) -> dict[str, Weight]:
+    """The weights by unique key; a repeated path gets ``#1``, ``#2``, ...
 
-    Attributes:
-        weights: One by one.
-        name: For messages.
-    """
-
-    weights: list[Any]
-    name: str = "weights"
-
-
-def collect(weights: Weights) -> Collection:
-    """Arrays from ``{path: array}`` or from variables.
+    Args:
+        weights: ``{path: array}``, or the variables of a model, in order.
 
     Raises:
         ValueError: If there are none, something has no name or is no array of
@@ -90,12 +80,7 @@ def collect(weights: Weights) -> Collection:
             "`tfmot.sparsity.keras.strip_pruning(model)`. "
             f"Received: {wrapped[:3]}"
         )
-    return Collection(found)
-
-
-def arrays_of(collection: Collection) -> dict[str, np.ndarray]:
-    """``{key: array}``; a repeated path gets ``#1``, ``#2``, ..."""
-    return {k: w.value for k, w in unique_keys(collection.weights).items()}
+    return unique_keys(found)
 
 
 def _array(value: Any) -> np.ndarray:

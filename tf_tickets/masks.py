@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import abc
+import os
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeVar
 
+import keras
 import numpy as np
 
+from tf_tickets import archive, checks, masking
+from tf_tickets.selection import match_keys, named_weights
 from tf_tickets.version import __version__
 
 Arrays = Mapping[str, np.ndarray]
+AnyMasks = TypeVar("AnyMasks", bound="Masks")
 
 
-class Masks:
+class Masks(abc.ABC):
     """Boolean masks by key, with weights and scores beside them.
 
     The base of `tf_tickets.Ticket`, whose masks are over weights, and of
-    `tf_tickets.structured.ChannelTicket`, whose masks are over channels. It is
-    a value: nothing changes it after it is made.
+    `tf_tickets.structured.ChannelTicket`, whose masks are over channels: they
+    say which weights of a model a mask covers. A ticket is a value: nothing
+    changes it after it is made.
 
     Args:
         masks: ``{key: boolean array}``, `True` = kept. Arrays of zeros and
@@ -30,16 +37,13 @@ class Masks:
     Raises:
         ValueError: If there is no mask, or one holds something else than
             zeros and ones.
-
-    Example:
-
-    >>> masks = Masks({"a": [1, 0, 1, 1]})
-    >>> masks.kept, masks.size, masks.density
-    (3, 4, 0.75)
     """
 
-    covers: ClassVar[str] = "weights"
-    """What an element of a mask stands for."""
+    covers: ClassVar[str]
+    """What an element of a mask stands for, in the plural."""
+
+    kind: ClassVar[str]
+    """What a file of it is called."""
 
     def __init__(
         self,
@@ -49,8 +53,13 @@ class Masks:
         *,
         scores: Arrays | None = None,
     ) -> None:
-        check_mappings(masks=masks, weights=weights, scores=scores)
-        check_mappings(metadata=metadata)
+        for name, value in (
+            ("masks", masks),
+            ("weights", weights),
+            ("scores", scores),
+            ("metadata", metadata),
+        ):
+            checks.mapping(name, value)
         if not masks:
             raise ValueError(
                 f"A ticket needs a mask. Received: masks={masks!r}"
@@ -145,37 +154,100 @@ class Masks:
         )
         return differing / self.size
 
+    @abc.abstractmethod
+    def element_masks(self, model: keras.Model) -> dict[str, np.ndarray]:
+        """``{key of a weight of model: mask of its shape}``.
 
-def check_mappings(**arguments: Any) -> None:
-    """Raise where an argument is neither a mapping nor `None`.
+        Raises:
+            ValueError: If the ticket is of another architecture, listing every
+                mismatch.
+        """
 
-    Raises:
-        ValueError: Naming the argument.
-    """
-    for name, value in arguments.items():
-        if value is not None and not isinstance(value, Mapping):
+    def weights_for(self, model: keras.Model) -> dict[str, np.ndarray]:
+        """The start weights by the keys of ``model``; empty without any.
+
+        Raises:
+            ValueError: If the ticket is of another architecture, listing every
+                mismatch.
+        """
+        if self._weights is None:
+            return {}
+        keys = match_keys(shapes_of(self._weights), named_weights(model))
+        return {keys[k]: value for k, value in self._weights.items()}
+
+    def apply(
+        self, model: keras.Model, *, weights: Literal["start", "keep"] = "start"
+    ) -> None:
+        """Put the ticket into ``model`` and keep its zeros at zero.
+
+        Afterwards every training step of ``model.fit``, and of a custom loop
+        that calls ``optimizer.apply``, leaves what is pruned at exactly zero,
+        until `tf_tickets.release`. Only weights change: compile the model
+        anew, or restore a `tf_tickets.Snapshot`, if its optimizer should
+        forget earlier training. A step that you traced yourself with
+        ``tf.function`` before this call must be traced again.
+
+        Args:
+            model: A built Keras model of the same architecture. Layer numbers
+                may differ: then weights are matched by order.
+            weights: `"start"` assigns mask ⊙ the ticket's start weights (all
+                weights, biases and statistics included); `"keep"` masks the
+                weights that the model has.
+
+        Raises:
+            ValueError: If the ticket does not fit, listing every mismatch, or
+                has no start weights to assign. The model is unchanged then.
+        """
+        checks.choice("weights", weights, ("start", "keep"))
+        if weights == "start" and self._weights is None:
             raise ValueError(
-                f"`{name}` must map names to values. "
-                f"Received: {name}={value!r}"[:500]
+                "This ticket has masks and no start weights: apply it with "
+                "`weights='keep'`. Received: weights='start'"
             )
+        masks = self.element_masks(model)
+        if weights == "start":
+            named = named_weights(model)
+            for key, value in self.weights_for(model).items():
+                named[key].assign(value)
+        masking.enforce(model, masks)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the ticket to one safetensors file.
 
-def check_weights_option(weights: str, available: Arrays | None) -> None:
-    """Raise unless ``apply(weights=...)`` is possible.
+        Masks take one bit an element. The file appears whole or not at all.
 
-    Raises:
-        ValueError: On another word, or `"start"` without start weights.
-    """
-    if weights not in ("start", "keep"):
-        raise ValueError(
-            "`weights` must be 'start' or 'keep'. "
-            f"Received: weights={weights!r}"
-        )
-    if weights == "start" and available is None:
-        raise ValueError(
-            "This ticket has masks and no start weights: apply it with "
-            "`weights='keep'`. Received: weights='start'"
-        )
+        Args:
+            path: The file, used as given, whatever its ending.
+
+        Raises:
+            OSError: If it cannot be written; an old file stays as it was.
+        """
+        parts = {
+            "masks": self._masks,
+            "weights": self._weights,
+            "scores": self._scores,
+        }
+        archive.write(path, self.kind, self._metadata, parts)
+
+    @classmethod
+    def load(cls: type[AnyMasks], path: str | os.PathLike[str]) -> AnyMasks:
+        """Read a ticket that `save` wrote.
+
+        Args:
+            path: The file.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is truncated, damaged, of a newer format
+                or not such a ticket.
+        """
+        with archive.reading(path, cls.kind) as (metadata, parts):
+            return cls(
+                parts["masks"] or {},
+                parts["weights"],
+                metadata,
+                scores=parts["scores"],
+            )
 
 
 def shapes_of(arrays: Arrays) -> dict[str, tuple[int, ...]]:

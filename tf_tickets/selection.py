@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
@@ -18,6 +18,8 @@ import tensorflow as tf
 Filter = str | Callable[[str, keras.Variable], bool]
 Filters = Filter | Sequence[Filter] | None
 Shape = tuple[int, ...]
+# A variable, or what has its path, name, shape and dtype.
+Named = TypeVar("Named", bound=Any)
 
 _KERNELS = {
     "kernel",
@@ -78,11 +80,9 @@ def check_model(model: Any) -> None:
         )
 
 
-def unique_keys(
-    variables: Sequence[keras.Variable],
-) -> dict[str, keras.Variable]:
+def unique_keys(variables: Sequence[Named]) -> dict[str, Named]:
     """``{path: variable}``; a repeated path gets ``#1``, ``#2``, ..."""
-    named: dict[str, keras.Variable] = {}
+    named: dict[str, Named] = {}
     seen: dict[str, int] = {}
     for variable in variables:
         path = variable.path
@@ -147,7 +147,23 @@ def prunable_weights(
     >>> len(prunable_weights(model, filters="hidden"))
     1
     """
-    weights = named_weights(model)
+    return prunable_among(named_weights(model), filters)
+
+
+def prunable_among(
+    weights: Mapping[str, Named], filters: Filters = None
+) -> dict[str, Named]:
+    """Those of ``weights`` that pruning may touch, as in `prunable_weights`.
+
+    Args:
+        weights: ``{key: variable}``, or what has a variable's name, shape and
+            dtype.
+        filters: As in `prunable_weights`.
+
+    Raises:
+        ValueError: If nothing is selected, or one of the filters of a list
+            selects nothing.
+    """
     if filters is None:
         chosen = {
             path: variable

@@ -114,14 +114,8 @@ class Snapshot:
         archive.write(
             path,
             "snapshot",
-            {
-                "variables": len(self.variables),
-                "metadata": dict(metadata or {}),
-            },
-            {
-                **{f"model:{k}": v for k, v in self.variables.items()},
-                **{f"optimizer:{k}": v for k, v in self.optimizer.items()},
-            },
+            metadata or {},
+            {"model": self.variables, "optimizer": self.optimizer},
         )
 
     @classmethod
@@ -133,24 +127,11 @@ class Snapshot:
         Raises:
             ValueError: If the file is truncated or holds something else.
         """
-        manifest, arrays = archive.read(path, "snapshot")
-        parts: dict[str, dict[str, np.ndarray]] = {"model": {}, "optimizer": {}}
-        for name, array in arrays.items():
-            part, _, key = name.partition(":")
-            if part in parts:
-                parts[part][key] = array
-        metadata = manifest.get("metadata")
-        if (
-            not isinstance(metadata, dict)
-            or not parts["model"]
-            or len(parts["model"]) != manifest.get("variables")
-        ):
-            raise ValueError(
-                f"{str(path)!r} is not a whole tf_tickets snapshot file: it "
-                f"has {len(parts['model'])} variables and says "
-                f"{manifest.get('variables')!r}"
+        with archive.reading(path, "snapshot") as (metadata, parts):
+            return (
+                cls(dict(parts["model"] or {}), dict(parts["optimizer"] or {})),
+                metadata,
             )
-        return cls(parts["model"], parts["optimizer"]), metadata
 
 
 def _matched(

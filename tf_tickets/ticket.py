@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import keras
 import numpy as np
 
-from tf_tickets import archive, foreign, initialization, masking
-from tf_tickets.masks import Masks, check_weights_option, shapes_of
+from tf_tickets import foreign, initialization, masking
+from tf_tickets.masks import Masks, shapes_of
 from tf_tickets.selection import (
     Filters,
     layers_of,
     match_keys,
     named_weights,
+    prunable_among,
     prunable_weights,
     values_of,
 )
@@ -58,6 +57,9 @@ class Ticket(Masks):
     >>> int((model.layers[0].kernel.numpy() != 0).sum())
     10
     """
+
+    covers: ClassVar[str] = "weights"
+    kind: ClassVar[str] = "ticket"
 
     def __init__(
         self,
@@ -147,11 +149,11 @@ class Ticket(Masks):
         >>> ticket.sparsity, list(ticket.masks)
         (0.75, ['head/kernel'])
         """
-        collection = foreign.collect(weights)
-        values = foreign.arrays_of(collection)
+        found = foreign.collect(weights)
+        values = {key: weight.value for key, weight in found.items()}
         masks = {
-            key: values[key] != 0
-            for key in prunable_weights(cast(keras.Model, collection), filters)
+            key: weight.value != 0
+            for key, weight in prunable_among(found, filters).items()
         }
         return cls(masks, values, {"source": "weights", **(metadata or {})})
 
@@ -192,7 +194,7 @@ class Ticket(Masks):
         }
         if like is None:
             return values
-        theirs = foreign.arrays_of(foreign.collect(like))
+        theirs = foreign.collect(like)
         keys = match_keys(shapes_of(values), theirs)
         mine = {theirs_key: key for key, theirs_key in keys.items()}
         if len(mine) < len(theirs):
@@ -289,37 +291,16 @@ class Ticket(Masks):
             scores=scores,
         )
 
-    def apply(
-        self, model: keras.Model, *, weights: Literal["start", "keep"] = "start"
-    ) -> None:
-        """Put the ticket into ``model`` and keep its zeros at zero.
-
-        Afterwards every training step of ``model.fit``, and of a custom loop
-        that calls ``optimizer.apply``, leaves the pruned weights at exactly
-        zero, until `tf_tickets.release`. Only weights change: compile the
-        model anew, or restore a `tf_tickets.Snapshot`, if its optimizer
-        should forget earlier training. A step that you traced yourself with
-        ``tf.function`` before this call must be traced again.
-
-        Args:
-            model: A built Keras model of the same architecture. Layer numbers
-                may differ: then weights are matched by order.
-            weights: `"start"` assigns mask ⊙ the ticket's start weights (all
-                weights, biases and statistics included); `"keep"` masks the
-                weights that the model has.
+    def element_masks(self, model: keras.Model) -> dict[str, np.ndarray]:
+        """``{path in the model: mask}``: what `apply` enforces.
 
         Raises:
-            ValueError: If the ticket does not fit, listing every mismatch, or
-                has no start weights to assign. The model is unchanged then.
+            ValueError: If the ticket is of another architecture, listing every
+                mismatch.
         """
-        check_weights_option(weights, self._weights)
-        named = named_weights(model)
-        keys = self.match(model)
-        if weights == "start" and self._weights is not None:
-            every = match_keys(shapes_of(self._weights), named)
-            for key, value in self._weights.items():
-                named[every[key]].assign(value)
-        masking.enforce(model, {keys[k]: m for k, m in self._masks.items()})
+        return {
+            key: self._masks[mine] for mine, key in self.match(model).items()
+        }
 
     def match(self, model: keras.Model) -> dict[str, str]:
         """``{path in the ticket: path in the model}`` of the masked weights.
@@ -342,53 +323,37 @@ class Ticket(Masks):
             return {key: every[key] for key in self._masks}
         return match_keys(shapes, prunable_weights(model))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the ticket to one ``.npz`` file.
-
-        Masks take one bit a weight. The file appears whole or not at all.
+    def renamed(self, model: keras.Model, keys: Mapping[str, str]) -> Ticket:
+        """This ticket for a copy of ``model`` whose weights have other keys.
 
         Args:
-            path: The file, used as given.
-        """
-        manifest = {
-            "masks": {k: list(m.shape) for k, m in self._masks.items()},
-            "weights": (None if self._weights is None else list(self._weights)),
-            "scores": None if self._scores is None else list(self._scores),
-            "metadata": self._metadata,
-        }
-        arrays = {f"mask:{k}": np.packbits(m) for k, m in self._masks.items()}
-        for key, value in (self._weights or {}).items():
-            arrays[f"weight:{key}"] = value
-        for key, value in (self._scores or {}).items():
-            arrays[f"score:{key}"] = value
-        archive.write(path, "ticket", manifest, arrays)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Ticket:
-        """Read a ticket that `save` wrote.
+            model: A built Keras model that the ticket fits.
+            keys: ``{key in the model: key in the copy}``.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the file is truncated, damaged, of a newer format
-                or not a ticket.
+            ValueError: If the ticket does not fit the model.
+
+        Example:
+
+        >>> import tf_tickets as tt
+        >>> model = keras.Sequential([
+        ...     keras.Input((4,)), keras.layers.Dense(2, name="head")])
+        >>> key = model.layers[0].kernel.path
+        >>> ticket = tt.Ticket({key: np.eye(4, 2)})
+        >>> list(ticket.renamed(model, {key: "copy/kernel"}).masks)
+        ['copy/kernel']
         """
-        manifest, arrays = archive.read(path, "ticket")
-        try:
-            masks = {
-                key: _unpacked(arrays[f"mask:{key}"], shape)
-                for key, shape in manifest["masks"].items()
-            }
-            weights, scores = (
-                None
-                if manifest[part] is None
-                else {k: arrays[f"{part[:-1]}:{k}"] for k in manifest[part]}
-                for part in ("weights", "scores")
-            )
-            return cls(masks, weights, manifest["metadata"], scores=scores)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(
-                f"{str(path)!r} is not a whole tf_tickets ticket file: {error}"
-            ) from error
+        matched = {mine: keys[k] for mine, k in self.match(model).items()}
+        return Ticket(
+            {key: self._masks[mine] for mine, key in matched.items()},
+            None
+            if self._weights is None
+            else {keys[k]: v for k, v in self.weights_for(model).items()},
+            self._metadata,
+            scores=None
+            if self._scores is None
+            else {key: self._scores[mine] for mine, key in matched.items()},
+        )
 
     def shuffle(self, seed: int = 0) -> Ticket:
         """A control: each mask permuted within its tensor, start weights kept.
@@ -427,22 +392,17 @@ class Ticket(Masks):
             ValueError: If the ticket does not fit the model or no initializer
                 is known for a weight that has a mask.
         """
-        named = named_weights(model)
-        if self._weights is not None:
-            keys = match_keys(shapes_of(self._weights), named)
-            start = {keys[k]: v for k, v in self._weights.items()}
-        else:
-            start = values_of(named)
-        mask_keys = self.match(model)
+        start = self.weights_for(model) or values_of(named_weights(model))
+        masks = self.element_masks(model)
         drawn, unknown = initialization.redraw(model, seed)
-        lost = sorted(set(unknown) & set(mask_keys.values()))
+        lost = sorted(set(unknown) & set(masks))
         if lost:
             raise ValueError(
                 "No initializer is known for these masked weights, so they "
                 f"cannot be drawn again. Received: {lost}"
             )
         return Ticket(
-            {mask_keys[k]: m for k, m in self._masks.items()},
+            masks,
             {k: drawn.get(k, v) for k, v in start.items()},
             {
                 **self._metadata,
@@ -472,16 +432,3 @@ def _free_key(key: str, taken: Mapping[str, object]) -> str:
         count += 1
         free = f"{key}#{count}"
     return free
-
-
-def _unpacked(bits: np.ndarray, shape: list[int]) -> np.ndarray:
-    # Not NumPy's product, which wraps around: the shape is from a file.
-    count = math.prod(shape) if archive.is_shape(shape) else -1
-    if (
-        count < 0
-        or bits.ndim != 1
-        or bits.dtype != np.uint8
-        or bits.size != -(-count // 8)
-    ):
-        raise ValueError(f"a mask of shape {shape} has {bits.size} bytes")
-    return np.unpackbits(bits, count=count).astype(bool).reshape(shape)

@@ -4,7 +4,6 @@ import pytest
 
 import tf_tickets as tt
 from tests.analysis.conftest import tiny
-from tests.conftest import compiled
 from tf_tickets.analysis import (
     hessian_top_eigenvalue,
     loss_along_eigenvector,
@@ -110,8 +109,6 @@ def test_the_loss_along_the_eigenvector_bends_by_the_eigenvalue(points):
     assert middle == pytest.approx(model.evaluate(*points, verbose=0)[0], 1e-5)
     for one, other in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
-
-
 
 
 def test_plots_are_files(points, tmp_path):

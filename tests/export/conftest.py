@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from tf_tickets.export import choosing
-from tf_tickets.export.kernels import methods_for
-from tf_tickets.export.serving import Choice
+from tf_tickets.export.kernels import Choice, methods_for
 from tf_tickets.selection import prunable_weights
 
 
@@ -27,9 +26,9 @@ def prune_at_random(model, density, seed=0):
 def choose_all(prefer=()):
     """Like `choosing.choose`, but each layer takes a method unmeasured."""
 
-    def choose(model, endpoint, batch_sizes):
+    def choose(source, batch_sizes):
         choices = {}
-        for site in choosing.sites_of(model, endpoint, max(batch_sizes)):
+        for site in choosing.sites_of(source, max(batch_sizes)):
             methods = methods_for(site.layer, site.kernel)
             names = [name for name in prefer if name in methods] or [*methods]
             choices[site.key] = Choice(site.layer, methods[names[0]])

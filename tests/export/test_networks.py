@@ -7,7 +7,8 @@ import tensorflow as tf
 
 import tf_tickets as tt
 from tests.export.conftest import close, prune_at_random
-from tf_tickets.export import manifest, packing
+from tf_tickets.export.coding import entropy_floor
+from tf_tickets.export.report import bytes_of, read_manifest
 from tf_tickets.zoo import models as zoo
 
 applications = keras.applications
@@ -36,7 +37,7 @@ def test_networks_are_served_to_five_digits(name, all_sparse, tmp_path):
             rng.normal(size=(batch, *model.input_shape[1:])), tf.float32
         )
         close(next(iter(served(x).values())), model(x))
-    methods = {row["method"] for row in manifest.read(path)["weights"]}
+    methods = {row["method"] for row in read_manifest(path)["weights"]}
     assert methods - {"dense"}
 
 
@@ -49,24 +50,23 @@ def test_packed_networks_are_close_to_the_entropy(name, tmp_path):
     else:
         model = zoo.vgg16()
     start = [np.array(w) for w in model.get_weights()]
-    dense = tt.export.saved_model(model, tmp_path / "dense")
+    dense = tt.export.saved_model(model, tmp_path / "dense").path
     for density in (0.2, 0.05, 0.014, 0.005):
         model.set_weights(start)
         prune_at_random(model, density)
         path = tt.export.saved_model(
             model, tmp_path / f"{density}", format="packed"
-        )
+        ).path
         weights = model.get_weights()
         floor = sum(
-            packing.entropy_floor(w.size, int(np.count_nonzero(w)))
-            for w in weights
+            entropy_floor(w.size, int(np.count_nonzero(w))) for w in weights
         )
-        data = manifest.directory_bytes(path / "variables")
+        data = bytes_of(path / "variables")
         # A checkpoint describes each of its tensors, in a few hundred bytes.
         assert data <= 1.1 * floor + 20_000
         # The rest is the graph, which a dense export has too.
-        graph = manifest.directory_bytes(dense / "saved_model.pb")
-        rest = manifest.directory_bytes(path) - data
+        graph = bytes_of(dense / "saved_model.pb")
+        rest = bytes_of(path) - data
         assert rest <= graph + 50_000
 
 
@@ -76,7 +76,7 @@ def test_packed_is_never_larger_than_dense(units, tmp_path):
     for density in (1.0, 0.9, 0.5, 0.05, 0.0):
         prune_at_random(model, density)
         sizes = [
-            manifest.directory_bytes(
+            bytes_of(
                 tt.export.saved_model(
                     model, tmp_path / f"{format}{density}", format=format
                 )

@@ -1,7 +1,11 @@
 """The report counts what is there; load_sparse and unpack undo the export."""
 
+import dataclasses
 import gzip
+import importlib.util
 import json
+import os
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,7 +16,7 @@ import tf_tickets as tt
 from tests.export.conftest import close, nested, prune_at_random, subclassed
 from tf_tickets.__main__ import main
 from tf_tickets.export import Report
-from tf_tickets.export.latency import Latency, interleaved
+from tf_tickets.export.choosing import Latency
 
 SHAPE = (300, 500)
 
@@ -34,7 +38,7 @@ def model():
 @pytest.fixture(scope="module")
 def packed(model, tmp_path_factory):
     where = tmp_path_factory.mktemp("report") / "m"
-    return tt.export.saved_model(model, where, format="packed")
+    return tt.export.saved_model(model, where, format="packed").path
 
 
 @pytest.fixture(scope="module")
@@ -86,19 +90,10 @@ def test_a_report_is_a_table_json_and_a_plot(report, tmp_path):
 )
 def test_nothing_is_called_a_gain_that_is_none(dense, export, gain):
     latencies = {8: {"dense": dense, "export": export}}
-    found = Report("p", "auto", [], 100, 100, latencies, {8: 0.0}, [])
-    assert found.gains() == {"size": "no gain", "batch 8": gain}
-
-
-def test_interleaved_takes_turns():
-    calls = []
-    times = interleaved(
-        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")},
-        runs=6,
-        warmup=1,
+    found = Report(
+        Path("p"), "auto", [], 100, dense_disk_bytes=100, latencies=latencies
     )
-    assert calls == ["a", "b"] * 7 and times["a"].runs == 6
-    assert times["a"].low <= times["a"].median <= times["a"].high
+    assert found.gains() == {"size": "no gain", "batch 8": gain}
 
 
 @pytest.mark.parametrize("format", ["dense", "packed", "sparse"])
@@ -138,12 +133,33 @@ def test_unpack_of_nested_and_subclassed_models(tmp_path):
         tt.export.unpack(path, nested())
 
 
+@pytest.mark.parametrize("format", ["packed", "litert"])
+def test_an_exports_report_is_in_the_export(format, model, tmp_path):
+    if format == "litert":
+        pytest.importorskip("ai_edge_litert")
+    made = tt.export.write(model, tmp_path / "m", format=format)
+    assert os.fspath(made) == str(tmp_path / "m") and not made.latencies
+    found = tt.export.report(tmp_path / "m")
+    assert [dataclasses.replace(r, gzip_bytes=None) for r in found.rows] == [
+        *made.rows
+    ]
+    assert dataclasses.replace(found, rows=made.rows) == made
+    measured = tt.export.report(made, model, batch_sizes=(1,), runs=5)
+    assert measured.rows == found.rows and measured.differences[1] < 1e-5
+    assert measured.dense_disk_bytes > measured.disk_bytes
+    assert set(measured.latencies[1]) == {"dense", "export"}
+
+
 def test_inspect_reads_tickets_models_and_exports(
     packed, model, tmp_path, capsys
 ):
-    tt.Ticket.from_model(model).save(tmp_path / "ticket.npz")
+    tt.Ticket.from_model(model).save(tmp_path / "ticket")
     model.save(tmp_path / "model.keras")
-    for path in (packed, tmp_path / "ticket.npz", tmp_path / "model.keras"):
+    paths = [packed, tmp_path / "ticket", tmp_path / "model.keras"]
+    if importlib.util.find_spec("ai_edge_litert"):
+        paths.append(tmp_path / "model.tflite")
+        tt.export.write(model, paths[-1], format="litert")
+    for path in paths:
         assert main(["inspect", str(path)]) == 0
         assert "wide/kernel" in capsys.readouterr().out
         assert main(["inspect", "--json", str(path)]) == 0

@@ -1,19 +1,402 @@
-"""A SavedModel serves the ticket in a process without tf_tickets."""
+"""Exports equal the model, wherever they load, and are whole or absent."""
 
+import errno
+import os
+import resource
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tf_tickets as tt
 from tests.conftest import batches, compiled, mlp
+from tests.export.conftest import (
+    MODELS,
+    close,
+    inputs_for,
+    prune_at_random,
+)
+from tf_tickets.export import formats, serving
+from tf_tickets.export.report import read_manifest
+from tf_tickets.selection import named_weights
+
+FORMATS = ("dense", "packed", "sparse", "auto")
+WAYS = ("load", "layer", "signature", "v1")
 
 
-def test_a_process_without_the_library_serves_the_same_zeros(data, tmp_path):
+@pytest.fixture(autouse=True)
+def _pack_everything(monkeypatch):
+    # Small models would not gain from being packed.
+    monkeypatch.setattr(serving, "GRAPH_BYTES", 0)
+    monkeypatch.setattr(serving, "TENSOR_BYTES", 0)
+
+
+def wide(density=0.05, units=600):
+    model = keras.Sequential(
+        [keras.Input((80,)), keras.layers.Dense(units)], name="wide"
+    )
+    return prune_at_random(model, density)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_format_equals_the_model(name, all_sparse, tmp_path):
+    model = MODELS[name]()
+    if name != "quantized":
+        prune_at_random(model, 0.1)
+    for format in ("packed", "auto"):
+        path = tt.export.saved_model(model, tmp_path / format, format=format)
+        loaded = tf.saved_model.load(path)
+        for batch in (1, 7, 32):
+            x = inputs_for(name, model, batch)
+            y = loaded.serve(keras.tree.map_structure(tf.constant, x))
+            # bfloat16 has 8 bits: sums in another order differ in the last.
+            close(y, model(x), 1e-2 if name == "mixed" else 1e-5)
+        described = read_manifest(path)
+        zeros = {
+            k: (v.numpy() == 0).sum() for k, v in named_weights(model).items()
+        }
+        for row in described["weights"]:
+            if format != "auto":  # which removes dead channels
+                size = np.prod(row["shape"])
+                assert size - round(row["density"] * size) == zeros[row["key"]]
+        packed = [row for row in described["weights"] if "packed" in row]
+        assert packed
+
+
+@pytest.mark.parametrize("name", ["convolutions", "sequences", "subclassed"])
+def test_sparse_methods_are_used(name, all_sparse, tmp_path):
+    model = prune_at_random(MODELS[name](), 0.1)
+    path = tt.export.saved_model(model, tmp_path / "m", format="sparse")
+    methods = {row["method"] for row in read_manifest(path)["weights"]}
+    assert (
+        methods
+        >= {
+            "convolutions": {"csr", "patches", "dense"},
+            "sequences": {"csr", "dense"},
+            "subclassed": {"csr"},
+        }[name]
+    )
+
+
+def test_a_process_without_the_library_serves_all_formats(all_sparse, tmp_path):
+    expected = {}
+    cases = [("nested", format) for format in FORMATS]
+    cases += [("convolutions", "sparse"), ("text", "packed")]
+    models = {name: prune_at_random(MODELS[name](), 0.1) for name, _ in cases}
+    for name, format in cases:
+        model, where = models[name], tmp_path / "all" / f"{name}-{format}"
+        x = inputs_for(name, model, 3)
+        tt.export.saved_model(model, where / "export", format=format)
+        named = x if isinstance(x, dict) else {"x": x}
+        np.savez(where / "inputs.npz", **named)
+        outputs = keras.tree.flatten(model(x))
+        expected[where] = [output.numpy() for output in outputs]
+    script = Path(__file__).with_name("serve_artifacts.py")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-I", script, tmp_path / "all"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for where, outputs in expected.items():
+        for way in WAYS:
+            with np.load(where / f"{way}.npz") as file:
+                found = list(file.values())
+            assert len(found) == len(outputs)
+            for y in outputs:
+                # Signatures name and order outputs in their own way.
+                alike = [f for f in found if f.shape == y.shape]
+                close(alike[0], y)
+
+
+def test_the_command_line_tool_reads_it(tmp_path):
+    path = tt.export.saved_model(wide(), tmp_path / "m", format="packed")
+    tool = Path(sys.executable).with_name("saved_model_cli")
+    done = subprocess.run(
+        [tool, "show", "--dir", path, "--all"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "serving_default" in done.stdout and "(-1, 600)" in done.stdout
+
+
+def test_endpoints_share_the_packed_weights(all_sparse, tmp_path):
+    inputs = keras.Input((80,), name="x")
+    code = keras.layers.Dense(300, activation="relu", name="code")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(9, name="head")(code))
+    prune_at_random(model, 0.1)
+    encoder = keras.Model(inputs, code)
+    path = tt.export.saved_model(
+        model,
+        tmp_path / "m",
+        format="auto",
+        endpoints={
+            "encode": encoder,
+            "double": lambda x: 2 * model(x),
+            "other": (lambda x: model(x[0]), [[tf.TensorSpec((None, 80))]]),
+        },
+    )
+    loaded = tf.saved_model.load(path)
+    assert set(loaded.signatures) == {
+        "serve",
+        "serving_default",
+        "encode",
+        "double",
+        "other",
+    }
+    x = tf.random.normal((4, 80))
+    close(loaded.encode(x), encoder(x))
+    close(loaded.double(x), 2 * model(x))
+    close(loaded.other([x]), model(x))
+    close(loaded.signatures["encode"](x=x)["output_0"], encoder(x))
+
+
+def test_two_loads_and_a_lost_one_do_not_disturb_each_other(tmp_path):
+    model = wide()
+    path = tt.export.saved_model(model, tmp_path / "m", format="packed")
+    first = tf.saved_model.load(path)
+    second = tf.saved_model.load(path)
+    signature = tf.saved_model.load(path).signatures["serving_default"]
+    x = tf.random.normal((2, 80))
+    del first
+    keras.utils.clear_session()
+    close(second.serve(x), model(x))
+    close(next(iter(signature(x).values())), model(x))
+
+
+@pytest.mark.skipif(
+    keras.version() < "3.13", reason="Keras' own GRU cannot be traced there"
+)
+def test_a_stateful_layer_keeps_its_state_between_calls(tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((3, 8), batch_size=2),
+            keras.layers.GRU(64, stateful=True),
+        ]
+    )
+    prune_at_random(model, 0.1)
+    model.layers[0].reset_states()
+    x = tf.random.normal((2, 3, 8))
+    served = {}
+    for format in ("dense", "packed"):
+        model.layers[0].reset_states()
+        path = tt.export.saved_model(model, tmp_path / format, format=format)
+        loaded = tf.saved_model.load(path)
+        served[format] = [loaded.serve(x).numpy() for _ in range(3)]
+    assert not np.allclose(served["dense"][0], served["dense"][1])
+    close(served["packed"], served["dense"])
+
+
+@pytest.mark.parametrize("values", ["float16", "bfloat16"])
+def test_half_precision_values_halve_the_bytes(values, tmp_path):
+    model = wide()
+    x = tf.random.normal((2, 80))
+    sizes = {}
+    for stored in ("float32", values):
+        path = tt.export.saved_model(
+            model, tmp_path / stored, format="packed", values=stored
+        )
+        row = next(r for r in read_manifest(path)["weights"] if "packed" in r)
+        sizes[stored] = row["packed"]["sections"][0]
+    assert sizes[values] * 2 == sizes["float32"]
+    loaded = tf.saved_model.load(path)
+    close(loaded.serve(x), model(x), 1e-2)
+
+
+def test_masks_in_force_are_enforced_once_more(data, tmp_path):
+    model = mlp(hidden=256)
+    ticket = tt.prune(model, sparsity=0.9)
+    ticket.apply(model)
+    model.set_weights([w + 1 for w in model.get_weights()])
+    path = tt.export.saved_model(model, tmp_path / "m", format="packed")
+    found = tt.export.load_sparse(path)
+    for key, mask in ticket.masks.items():
+        assert (found.masks[key] == mask).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(format="zip"), "`format` must be one of.*Received: format='zip'"),
+        (dict(format="packed", values="int4"), "`values` must be one of"),
+        (dict(values="float16"), "A dense export stores the weights as"),
+        (dict(batch_sizes=()), "`batch_sizes` must"),
+        (dict(batch_sizes=(0,)), "`batch_sizes` must"),
+        (dict(batch_sizes=8), "`batch_sizes` must"),
+        (dict(endpoints={"a b": len}), "`endpoints` must map"),
+        (dict(endpoints={"serving_default": len}), "`endpoints` must map"),
+        (dict(endpoints={"a": 3}), "`endpoints` must map"),
+    ],
+)
+def test_bad_options_are_one_error_and_no_directory(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        tt.export.saved_model(wide(), tmp_path / "sub" / "m", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_values_that_do_not_fit_are_an_error(tmp_path):
+    model = wide()
+    model.layers[0].kernel.assign(model.layers[0].kernel * 1e8)
+    with pytest.raises(ValueError, match="too large for it.*float16"):
+        tt.export.saved_model(
+            model, tmp_path / "m", format="packed", values="float16"
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unbuilt_or_uncalled_model_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no weights yet"):
+        tt.export.saved_model(
+            keras.Sequential([keras.layers.Dense(3)]), tmp_path / "m"
+        )
+
+
+def test_a_path_that_exists_is_left_alone(tmp_path):
+    path = tmp_path / "m"
+    path.mkdir()
+    (path / "mine").write_text("mine")
+    with pytest.raises(FileExistsError, match="exists"):
+        tt.export.saved_model(wide(), path, format="packed")
+    assert [p.name for p in tmp_path.rglob("*")] == ["m", "mine"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_no_permission_leaves_nothing(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError):
+        tt.export.saved_model(wide(), tmp_path / "m", format="packed")
+    tmp_path.chmod(0o700)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_parent_that_is_a_file_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError):
+        tt.export.saved_model(wide(), tmp_path / "file" / "m")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("format", ["dense", "packed"])
+def test_a_write_that_fails_leaves_nothing(format, tmp_path):
+    # A real failure, inside TensorFlow: no file may grow beyond a kilobyte.
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="could not be written|too large"):
+            tt.export.saved_model(wide(), tmp_path / "m", format=format)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("format", ["dense", "packed"])
+@pytest.mark.parametrize("failing", ["tensorflow", "manifest", "rename"])
+def test_a_full_disk_leaves_nothing(format, failing, tmp_path, monkeypatch):
+    def full(*_, **__):
+        if failing == "tensorflow":
+            raise tf.errors.ResourceExhaustedError(
+                None, None, "No space left on device"
+            )
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    owner, name = {
+        "tensorflow": (tf.saved_model, "save"),
+        "manifest": (formats, "write_manifest"),
+        "rename": (os, "replace"),
+    }[failing]
+    monkeypatch.setattr(owner, name, full)
+    with pytest.raises(OSError, match="No space left on device"):
+        tt.export.saved_model(wide(), tmp_path / "m", format=format)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_export_leaves_no_directory_of_that_name(tmp_path):
+    script = f"""
+import os, sys, time
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+import keras, tf_tickets as tt
+from tf_tickets.export import formats
+def write(*_):
+    print("now", flush=True)
+    time.sleep(60)
+formats.write_manifest = write
+model = keras.Sequential([keras.Input((80,)), keras.layers.Dense(60)])
+tt.export.saved_model(model, {str(tmp_path / "m")!r}, format="packed")
+"""
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    try:
+        assert process.stdout.readline().strip() == b"now"
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    time.sleep(0.1)
+    # All there is has a hidden name; the next export does not mind.
+    assert all(p.name.startswith(".m.") for p in tmp_path.iterdir())
+    assert list(tmp_path.iterdir())
+    tt.export.saved_model(wide(), tmp_path / "m", format="packed")
+
+
+def test_a_damaged_export_fails_at_load(tmp_path):
+    path = tt.export.saved_model(wide(), tmp_path / "m", format="packed").path
+    data = path / "variables" / "variables.data-00000-of-00001"
+    whole = data.read_bytes()
+    for place in np.linspace(0, len(whole) // 2, 4, dtype=int):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0x10
+        data.write_bytes(damaged)
+        with pytest.raises((tf.errors.OpError, ValueError)):
+            tf.saved_model.load(path)
+        with pytest.raises(ValueError, match="not a whole export"):
+            tt.export.load_sparse(path)
+
+
+def test_variables_of_another_export_fail_at_load(tmp_path):
+    # TensorFlow's own checksums are right here; the fingerprints are not.
+    paths = []
+    for name, sign in (("a", 1.0), ("b", -1.0)):
+        model = wide()
+        model.layers[0].kernel.assign(sign * model.layers[0].kernel)
+        paths.append(
+            tt.export.saved_model(model, tmp_path / name, format="packed").path
+        )
+    (paths[0] / "variables").rename(tmp_path / "gone")
+    (paths[1] / "variables").rename(paths[0] / "variables")
+    with pytest.raises(tf.errors.InvalidArgumentError, match="is damaged"):
+        tf.saved_model.load(paths[0])
+    with pytest.raises(ValueError, match="is damaged"):
+        tt.export.load_sparse(paths[0])
+
+
+def test_a_truncated_or_foreign_directory_is_one_clear_error(tmp_path):
+    path = tt.export.saved_model(wide(), tmp_path / "m", format="packed").path
+    described = path / "assets.extra" / "tf_tickets.json.gz"
+    described.write_bytes(described.read_bytes()[:40])
+    with pytest.raises(ValueError, match="not a whole export"):
+        tt.export.load_sparse(path)
+    with pytest.raises(ValueError, match="not a whole export"):
+        tt.export.load_sparse(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        tt.export.load_sparse(tmp_path / "nowhere")
+
+
+def test_another_process_finds_the_zeros_of_the_ticket(data, tmp_path):
     model = compiled(mlp())
     ticket = tt.prune(model, 0.75)
     ticket.apply(model)
@@ -24,7 +407,7 @@ def test_a_process_without_the_library_serves_the_same_zeros(data, tmp_path):
     script = f"""
         import sys
         import numpy as np, tensorflow as tf
-        model = tf.saved_model.load({str(path)!r})
+        model = tf.saved_model.load({str(path.path)!r})
         x = np.load({str(tmp_path / "x.npy")!r})
         signature = model.signatures["serving_default"]
         assert len(signature.structured_input_signature[1]) == 1

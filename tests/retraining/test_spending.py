@@ -8,7 +8,7 @@ import tf_tickets as tt
 from tests.conftest import ZerosHold, compiled, mlp
 from tests.retraining.networks import Fixed, block_net, difference, images
 from tf_tickets import masking
-from tf_tickets.network.copier import Copier, rekeyed
+from tf_tickets.network.copier import Copier
 from tf_tickets.retraining import (
     LabelSmoothing,
     inject_skip_connections,
@@ -160,7 +160,7 @@ def test_one_copy_is_what_one_tweak_after_another_makes(make, options):
     smooth, exchange = replace_activations(
         deeper, return_report=True, **options.get("activations", {})
     )
-    rekeyed(ticket, model, skips.keys).apply(smooth)
+    ticket.renamed(model, skips.keys).apply(smooth)
 
     def named(model):
         # What a user's layer makes inside itself is numbered as it comes.
@@ -255,7 +255,7 @@ def test_rekeying_keeps_every_array():
     model = mlp()
     ticket = tt.prune(model, sparsity=0.5, criterion="magnitude")
     keys = {key: f"new/{key}" for key in named_weights(model)}
-    moved = rekeyed(ticket, model, keys)
+    moved = ticket.renamed(model, keys)
     assert list(moved.masks) == [f"new/{k}" for k in ticket.masks]
     for key, value in ticket.weights.items():
         np.testing.assert_array_equal(moved.weights[f"new/{key}"], value)

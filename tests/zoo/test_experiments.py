@@ -143,7 +143,7 @@ def survives(run, tmp_path):
     assert experiments.results(tmp_path) == sorted(
         found, key=lambda f: f["experiment"]["seed"]
     )
-    assert not list(tmp_path.glob("*/.*.tmp"))
+    assert not list(tmp_path.glob("*/.result.json.*"))
     return units, found
 
 

@@ -10,7 +10,6 @@ import keras
 import numpy as np
 
 from tf_tickets import checks
-from tf_tickets.masks import check_mappings
 from tf_tickets.network.graph import Call, Graph, trace
 from tf_tickets.network.kinds import kind_of
 from tf_tickets.selection import named_weights, view_of
@@ -143,7 +142,7 @@ def flops(
     >>> report.forward == 2 * report.macs
     True
     """
-    check_mappings(masks=masks)
+    checks.mapping("masks", masks)
     graph = trace(model, input_shape)
     kept = _kept_weights(model, masks)
     rows: dict[int, LayerFlops] = {}

@@ -14,7 +14,6 @@ from tf_tickets import checks
 from tf_tickets.analysis.figures import new_axes, save
 from tf_tickets.loss.objective import Loss, Tensors
 from tf_tickets.loss.over_data import LossOverData, inner, moved, scaled
-from tf_tickets.masks import check_mappings
 from tf_tickets.ticket import Ticket
 
 Which = Literal["magnitude", "algebraic"]
@@ -246,7 +245,7 @@ def loss_along_eigenvector(
     vector = (
         direction.vector if isinstance(direction, TopEigenvalue) else direction
     )
-    check_mappings(direction=vector)
+    checks.mapping("direction", vector)
     function = LossOverData(
         model,
         data,

@@ -1,19 +1,27 @@
 """Ship a ticket: artifacts that other programs load and serve."""
 
-from tf_tickets.export.litert import LiteRTReport, litert
-from tf_tickets.export.loading import load_sparse, unpack
-from tf_tickets.export.measuring import report
-from tf_tickets.export.policy import prunable_for_xnnpack
-from tf_tickets.export.report import Report
-from tf_tickets.export.savedmodel import saved_model
+from tf_tickets.export.formats import (
+    FORMATS,
+    litert,
+    report,
+    saved_model,
+    write,
+)
+from tf_tickets.export.litert import prunable_for_xnnpack
+from tf_tickets.export.report import Report, Written
+from tf_tickets.export.savedmodel import load_sparse, unpack
+from tf_tickets.export.source import Source
 
 __all__ = [
-    "LiteRTReport",
+    "FORMATS",
     "Report",
+    "Source",
+    "Written",
     "litert",
     "load_sparse",
     "prunable_for_xnnpack",
     "report",
     "saved_model",
     "unpack",
+    "write",
 ]

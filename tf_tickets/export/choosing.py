@@ -1,10 +1,15 @@
-"""Which layers are served by a sparse method: decided by measurement."""
+"""What is faster, decided by measurement: timing, and the choice it leads to.
+
+Runs are interleaved, since a busy moment of a shared machine should fall on
+all that are compared, and differences within the noise count as none.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,16 +17,93 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets.export import signatures
-from tf_tickets.export.kernels import methods_for, outputs_of
-from tf_tickets.export.latency import NOISE, Latency, interleaved
-from tf_tickets.export.products import Method
-from tf_tickets.export.serving import Choice, replaced_call
-from tf_tickets.selection import layers_of, named_weights, view_of
+from tf_tickets.export.kernels import (
+    Choice,
+    Method,
+    methods_for,
+    outputs_of,
+    replaced_call,
+)
+from tf_tickets.export.source import DEFAULT, Source, concrete
+from tf_tickets.selection import layers_of
 
 # Denser or smaller kernels never won a measurement.
 _MOST_DENSITY = 0.3
 _FEWEST_WEIGHTS = 4096
+
+# Runs that differ by less than this cannot be told apart on a shared machine.
+NOISE = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """Seconds a call takes.
+
+    Attributes:
+        median: Of all runs.
+        low: First quartile.
+        high: Third quartile.
+        runs: How many there were.
+    """
+
+    median: float
+    low: float
+    high: float
+    runs: int
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> Latency:
+        """Summarize measured runs."""
+        low, median, high = np.percentile(seconds, (25, 50, 75))
+        return cls(float(median), float(low), float(high), len(seconds))
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], Any]],
+    *,
+    runs: int = 30,
+    seconds: float = 1.0,
+    warmup: int = 2,
+) -> dict[str, Latency]:
+    """Time functions in turns, so that a busy moment falls on all of them.
+
+    Args:
+        functions: ``{name: function}``; each must wait for its result.
+        runs: At most this many runs of each.
+        seconds: Stop after this much time in all, but not before five runs.
+        warmup: Runs of each that do not count.
+
+    Returns:
+        ``{name: latency}``.
+    """
+    for _ in range(warmup):
+        for function in functions.values():
+            function()
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    began = time.perf_counter()
+    for done in range(runs):
+        if done >= 5 and time.perf_counter() - began > seconds:
+            break
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            times[name].append(time.perf_counter() - start)
+    return {name: Latency.of(values) for name, values in times.items()}
+
+
+def gain(ratio: float, word: str) -> str:
+    """A ratio in words: ``"no gain"`` if it may be noise.
+
+    Example:
+
+    >>> gain(2.0, "faster"), gain(1.01, "faster")
+    ('2.00x faster', 'no gain')
+    """
+    if ratio > 1 + NOISE:
+        return f"{ratio:.2f}x {word}"
+    if ratio < 1 / (1 + NOISE):
+        return f"no gain: {1 / ratio:.2f}x not {word}"
+    return "no gain"
 
 
 @dataclasses.dataclass
@@ -55,21 +137,16 @@ class Measured:
     method: str
     latencies: dict[int, dict[str, Latency]]
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
+    def medians(self) -> dict[str, dict[str, float]]:
+        """``{batch size: {method: seconds}}`` as JSON values."""
         return {
-            "method": self.method,
-            "latencies": {
-                str(batch): {n: one.to_json() for n, one in row.items()}
-                for batch, row in self.latencies.items()
-            },
+            str(batch): {name: one.median for name, one in row.items()}
+            for batch, row in self.latencies.items()
         }
 
 
 def choose(
-    model: keras.Model,
-    endpoint: tuple[Callable[..., Any], list[Any]],
-    batch_sizes: Sequence[int],
+    source: Source, batch_sizes: Sequence[int]
 ) -> tuple[dict[str, Choice], dict[str, Measured]]:
     """Measure every layer that could be sparse, and keep what wins.
 
@@ -77,15 +154,14 @@ def choose(
     noise, at every batch size; of several the one with the best mean ratio.
 
     Args:
-        model: A built model.
-        endpoint: ``(function, input signature)``.
+        source: The model.
         batch_sizes: At which to measure.
 
     Returns:
         ``({key: choice}, {key: measured})``; the first has winners only.
     """
     choices, measured = {}, {}
-    for site in sites_of(model, endpoint, max(batch_sizes)):
+    for site in sites_of(source, max(batch_sizes)):
         methods = methods_for(site.layer, site.kernel)
         result = _measure(site, methods, batch_sizes)
         measured[site.key] = result
@@ -94,42 +170,32 @@ def choose(
     return choices, measured
 
 
-def sites_of(
-    model: keras.Model,
-    endpoint: tuple[Callable[..., Any], list[Any]],
-    batch: int,
-) -> list[Site]:
-    """The layers of ``model`` that a sparse method can compute."""
-    by_id = {id(v): key for key, v in named_weights(model).items()}
+def sites_of(source: Source, batch: int) -> list[Site]:
+    """The layers of a model that a sparse method can compute."""
+    by_id = {id(v): key for key, v in source.weights.items()}
     sites: dict[str, Site] = {}
     owners: dict[str, int] = {}
-    for layer in layers_of(model):
+    for layer in layers_of(source.model):
         # The public property may compute something (adapters, quantization).
-        variable = getattr(layer, "kernel", None)
-        key = by_id.get(id(variable))
+        key = by_id.get(id(getattr(layer, "kernel", None)))
         if key is None:
             continue
         owners[key] = owners.get(key, 0) + 1
-        kernel = view_of(variable)
-        kept = np.count_nonzero(kernel)
+        kernel = source.values[key]
         if (
             kernel.size >= _FEWEST_WEIGHTS
-            and kept <= _MOST_DENSITY * kernel.size
+            and source.kept[key] <= _MOST_DENSITY * kernel.size
             and methods_for(layer, kernel)
         ):
             sites[key] = Site(key, layer, [], kernel)
     sites = {k: s for k, s in sites.items() if owners[k] == 1}
     if sites:
-        _record_shapes(list(sites.values()), endpoint, batch)
+        _record_shapes(list(sites.values()), source, batch)
     return [site for site in sites.values() if site.shapes]
 
 
-def _record_shapes(
-    sites: list[Site],
-    endpoint: tuple[Callable[..., Any], list[Any]],
-    batch: int,
-) -> None:
-    function, signature = endpoint
+def _record_shapes(sites: list[Site], source: Source, batch: int) -> None:
+    function, signature = source.endpoints[DEFAULT]
     with contextlib.ExitStack() as stack:
         for site in sites:
             stack.enter_context(
@@ -137,7 +203,7 @@ def _record_shapes(
             )
         # Traced, not run: only the shapes matter.
         tf.function(function, autograph=False).get_concrete_function(
-            *signatures.concrete(signature, batch)
+            *concrete(signature, batch)
         )
     for site in sites:
         if any(None in rest for _, rest in site.shapes):

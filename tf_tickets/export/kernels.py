@@ -1,30 +1,71 @@
-"""Which ways there are to compute a layer whose kernel holds few weights."""
+"""How a layer whose kernel holds few weights can be computed.
+
+A `Method` says how a layer's kernel is stored, what is made of it at load time
+and how the layer's linear map is computed from that, by standard operations.
+Bias and activation stay the layer's own.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets.export import convolutions
-from tf_tickets.export.decoding import scattered
-from tf_tickets.export.products import (
-    Decoded,
-    Method,
-    Tensors,
-    coordinate_types,
-    coordinates,
-    rows_product,
-)
+from tf_tickets.export.coding import Decoded, scattered
 from tf_tickets.network.kinds import kind_of
+
+Tensors = Mapping[str, tf.Tensor]
+
+# From this many rows on, a CSR product, which must convert its operand first,
+# beats the plain loop over the weights.
+_MANY_ROWS = 16
 
 # Methods of another runtime.
 LITERT = ("LiteRT", "XNNPACK")
+
 # Gathering pays only if it leaves out some of the work.
 _GATHER_FRACTION = 0.9
+
+# The axes of a convolution's kernel as rows of filters.
+_FILTERS_FIRST = (3, 0, 1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One way to compute the linear map of one layer.
+
+    Attributes:
+        name: ``"csr"``, ``"patches"``, ``"shifts"`` or ``"gather"``.
+        order: The order of the kernel's axes in which it is stored.
+        tensors: ``{name: (dtype, shape)}`` of what is made at load time.
+        prepare: ``(values, positions) -> {name: tensor}``.
+        apply: ``(inputs, tensors) -> outputs`` without bias.
+    """
+
+    name: str
+    order: tuple[int, ...]
+    tensors: Mapping[str, tuple[tf.DType, tuple[int, ...]]]
+    prepare: Callable[[Decoded], Tensors]
+    apply: Callable[[tf.Tensor, Tensors], tf.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How one kernel is computed when it is served.
+
+    Attributes:
+        layer: The layer that it belongs to.
+        method: One of the layer's methods.
+    """
+
+    layer: keras.layers.Layer
+    method: Method
 
 
 def methods_for(
@@ -75,6 +116,19 @@ def outputs_of(
     return call
 
 
+@contextlib.contextmanager
+def replaced_call(
+    layer: keras.layers.Layer, call: Callable[..., Any]
+) -> Iterator[None]:
+    """Within the context, ``layer`` computes with ``call``."""
+    # `Layer.__setattr__` would track what the function holds.
+    vars(layer)["call"] = call
+    try:
+        yield
+    finally:
+        del vars(layer)["call"]
+
+
 def _is_plain(layer: keras.layers.Layer) -> bool:
     return (
         layer.compute_dtype == layer.variable_dtype == "float32"
@@ -116,7 +170,7 @@ def _matrix(
     def apply(inputs: tf.Tensor, tensors: Tensors) -> tf.Tensor:
         x = prepare_input(inputs)
         rank = x.shape.rank - contracted
-        y = rows_product(tf.reshape(x, [-1, inner]), tensors, shape)
+        y = _rows_product(tf.reshape(x, [-1, inner]), tensors, shape)
         out = tf.reshape(y, tf.concat([tf.shape(x)[:rank], outer_dims], 0))
         out.set_shape(x.shape[:rank].concatenate(outer_dims))
         return out
@@ -124,8 +178,8 @@ def _matrix(
     return Method(
         "csr",
         order,
-        coordinate_types(count),
-        lambda decoded: coordinates(shape, decoded),
+        _coordinate_types(count),
+        lambda decoded: _coordinates(shape, decoded),
         apply,
     )
 
@@ -176,10 +230,164 @@ def _gather(layer: keras.layers.Layer, kernel: np.ndarray) -> Method | None:
     )
 
 
+# Both methods for windows multiply a sparse [filters, window x channels]
+# matrix with the pixels under each window. ``patches`` extracts these with
+# TensorFlow's own operation, channels last. ``shifts`` turns the images to
+# channels first and pads them, so that each row of the pixel matrix is one
+# channel moved by a fixed distance: one long copy, and only for the channels
+# that some filter reads at that place of its window.
+
+
+def _patches(layer: keras.layers.Conv2D, kernel: np.ndarray) -> Method:
+    height, width, channels, filters = kernel.shape
+    shape = (filters, height * width * channels)
+
+    def apply(inputs: tf.Tensor, tensors: Tensors) -> tf.Tensor:
+        windows = tf.image.extract_patches(
+            inputs,
+            [1, height, width, 1],
+            [1, *layer.strides, 1],
+            [1, *layer.dilation_rate, 1],
+            layer.padding.upper(),
+        )
+        y = _rows_product(tf.reshape(windows, [-1, shape[1]]), tensors, shape)
+        out = tf.reshape(y, tf.concat([tf.shape(windows)[:3], [filters]], 0))
+        out.set_shape(windows.shape[:3].concatenate(filters))
+        return out
+
+    return Method(
+        "patches",
+        _FILTERS_FIRST,
+        _coordinate_types(int(np.count_nonzero(kernel))),
+        lambda decoded: _coordinates(shape, decoded),
+        apply,
+    )
+
+
+def _shifts(layer: keras.layers.Conv2D, kernel: np.ndarray) -> Method:
+    height, width, channels, filters = kernel.shape
+    shape = (filters, height * width * channels)
+    read = kernel.any(axis=3).reshape(height * width, channels)
+    # Rows of the pixel matrix: first those of the window's first place, ...
+    ends = np.cumsum(read.sum(axis=1)).tolist()
+    starts = [0, *ends[:-1]]
+    rows = ends[-1]
+
+    def prepare(decoded: Decoded) -> Tensors:
+        whole = _coordinates(shape, decoded)
+        column = whole["indices"][:, 1]
+        used = tf.sort(tf.unique(column)[0])
+        row = tf.searchsorted(used, column, out_type=tf.int64)
+        return {
+            "indices": tf.stack([whole["indices"][:, 0], row], axis=1),
+            "values": whole["values"],
+            "channels": tf.cast(used % channels, tf.int32),
+        }
+
+    def apply(inputs: tf.Tensor, tensors: Tensors) -> tf.Tensor:
+        images = tf.transpose(inputs, [3, 0, 1, 2])
+        if layer.padding == "same":
+            images = tf.pad(
+                images,
+                [
+                    [0, 0],
+                    [0, 0],
+                    [(height - 1) // 2, height // 2],
+                    [(width - 1) // 2, width // 2],
+                ],
+            )
+        _, batch, tall, wide = tf.unstack(tf.shape(images))
+        pixels = batch * tall * wide
+        picked = tf.gather(
+            tf.reshape(images, [channels, -1]), tensors["channels"]
+        )
+        # What a shift pulls in from the next row lands on padding only.
+        farthest = (height - 1) * wide + width - 1
+        line = tf.pad(tf.reshape(picked, [-1]), [[0, farthest]])
+        moved = []
+        for place, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            if start == end:
+                continue
+            by = (place // width) * wide + place % width
+            moved.append(line[start * pixels + by : end * pixels + by])
+        matrix = tf.reshape(tf.concat(moved, 0), [rows, pixels])
+        y = _columns_product(matrix, tensors, (filters, rows))
+        y = tf.reshape(y, [filters, batch, tall, wide])
+        y = y[:, :, : tall - height + 1, : wide - width + 1]
+        out = tf.transpose(y, [1, 2, 3, 0])
+        size = [
+            None if n is None else n if layer.padding == "same" else n - k + 1
+            for n, k in zip(inputs.shape[1:3], (height, width), strict=True)
+        ]
+        out.set_shape([inputs.shape[0], *size, filters])
+        return out
+
+    return Method(
+        "shifts",
+        _FILTERS_FIRST,
+        {
+            **_coordinate_types(int(np.count_nonzero(kernel))),
+            "channels": (tf.int32, (rows,)),
+        },
+        prepare,
+        apply,
+    )
+
+
+def _coordinate_types(
+    count: int,
+) -> dict[str, tuple[tf.DType, tuple[int, ...]]]:
+    """The types of what `_coordinates` returns."""
+    return {"indices": (tf.int64, (count, 2)), "values": (tf.float32, (count,))}
+
+
+def _columns_product(
+    x: tf.Tensor, tensors: Tensors, shape: tuple[int, int]
+) -> tf.Tensor:
+    """``x`` [columns, inner] → [outer, columns], by a sparse [outer, inner]."""
+    csr = tf.raw_ops.SparseTensorToCSRSparseMatrix(
+        indices=tensors["indices"],
+        values=tensors["values"],
+        dense_shape=tf.constant(shape, tf.int64),
+    )
+    return tf.raw_ops.SparseMatrixMatMul(a=csr, b=x)
+
+
+def _rows_product(
+    x: tf.Tensor, tensors: Tensors, shape: tuple[int, int]
+) -> tf.Tensor:
+    """``x`` [rows, inner] → [rows, outer], by a sparse [outer, inner]."""
+
+    def few() -> tf.Tensor:
+        return tf.transpose(
+            tf.raw_ops.SparseTensorDenseMatMul(
+                a_indices=tensors["indices"],
+                a_values=tensors["values"],
+                a_shape=tf.constant(shape, tf.int64),
+                b=x,
+                adjoint_b=True,
+            )
+        )
+
+    def many() -> tf.Tensor:
+        return tf.transpose(_columns_product(tf.transpose(x), tensors, shape))
+
+    return tf.cond(tf.shape(x)[0] < _MANY_ROWS, few, many)
+
+
+def _coordinates(
+    shape: tuple[int, int], decoded: Decoded
+) -> dict[str, tf.Tensor]:
+    """Row and column of each kept weight of a matrix, and its value."""
+    values, positions = decoded
+    indices = tf.stack([positions // shape[1], positions % shape[1]], axis=1)
+    return {"indices": indices, "values": tf.cast(values, tf.float32)}
+
+
 # What the table of kinds calls them; a method of one's own stands there itself.
 _METHODS: dict[str, Callable[..., Method | None]] = {
     "csr": _matrix,
-    "patches": convolutions.patches,
-    "shifts": convolutions.shifts,
+    "patches": _patches,
+    "shifts": _shifts,
     "gather": _gather,
 }

@@ -1,9 +1,31 @@
 """LiteRT (TensorFlow Lite) files that store a ticket's zeros as zeros.
 
 The converter stores a kernel that is sparse enough as its kept values and
-their places. Whether it is also computed sparsely is another matter, of which
-`tf_tickets.export.policy` knows the rules: `LiteRTReport` says for which
-layers it can be, why not for the others, and what was measured.
+their places. Whether it is also computed sparsely is another matter; the
+report says for which layers it can be, and why not for the others.
+
+A kernel that is stored sparsely is computed sparsely in two cases only.
+
+*Dense layers*, by LiteRT's own kernel, if the zeros come in blocks: of all
+blocks of 4 neighbouring inputs of one unit, the fraction that is zero must be
+above 0.9 times the fraction of weights that is. That is so for a mask in such
+blocks at any density, and for a mask without structure below a density of
+about 0.03. It is faster below a density of about 0.15, and slower above.
+
+*1x1 convolutions*, by XNNPACK's sparse inference, in a part of a network that
+
+- starts with a 3x3 convolution of stride 2 on 3 channels, padded by 1 on each
+  side (`ZeroPadding2D(1)` and ``padding="valid"``, or ``padding="same"`` on an
+  odd number of pixels: on an even one, TensorFlow pads on one side only),
+- ends with a global average pooling,
+- holds 1x1 convolutions, of whose weights at least two thirds are zero, and
+  between them depthwise 3x3 and 5x5 convolutions with such padding, additions
+  and elementwise activations.
+
+So prune the 1x1 convolutions, and nothing else, to a sparsity of two thirds or
+more: ``tt.prune(model, sparsity, filters=tt.export.prunable_for_xnnpack)``.
+On x86 processors with AVX, XNNPACK leaves sparse inference off, since its
+dense kernels are faster there; ARM and WebAssembly are what it is for.
 
 Reference:
     Elsen et al., "Fast Sparse ConvNets", CVPR 2020; the XNNPACK delegate's
@@ -12,9 +34,9 @@ Reference:
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable, Sequence
+import platform
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,163 +44,214 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets import archive, masking
-from tf_tickets.export import policy, signatures
-from tf_tickets.export.latency import Latency, gain, interleaved
+from tf_tickets import checks
+from tf_tickets.export.report import Report, Written
+from tf_tickets.export.source import DEFAULT, Source, sample
+from tf_tickets.network.kinds import kind_of
+from tf_tickets.selection import layers_of, owners
 
 # Kernels of the interpreter sum in another order than those of TensorFlow.
 _TOLERANCE = 1e-3
 
+_FEWEST_ZEROS = 2 / 3
 
-@dataclasses.dataclass(frozen=True)
-class LiteRTReport:
-    """What a LiteRT file is worth; made by `litert`.
-
-    Attributes:
-        path: The file.
-        file_bytes: Its size.
-        dense_bytes: Size of the same model stored densely.
-        sparse_tensors: How many tensors are stored sparsely.
-        layers: For each prunable weight, whether it can be computed
-            sparsely, by what, and why not.
-        latency: Of the file, in the interpreter, on one thread.
-        dense_latency: Of the same model stored densely.
-        difference: Largest difference from the Keras model's outputs, over
-            the largest output.
-        notes: What about this machine decides whether sparse inference is
-            used, and whether the sparse file had to be given up.
-    """
-
-    path: str
-    file_bytes: int
-    dense_bytes: int
-    sparse_tensors: int
-    layers: list[policy.LayerPolicy]
-    latency: Latency
-    dense_latency: Latency
-    difference: float
-    notes: list[str]
-
-    def gains(self) -> dict[str, str]:
-        """What is gained, in words: ``"no gain"`` where nothing is."""
-        return {
-            "size": gain(self.dense_bytes / self.file_bytes, "smaller"),
-            "speed": gain(
-                self.dense_latency.median / self.latency.median, "faster"
-            ),
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields and gains as JSON values."""
-        return {**dataclasses.asdict(self), "gains": self.gains()}
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.path}: {self.file_bytes:,} bytes, dense "
-            f"{self.dense_bytes:,}; {self.sparse_tensors} tensors stored "
-            f"sparsely; outputs differ by {self.difference:.1e}",
-            f"{1e3 * self.latency.median:.2f} ms, dense "
-            f"{1e3 * self.dense_latency.median:.2f} ms",
-            "; ".join(f"{k}: {v}" for k, v in self.gains().items()),
-        ]
-        lines += [
-            f"  {row.key}: "
-            + (row.reason or f"can be computed sparsely, by {row.computed_by}")
-            for row in self.layers
-        ]
-        return "\n".join([*lines, *self.notes])
+# How the converter decides that a dense layer's zeros come in blocks.
+_BLOCK = 4
+_BLOCK_RATIO = 0.9
 
 
-def litert(
-    model: keras.Model,
-    path: str | os.PathLike[str],
-    *,
-    sparse: bool = True,
-    batch_size: int = 1,
-    input_signature: Sequence[Any] | None = None,
-) -> LiteRTReport:
-    """Write ``model`` as a LiteRT file and run it once to check it.
+# Where this is run need not be where the file is meant to be used.
+_HERE = (
+    "XNNPACK leaves sparse inference of convolutions off on an x86 processor "
+    "with AVX, as this one may be: its dense kernels are faster there"
+)
 
-    Args:
-        model: A built Keras model whose weights hold zeros.
-        path: The file; it must not exist.
-        sparse: Store sparse kernels sparsely.
-        batch_size: The file's; LiteRT is fastest with a fixed one.
-        input_signature: As in `saved_model`.
 
-    Returns:
-        A `LiteRTReport`.
+class LiteRT:
+    """The writer of LiteRT files."""
 
-    Raises:
-        ImportError: If ai-edge-litert is not installed.
-        ValueError: On a bad option, or if the interpreter's outputs differ
-            from the model's; nothing is written then.
-        FileExistsError: If ``path`` exists.
-        OSError: If it cannot be written.
+    def __call__(
+        self,
+        source: Source,
+        target: Path,
+        *,
+        sparse: bool = True,
+        batch_size: int = 1,
+    ) -> Written:
+        """Write ``source`` to ``target``, as `litert` says."""
+        _interpreter()
+        batch_size = checks.whole("batch_size", batch_size)
+        if len(source.endpoints) > 1:
+            raise ValueError(
+                "A LiteRT file has one function, that of the model. "
+                f"Received: endpoints={[*source.endpoints]}"
+            )
+        inputs = sample(source.endpoints[DEFAULT][1], batch_size)
+        outputs = keras.tree.flatten(source.model(*inputs))
+        expected = [output.numpy() for output in outputs]
+        notes = _notes()
+        rows = sparse_inference_policy(source) if sparse else {}
+        content, sparse_tensors, difference = _tried(
+            source.model, inputs, expected, sparse
+        )
+        if not difference <= _TOLERANCE and sparse:
+            # Seen with dense layers whose inputs are no multiple of the
+            # blocks.
+            notes.append(
+                "stored densely: the interpreter computes the sparse file "
+                f"wrong, by {difference:.1e} of the largest output"
+            )
+            rows = {}
+            content, sparse_tensors, difference = _tried(
+                source.model, inputs, expected, False
+            )
+        if not difference <= _TOLERANCE:
+            raise ValueError(
+                "The LiteRT interpreter computes something else than the "
+                f"model: outputs differ by {difference:.1e} of the largest. "
+                f"Received: model={source.model.name!r}"
+            )
+        notes.append(
+            f"outputs differ from the Keras model's by {difference:.1e}"
+        )
+        target.write_bytes(content)
+        return Written(
+            # How the converter packs a tensor is its own business.
+            rows={
+                key: {**rows.get(key, {}), "packed_bytes": None}
+                for key in source.weights
+            },
+            notes=notes,
+            batch_size=batch_size,
+            sparse_tensors=sparse_tensors,
+            takes_zip=True,
+        )
+
+    def load(self, path: str | os.PathLike[str]) -> Callable[..., Any]:
+        """The function of the file at ``path``, on one thread."""
+        return _runner(Path(path).read_bytes())[0]
+
+    def baseline(self, made: Report) -> tuple[str, dict[str, Any]]:
+        """What `report` compares a file with: the same one, stored densely."""
+        return made.format, {"sparse": False, "batch_size": made.batch_size}
+
+
+def prunable_for_xnnpack(path: str, variable: keras.Variable) -> bool:
+    """A filter for `tf_tickets.prune`: kernels of 1x1 convolutions.
 
     Example:
 
     >>> import tf_tickets as tt
-    >>> import tempfile
-    >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(256)])
-    >>> tt.prune(model, sparsity=0.95).apply(model)
-    >>> where = tempfile.mkdtemp() + "/model.tflite"
-    >>> found = tt.export.litert(model, where)  # doctest: +SKIP
-    >>> found.file_bytes < found.dense_bytes  # doctest: +SKIP
-    True
+    >>> model = keras.Sequential([
+    ...     keras.Input((8, 8, 3)),
+    ...     keras.layers.Conv2D(16, 3),
+    ...     keras.layers.Conv2D(32, 1, name="pointwise"),
+    ... ])
+    >>> ticket = tt.prune(
+    ...     model, sparsity=0.75, filters=tt.export.prunable_for_xnnpack)
+    >>> [key.split("/")[-2] for key in ticket.masks]
+    ['pointwise']
     """
-    _interpreter()
-    path = Path(path)
-    if path.exists():
-        raise FileExistsError(
-            f"{str(path)!r} exists: choose a path that does not."
-        )
-    if (
-        not isinstance(batch_size, int)
-        or isinstance(batch_size, bool)
-        or batch_size < 1
-    ):
-        raise ValueError(
-            "`batch_size` must be a positive whole number. "
-            f"Received: batch_size={batch_size!r}"
-        )
-    masking.project(model)
-    signature = list(input_signature or signatures.input_signature(model))
-    inputs = signatures.sample(signature, batch_size)
-    dense = _convert(model, inputs, sparse=False)
-    content = _convert(model, inputs, sparse=True) if sparse else dense
-    run, sparse_tensors = _runner(content, inputs)
-    run_dense, _ = _runner(dense, inputs)
-    expected = [y.numpy() for y in keras.tree.flatten(model(*inputs))]
-    difference = _difference(expected, run())
-    notes = policy.notes()
-    if not difference <= _TOLERANCE and sparse:
-        # Seen with dense layers whose inputs are no multiple of the blocks.
-        notes.append(
-            "stored densely: the interpreter computes the sparse file wrong, "
-            f"by {difference:.1e} of the largest output"
-        )
-        content, run, sparse_tensors = dense, run_dense, 0
-        difference = _difference(expected, run())
-    if not difference <= _TOLERANCE:
-        raise ValueError(
-            "The LiteRT interpreter computes something else than the model: "
-            f"outputs differ by {difference:.1e} of the largest. "
-            f"Received: model={model.name!r}"
-        )
-    times = interleaved({"file": run, "dense": run_dense}, seconds=2.0)
-    _write(path, content)
-    return LiteRTReport(
-        path=str(path),
-        file_bytes=len(content),
-        dense_bytes=len(dense),
-        sparse_tensors=sparse_tensors,
-        layers=policy.sparse_inference_policy(model),
-        latency=times["file"],
-        dense_latency=times["dense"],
-        difference=difference,
-        notes=notes,
+    shape = tuple(variable.shape)
+    return len(shape) == 4 and shape[:2] == (1, 1) and variable.name == "kernel"
+
+
+def sparse_inference_policy(source: Source) -> dict[str, dict[str, str]]:
+    """Which prunable weights can be computed sparsely, and why not the others.
+
+    Args:
+        source: The model.
+
+    Returns:
+        ``{key: {"method": ..., "reason": ...}}``: ``"LiteRT"``, ``"XNNPACK"``
+        or ``"dense"``, and a reason where it is dense. What this cannot see is
+        whether an unusual operation stands between two layers; measure.
+    """
+    owner = owners(source.model)
+    layers = {
+        key: owner[id(variable)]
+        for key, variable in source.weights.items()
+        if key in source.prunable
+    }
+    methods = {key: _methods_of(layer) for key, layer in layers.items()}
+    pointwise = [key for key in layers if "XNNPACK" in methods[key]]
+    size = sum(source.values[key].size for key in pointwise)
+    zeros = size - sum(source.kept[key] for key in pointwise)
+    missing = _missing(source.model)
+    rows = {}
+    for key in layers:
+        by, reason = "XNNPACK", ""
+        if "LiteRT" in methods[key]:
+            by, reason = "LiteRT", _not_in_blocks(source.values[key])
+        elif key not in pointwise:
+            reason = "neither a dense layer nor a 1x1 convolution of stride 1"
+        elif missing:
+            reason = missing
+        elif zeros < _FEWEST_ZEROS * size:
+            reason = (
+                f"only {zeros / size:.2f} of the weights of the 1x1 "
+                "convolutions are zero, and it takes two thirds"
+            )
+        rows[key] = {"method": "dense" if reason else by, "reason": reason}
+    return rows
+
+
+def _not_in_blocks(kernel: np.ndarray) -> str:
+    inputs, units = kernel.shape
+    padded = np.pad(kernel != 0, [(0, -inputs % _BLOCK), (0, 0)])
+    blocks = padded.reshape(-1, _BLOCK, units).any(axis=1)
+    empty, zeros = 1 - blocks.mean(), 1 - (kernel != 0).mean()
+    if empty > _BLOCK_RATIO * zeros and empty > 0:
+        return ""
+    return (
+        f"{empty:.2f} of the blocks of {_BLOCK} inputs are zero and {zeros:.2f}"
+        " of the weights: not in blocks"
     )
+
+
+def _notes() -> list[str]:
+    """What about this machine decides whether sparse inference is used."""
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686")
+    return [_HERE] if is_x86 else []
+
+
+def _methods_of(layer: keras.layers.Layer) -> Collection[str]:
+    rule = kind_of(layer).kernels
+    return () if rule is None else rule(layer)
+
+
+def _missing(model: keras.Model) -> str:
+    """What the network lacks of the shape that XNNPACK looks for."""
+    first = next(
+        (
+            one
+            for one in layers_of(model)
+            if isinstance(one, keras.layers.Conv2D)
+        ),
+        None,
+    )
+    if (
+        first is None
+        or first.kernel_size != (3, 3)
+        or first.strides != (2, 2)
+        or first.kernel.shape[2] != 3
+    ):
+        return "the first convolution is not 3x3, of stride 2, on 3 channels"
+    if first.padding == "same":
+        size = getattr(model, "input_shape", None)
+        if not isinstance(size, tuple) or any(
+            n is None or n % 2 == 0 for n in size[1:3]
+        ):
+            return (
+                "the first convolution pads an even number of pixels: not by "
+                "1 on each side"
+            )
+    if not any(
+        isinstance(one, keras.layers.GlobalAveragePooling2D)
+        for one in layers_of(model)
+    ):
+        return "no global average pooling ends the convolutions"
+    return ""
 
 
 def _interpreter() -> Any:
@@ -219,9 +292,22 @@ def _convert(model: keras.Model, inputs: list[Any], *, sparse: bool) -> bytes:
     return converter.convert()
 
 
+def _tried(
+    model: keras.Model,
+    inputs: list[Any],
+    expected: list[np.ndarray],
+    sparse: bool,
+) -> tuple[bytes, int, float]:
+    """The file, its sparse tensors, and how far its outputs are off."""
+    content = _convert(model, inputs, sparse=sparse)
+    run, sparse_tensors = _runner(content)
+    return content, sparse_tensors, _difference(expected, run(*inputs))
+
+
 def _runner(
-    content: bytes, inputs: list[Any]
-) -> tuple[Callable[[], list[np.ndarray]], int]:
+    content: bytes,
+) -> tuple[Callable[..., list[np.ndarray]], int]:
+    """``(function of the model's inputs, how many tensors are sparse)``."""
     interpreter = _interpreter()(model_content=content, num_threads=1)
     interpreter.allocate_tensors()
     sparse_tensors = sum(
@@ -235,11 +321,12 @@ def _runner(
             place["name"].split(":")[0].rpartition("input_")[2] or 0
         ),
     )
-    for place, x in zip(places, keras.tree.flatten(inputs), strict=True):
-        interpreter.set_tensor(place["index"], x.numpy())
     outputs = [place["index"] for place in interpreter.get_output_details()]
 
-    def run() -> list[np.ndarray]:
+    def run(*inputs: Any) -> list[np.ndarray]:
+        flat = keras.tree.flatten(inputs)
+        for place, x in zip(places, flat, strict=True):
+            interpreter.set_tensor(place["index"], np.asarray(x))
         interpreter.invoke()
         return [interpreter.get_tensor(index) for index in outputs]
 
@@ -263,9 +350,3 @@ def _difference(expected: list[np.ndarray], found: list[np.ndarray]) -> float:
             ),
         )
     return worst
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with archive.replacing(path) as file:
-        file.write(content)

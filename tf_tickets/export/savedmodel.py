@@ -1,278 +1,301 @@
-"""SavedModels that a process without tf_tickets loads and serves."""
+"""SavedModels that a process without tf_tickets loads and serves, and back."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets import masking
-from tf_tickets.analysis.flops import flops
-from tf_tickets.export import choosing, manifest, serving, signatures
-from tf_tickets.export.latency import NOISE, interleaved
+from tf_tickets import checks
+from tf_tickets.export import choosing, coding, serving
+from tf_tickets.export.choosing import NOISE, interleaved
+from tf_tickets.export.kernels import Choice
+from tf_tickets.export.report import Written, read_manifest
+from tf_tickets.export.source import DEFAULT, Source, batch_sizes_of, sample
 from tf_tickets.network.graph import functional_view
-from tf_tickets.selection import named_weights, prunable_weights, view_of
+from tf_tickets.selection import match_keys, named_weights
 from tf_tickets.structured.dead import find_dead_channels
-from tf_tickets.version import __version__
+from tf_tickets.ticket import Ticket
 
-Format = Literal["dense", "packed", "sparse", "auto"]
-Values = Literal["float32", "float16", "bfloat16"]
+VALUES = ("float32", "float16", "bfloat16")
 
 
-def saved_model(
-    model: keras.Model,
-    path: str | os.PathLike[str],
-    *,
-    format: Format = "dense",
-    values: Values = "float32",
-    batch_sizes: Sequence[int] = (1, 32),
-    endpoints: Mapping[str, signatures.Endpoint] | None = None,
-    input_signature: Sequence[Any] | None = None,
-) -> Path:
-    """Write ``model`` as a SavedModel with the zeros of its ticket.
+def weights_of(
+    path: str | os.PathLike[str], described: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """``{key: array}`` of an export with the manifest ``described``."""
+    prefix = Path(path) / "variables" / "variables"
+    try:
+        reader = tf.train.load_checkpoint(str(prefix))
+        # The packed weights are one tensor, to be read once.
+        read = functools.cache(reader.get_tensor)
+        found = {row["key"]: _array(read, row) for row in described["weights"]}
+    except (tf.errors.OpError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{str(path)!r} is not a whole export of tf_tickets: {error}"
+        ) from error
+    return found
 
-    The artifact has an endpoint ``serve`` and the signature
-    ``serving_default``, a free batch size, and standard operations only:
-    `tf.saved_model.load`, the TF 1 loader, TensorFlow Serving and
-    `keras.layers.TFSMLayer` read it without this library. Masks in force are
-    enforced once more before writing. The directory appears whole or not at
-    all; a killed export leaves at most a hidden directory beside it.
+
+@dataclasses.dataclass(frozen=True)
+class SavedModel:
+    """A writer of SavedModels; the formats differ in how far they go.
+
+    Attributes:
+        packs: Whether kept values and their places are stored, not zeros.
+        chooses: Whether each layer that was measured to be faster with a
+            sparse kernel runs it.
+        whole: Whether dead channels are removed first, and sparse kernels
+            given up again if the whole is slower than the dense model.
+    """
+
+    packs: bool = False
+    chooses: bool = False
+    whole: bool = False
+
+    weights_of = staticmethod(weights_of)
+
+    def __call__(
+        self,
+        source: Source,
+        target: Path,
+        *,
+        values: str = "float32",
+        batch_sizes: Sequence[int] = (1, 32),
+    ) -> Written:
+        """Write ``source`` to ``target``, as `saved_model` says."""
+        checks.choice("values", values, VALUES)
+        if not self.packs and values != "float32":
+            raise ValueError(
+                "A dense export stores the weights as they are: choose another "
+                f"format to store values as {values}. "
+                f"Received: values={values!r}"
+            )
+        batch_sizes = batch_sizes_of(batch_sizes)
+        stored = None if values == "float32" else values
+        dense, notes = source, []
+        if self.whole:
+            source, note = _without_dead_channels(source)
+            notes.append(note)
+        choices: dict[str, Choice] = {}
+        measured: dict[str, choosing.Measured] = {}
+        if self.chooses:
+            choices, measured = choosing.choose(source, batch_sizes)
+        packed = self._save(source, target, stored, choices)
+        if self.whole and choices:
+            slower = _slower_than_dense(target, dense, batch_sizes)
+            if slower:
+                notes.append(
+                    f"as a whole not faster, so served densely: {slower}"
+                )
+                choices = {}
+                shutil.rmtree(target)
+                packed = self._save(source, target, stored, choices)
+        rows = _rows(source, packed, choices, measured)
+        return Written(source, rows, notes, sparse_tensors=len(packed.specs))
+
+    def load(self, path: str | os.PathLike[str]) -> Callable[..., Any]:
+        """The function that the export at ``path`` serves."""
+        loaded = tf.saved_model.load(os.fspath(path))
+        # It holds the resources, which its functions alone do not.
+        return lambda *inputs: getattr(loaded, DEFAULT)(*inputs)
+
+    def _save(
+        self,
+        source: Source,
+        target: Path,
+        stored: str | None,
+        choices: Mapping[str, Choice],
+    ) -> serving.Packed:
+        packed = serving.NOTHING
+        if self.packs:
+            packed = serving.pack_model(source, stored, choices)
+        module = serving.build(source, packed, choices)
+        functions = {name: getattr(module, name) for name in source.endpoints}
+        tf.saved_model.save(
+            module,
+            str(target),
+            signatures={**functions, "serving_default": functions[DEFAULT]},
+        )
+        return packed
+
+
+def load_sparse(path: str | os.PathLike[str]) -> Ticket:
+    """The ticket in an exported model: where it is not zero, and its weights.
 
     Args:
-        model: A built Keras model whose weights hold zeros.
-        path: A directory that does not exist yet.
-        format: `"dense"`: every weight is stored, zeros included; a
-            compressed file of it is small, the directory itself is not.
-            `"packed"`: kept values and their places are stored, and decoded
-            once when the model is loaded; served like the dense model.
-            `"sparse"`: packed, and each layer that was measured to be faster
-            with a sparse kernel on this machine runs it.
-            `"auto"`: `"sparse"`, after channels that are dead are removed;
-            and the whole is measured against the dense model, so that it is
-            never slower beyond noise.
-        values: In which type kept float weights are stored, in any format
-            but `"dense"`; they are computed with in their own type. Biases
-            and other small weights keep their type.
-        batch_sizes: At which `"sparse"` and `"auto"` measure. A sparse kernel
-            is used if it wins at each of them.
-        endpoints: ``{name: function}`` or ``{name: (function, signature)}``
-            for more than `"serve"`: sub-models that share the model's layers,
-            or functions that call it. Without a signature they take what the
-            model takes.
-        input_signature: A list of structures of `tf.TensorSpec`, one for each
-            positional argument of the model, where the model does not say
-            itself what it takes.
+        path: What `saved_model` wrote, in any of its formats.
 
     Returns:
-        The path.
+        A ticket of the prunable weights; its start weights are the exported
+        values, biases and normalization state included.
 
     Raises:
-        ValueError: On an unknown option, a model without weights, or values
-            too large for ``values``.
-        FileExistsError: If ``path`` exists.
-        OSError: If it cannot be written; nothing is left behind.
+        FileNotFoundError: If there is no such directory.
+        ValueError: If it is damaged, not an export of this library, or holds
+            no prunable weights.
 
     Example:
 
     >>> import tf_tickets as tt
-    >>> import tempfile, tensorflow as tf
+    >>> import tempfile
     >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(256)])
-    >>> tt.prune(model, sparsity=0.9).apply(model)
-    >>> where = tempfile.mkdtemp()
-    >>> packed = tt.export.saved_model(model, where + "/m", format="packed")
-    >>> loaded = tf.saved_model.load(packed)
-    >>> loaded.serve(tf.ones((3, 64))).shape
-    TensorShape([3, 256])
+    >>> tt.prune(model, sparsity=0.75).apply(model)
+    >>> where = tempfile.mkdtemp() + "/model"
+    >>> _ = tt.export.saved_model(model, where, format="packed")
+    >>> tt.export.load_sparse(where)
+    <Ticket: 4,096 of 16,384 weights in 1 tensors, sparsity 0.7500>
     """
-    _check_options(format, values, batch_sizes)
-    path = Path(path)
-    if path.exists() or path.is_symlink():
-        raise FileExistsError(
-            f"{str(path)!r} exists: choose a path that does not."
+    described = read_manifest(path)
+    weights = weights_of(path, described)
+    masks = {
+        row["key"]: weights[row["key"]] != 0
+        for row in described["weights"]
+        if row["prunable"]
+    }
+    if not masks:
+        raise ValueError(
+            f"The exported model has no prunable weights. Received: {path!r}"
         )
-    named_weights(model)
-    served = signatures.endpoints_of(model, input_signature, endpoints)
-    masking.project(model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    workspace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        stored = None if values == "float32" else values
-        _write(model, workspace / "model", format, stored, batch_sizes, served)
-        os.replace(workspace / "model", path)
-    except tf.errors.OpError as error:
-        raise OSError(
-            f"{str(path)!r} could not be written: {error.message}"
-        ) from error
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
-    return path
-
-
-def _write(
-    model: keras.Model,
-    target: Path,
-    format: Format,
-    stored: str | None,
-    batch_sizes: Sequence[int],
-    served: dict[str, tuple[Any, list[Any]]],
-) -> None:
-    dense = served[signatures.DEFAULT]
-    choices: dict[str, serving.Choice] = {}
-    measured: dict[str, choosing.Measured] = {}
-    notes: list[str] = []
-    if format == "auto":
-        model, note = _without_dead_channels(model, len(served) > 1)
-        notes.append(note)
-        served = {**served, signatures.DEFAULT: (model, dense[1])}
-    if format in ("sparse", "auto"):
-        choices, measured = choosing.choose(
-            model, served[signatures.DEFAULT], batch_sizes
-        )
-    _save(model, target, format, stored, served, choices, measured, notes)
-    if format == "auto" and choices:
-        slower = _slower_than_dense(target, dense, batch_sizes)
-        if slower:
-            notes.append(f"as a whole not faster, so served densely: {slower}")
-            shutil.rmtree(target)
-            _save(model, target, format, stored, served, {}, measured, notes)
-
-
-def _without_dead_channels(
-    model: keras.Model, is_shared: bool
-) -> tuple[keras.Model, str]:
-    """A model without the channels that are dead, and what was done."""
-    if is_shared:
-        return model, "dead channels stay: other endpoints use the layers too"
-    try:
-        found = find_dead_channels(model)
-        if not found:
-            return model, "no dead channels"
-        # What is served needs no class, and nothing to train with.
-        plain = (
-            model if type(model) is keras.Sequential else functional_view(model)
-        )
-        small = found.without(plain)
-    except ValueError as error:
-        return model, f"dead channels stay: {error}"
-    return small, str(found.report(model, small)).partition("\n")[0]
-
-
-def _save(
-    model: keras.Model,
-    target: Path,
-    format: Format,
-    stored: str | None,
-    served: dict[str, tuple[Any, list[Any]]],
-    choices: dict[str, serving.Choice],
-    measured: dict[str, choosing.Measured],
-    notes: list[str],
-) -> None:
-    if format == "dense":
-        packed = serving.NOTHING
-    else:
-        packed = serving.pack_model(model, values=stored, choices=choices)
-    module = serving.build(model, served, packed, choices)
-    functions = {name: getattr(module, name) for name in served}
-    tf.saved_model.save(
-        module,
-        str(target),
-        signatures={
-            **functions,
-            "serving_default": functions[signatures.DEFAULT],
-        },
-    )
-    manifest.write(
-        target,
-        {
-            "tf_tickets": __version__,
-            "keras": keras.__version__,
-            "tensorflow": tf.__version__,
-            "export": format,
-            "notes": notes,
-            "model": _config(model),
-            "macs": _macs(model),
-            "weights": _described(model, packed, choices, measured),
-        },
+    return Ticket(
+        masks, weights, {"source": "export", "export": described["export"]}
     )
 
 
-def _described(
-    model: keras.Model,
+def unpack(
+    path: str | os.PathLike[str], model: keras.Model | None = None
+) -> keras.Model:
+    """The Keras model in an exported model.
+
+    Args:
+        path: What `saved_model` wrote, in any of its formats.
+        model: A built model of the same architecture to put the weights into;
+            weights under a mask must fit it. `None` builds it from the
+            description in the export, which every sequential and functional
+            model of Keras layers has. What preprocessing layers learned by
+            ``adapt`` is not in it.
+
+    Returns:
+        The model, not compiled, with the exported weights.
+
+    Raises:
+        FileNotFoundError: If there is no such directory.
+        ValueError: If it is damaged, not an export of this library, has no
+            description of its model, or the weights do not fit ``model``.
+
+    Example:
+
+    >>> import tf_tickets as tt
+    >>> import tempfile
+    >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(256)])
+    >>> where = tempfile.mkdtemp() + "/model"
+    >>> _ = tt.export.saved_model(model, where, format="packed")
+    >>> again = tt.export.unpack(where)
+    >>> bool((again.get_weights()[0] == model.get_weights()[0]).all())
+    True
+    """
+    described = read_manifest(path)
+    weights = weights_of(path, described)
+    if model is None:
+        if described["model"] is None:
+            raise ValueError(
+                "This export has no description of its model, a subclassed "
+                f"one perhaps: give `model`. Received: path={str(path)!r}"
+            )
+        try:
+            model = keras.models.model_from_json(json.dumps(described["model"]))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                "The model cannot be built from its description, of custom "
+                f"layers perhaps: give `model`. Received: path={str(path)!r}, "
+                f"and Keras says: {error}"
+            ) from error
+    variables = named_weights(model)
+    keys = match_keys({k: v.shape for k, v in weights.items()}, variables)
+    for key, value in weights.items():
+        variables[keys[key]].assign(value)
+    return model
+
+
+def _array(
+    read: Callable[[str], np.ndarray], row: Mapping[str, Any]
+) -> np.ndarray:
+    if "packed" not in row:
+        return read(row["checkpoint"])
+    spec = coding.Spec.from_json(row["packed"])
+    blob = read(serving.PACKED_NAME)
+    return coding.unpack(spec, blob[spec.begin : spec.begin + spec.bytes])
+
+
+def _rows(
+    source: Source,
     packed: serving.Packed,
-    choices: dict[str, serving.Choice],
-    measured: dict[str, choosing.Measured],
-) -> list[dict[str, Any]]:
-    try:
-        prunable = set(prunable_weights(model))
-    except ValueError:  # a model without kernels is a model all the same
-        prunable = set()
-    rows = []
-    kept = 0
-    for key, variable in named_weights(model).items():
-        array = view_of(variable)
-        row: dict[str, Any] = {
-            "key": key,
-            "shape": list(array.shape),
-            "dtype": str(array.dtype),
-            "nonzero": int(np.count_nonzero(array)),
-            "prunable": key in prunable,
-            "method": choices[key].method.name if key in choices else "dense",
-        }
-        if key in packed.specs:
-            row["packed"] = packed.specs[key].to_json()
-            row["stamp"] = packed.stamps[key].tolist()
-        else:
-            row["checkpoint"] = serving.KEPT_NAME.format(kept)
-            kept += 1
-        if key in measured:
-            row["measured"] = measured[key].to_json()
-        rows.append(row)
+    choices: Mapping[str, Choice],
+    measured: Mapping[str, choosing.Measured],
+) -> dict[str, dict[str, Any]]:
+    """What the manifest says of each weight, beside its shape and zeros."""
+    rows: dict[str, dict[str, Any]] = {key: {} for key in source.weights}
+    for key, one in measured.items():
+        rows[key]["latencies"] = one.medians()
+        rows[key]["reason"] = (
+            "no sparse kernel was faster"
+            if one.method == "dense"
+            else "the model as a whole was not faster"
+        )
+    for key, choice in choices.items():
+        rows[key] |= {"method": choice.method.name, "reason": ""}
+    kept = [key for key in rows if key not in packed.specs]
+    for number, key in enumerate(kept):
+        rows[key]["checkpoint"] = serving.KEPT_NAME.format(number)
+    for key, spec in packed.specs.items():
+        rows[key]["packed"] = spec.to_json()
     return rows
 
 
-def _macs(model: keras.Model) -> dict[str, list[int]] | None:
-    """``{layer: [multiply-accumulates, those with kept weights]}``."""
+def _without_dead_channels(source: Source) -> tuple[Source, str]:
+    """The model without channels that are dead, and what was done."""
+    if len(source.endpoints) > 1:
+        return source, (
+            "dead channels stay: other endpoints use the layers too"
+        )
     try:
-        counted = flops(model)
-    except ValueError:  # a subclassed model, or sizes left open
-        return None
-    return {row.name: [row.macs, row.masked_macs] for row in counted.layers}
-
-
-def _config(model: keras.Model) -> Any:
-    # A subclassed model need not be able to describe itself; then `unpack`
-    # must be given one.
-    try:
-        config = json.loads(model.to_json())
-    except (NotImplementedError, TypeError, ValueError):
-        return None
-    config.pop("compile_config", None)
-    return config
+        found = find_dead_channels(source.model)
+        if not found:
+            return source, "no dead channels"
+        # What is served needs no class, and nothing to train with.
+        plain = (
+            source.model
+            if type(source.model) is keras.Sequential
+            else functional_view(source.model)
+        )
+        small = found.without(plain)
+    except ValueError as error:
+        return source, f"dead channels stay: {error}"
+    said = str(found.report(source.model, small)).partition("\n")[0]
+    return Source.of(small, source.endpoints[DEFAULT][1]), said
 
 
 def _slower_than_dense(
-    target: Path,
-    endpoint: tuple[Any, list[Any]],
-    batch_sizes: Sequence[int],
+    target: Path, source: Source, batch_sizes: Sequence[int]
 ) -> dict[int, float]:
     """``{batch size: time over the dense model's}`` where it is slower."""
-    function, signature = endpoint
+    function, signature = source.endpoints[DEFAULT]
     loaded = tf.saved_model.load(str(target))
     dense = tf.function(
         function, input_signature=signature, autograph=False
     ).get_concrete_function()
     slower = {}
     for batch in batch_sizes:
-        inputs = signatures.sample(signature, batch)
+        inputs = sample(signature, batch)
         flat = keras.tree.flatten(inputs)
         times = interleaved(
             {
@@ -290,35 +313,3 @@ def _slower_than_dense(
 def _wait(function: Any, inputs: list[Any]) -> None:
     for output in keras.tree.flatten(function(*inputs)):
         output.numpy()
-
-
-def _check_options(
-    format: str, values: str, batch_sizes: Sequence[int]
-) -> None:
-    if format not in get_args(Format):
-        raise ValueError(
-            f"`format` must be one of {get_args(Format)}. "
-            f"Received: format={format!r}"
-        )
-    if values not in get_args(Values):
-        raise ValueError(
-            f"`values` must be one of {get_args(Values)}. "
-            f"Received: values={values!r}"
-        )
-    if format == "dense" and values != "float32":
-        raise ValueError(
-            "A dense export stores the weights as they are: choose another "
-            f"format to store values as {values}. Received: values={values!r}"
-        )
-    if (
-        not isinstance(batch_sizes, Sequence)
-        or not batch_sizes
-        or not all(
-            isinstance(b, int) and not isinstance(b, bool) and b > 0
-            for b in batch_sizes
-        )
-    ):
-        raise ValueError(
-            "`batch_sizes` must be positive whole numbers. "
-            f"Received: batch_sizes={batch_sizes!r}"
-        )

@@ -1,37 +1,39 @@
-"""The module behind an exported model: weights, decoders, endpoints."""
+"""The module behind an exported model: weights, decoders, endpoints.
+
+Packed tensors are decoded once, when the module is loaded. A
+`tf.saved_model.experimental.TrackableResource` has a function that every
+loader runs after the variables are restored, the TF 1 session loader behind
+TensorFlow Serving included. Here it decodes parts of one packed buffer into a
+resource variable, with standard operations only.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets.export import decoding, packing
-from tf_tickets.export.kernels import outputs_of
-from tf_tickets.export.products import Method
-from tf_tickets.selection import named_weights, view_of
+from tf_tickets.export import coding
+from tf_tickets.export.kernels import Choice, outputs_of, replaced_call
+from tf_tickets.export.source import Source
 
 # What decoding adds to the graph, once and for each tensor, generously: where
 # packing saves less, the directory would not shrink.
 GRAPH_BYTES = 40_000
 TENSOR_BYTES = 1_000
 
+# Up to so many tensors are decoded without loops and functions, which take a
+# loader longer to make than to run.
+_FEW = 4
+
 # What the TF 2 checkpoint calls the variables of the module.
 PACKED_NAME = "packed/.ATTRIBUTES/VARIABLE_VALUE"
 KEPT_NAME = "kept/{}/.ATTRIBUTES/VARIABLE_VALUE"
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """How one kernel is computed when it is served."""
-
-    layer: keras.layers.Layer
-    method: Method
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,70 +42,65 @@ class Packed:
 
     Attributes:
         specs: ``{key: where it lies}``.
-        stamps: ``{key: fingerprint of its bytes}``.
         blob: All bytes.
     """
 
-    specs: Mapping[str, packing.Spec]
-    stamps: Mapping[str, np.ndarray]
+    specs: Mapping[str, coding.Spec]
     blob: np.ndarray
 
 
+NOTHING = Packed({}, np.empty(0, np.uint8))
+
+
 def pack_model(
-    model: keras.Model,
-    *,
-    values: str | None,
-    choices: Mapping[str, Choice],
+    source: Source, values: str | None, choices: Mapping[str, Choice]
 ) -> Packed:
-    """Pack every weight of ``model`` that gets smaller by it.
+    """Pack every weight of a model that gets smaller by it.
 
     Args:
-        model: A built model.
+        source: The model.
         values: Type to store float values in; their own if `None`.
         choices: Kernels that are not computed densely, by key.
     """
-    weights = named_weights(model)
-    sizes = {key: _sizes(v, values) for key, v in weights.items()}
-    saved = {key: whole - packed for key, (whole, packed) in sizes.items()}
+    types = {k: _stored(v, values) for k, v in source.weights.items()}
+    sizes = {key: _packed_bytes(source, key, types[key]) for key in types}
+    saved = {key: source.values[key].nbytes - sizes[key] for key in types}
     worth = {key for key, size in saved.items() if size > TENSOR_BYTES}
     if sum(saved[key] for key in worth) <= GRAPH_BYTES:
         worth = set()
-    chosen = [key for key in weights if key in worth or key in choices]
-    specs, stamps, begin = {}, {}, 0
+    chosen = [key for key in types if key in worth or key in choices]
+    specs, begin = {}, 0
     # Filled in place: a second copy of everything would be felt.
-    blob = np.empty(sum(sizes[key][1] for key in chosen), np.uint8)
+    blob = np.empty(sum(sizes[key] for key in chosen), np.uint8)
     for key in chosen:
-        spec, data = packing.pack(
+        specs[key], _ = coding.pack(
             key,
-            view_of(weights[key]),
-            stored=_stored(weights[key], values),
+            source.values[key],
+            stored=types[key],
             order=choices[key].method.order if key in choices else None,
-            out=blob[begin : begin + sizes[key][1]],
+            begin=begin,
+            out=blob[begin : begin + sizes[key]],
         )
-        specs[key] = dataclasses.replace(spec, begin=begin)
-        stamps[key] = decoding.fingerprint(data)
-        begin += spec.bytes
-    return Packed(specs, stamps, blob)
+        begin += sizes[key]
+    return Packed(specs, blob)
 
 
 def build(
-    model: keras.Model,
-    endpoints: Mapping[str, tuple[Callable[..., Any], list[Any]]],
-    packed: Packed,
-    choices: Mapping[str, Choice],
+    source: Source, packed: Packed, choices: Mapping[str, Choice]
 ) -> tf.Module:
     """A module to save, with one `tf.function` for each endpoint.
 
     Args:
-        model: The model.
-        endpoints: ``{name: (function, input signature)}``.
+        source: The model and its endpoints.
         packed: What is stored packed; all else is stored as it is.
         choices: Kernels that are not computed densely; all of them packed.
     """
     module = tf.Module(name="tf_tickets_export")
-    weights = named_weights(model)
-    kept = [v for key, v in weights.items() if key not in packed.specs]
-    module.kept = [variable.value for variable in kept]
+    module.kept = [
+        variable.value
+        for key, variable in source.weights.items()
+        if key not in packed.specs
+    ]
     if packed.specs:
         # On the module, not on the resources, which are restored first.
         module.packed = tf.Variable(
@@ -114,7 +111,7 @@ def build(
         dtype: _resource(dtype, entries, module, packed, choices)
         for dtype, entries in plan.items()
     }
-    module.tables = _tables(model)
+    module.tables = _tables(source.model)
 
     def substituting(function: Callable[..., Any]) -> Callable[..., Any]:
         def endpoint(*args: Any) -> Any:
@@ -125,7 +122,7 @@ def build(
                     tensors = made.setdefault(entry.key, {})
                     tensors[entry.name] = item(index, entry.shape)
             values = [
-                (weights[key], tensors["kernel"])
+                (source.weights[key], tensors["kernel"])
                 for key, tensors in made.items()
                 if key not in choices
             ]
@@ -142,7 +139,7 @@ def build(
         return endpoint
 
     traced = []
-    for name, (function, signature) in endpoints.items():
+    for name, (function, signature) in source.endpoints.items():
         served = tf.function(
             substituting(function) if packed.specs else function,
             input_signature=signature,
@@ -171,17 +168,152 @@ class _RecordingScope(keras.StatelessScope):
             self.updated.append(update[0])
 
 
-@contextlib.contextmanager
-def replaced_call(
-    layer: keras.layers.Layer, call: Callable[..., Any]
-) -> Iterator[None]:
-    """Within the context, ``layer`` computes with ``call``."""
-    # `Layer.__setattr__` would track what the function holds.
-    vars(layer)["call"] = call
-    try:
-        yield
-    finally:
-        del vars(layer)["call"]
+class DecodedList(tf.saved_model.experimental.TrackableResource):
+    """A list of tensors of one type that is made when the model is loaded.
+
+    One resource for all tensors: a loader spends as much time on making and
+    filling a resource as on decoding a million weights.
+
+    Args:
+        name: Unique within the SavedModel.
+        dtype: Of the tensors.
+        make: Returns the tensors as a TensorList; traced when the model is
+            saved, run when it is loaded. What it reads must be tracked by the
+            saved module, not by the resource: resources are made before
+            variables.
+    """
+
+    def __init__(
+        self, name: str, dtype: tf.DType, make: Callable[[], tf.Tensor]
+    ) -> None:
+        super().__init__()
+        self._name = name
+        self._dtype = dtype
+        self._make = tf.function(make, input_signature=[], autograph=False)
+        # Made here, eagerly: a handle that first appears while the serving
+        # function is traced is not found by the TF 1 loader.
+        self._made = self.resource_handle
+
+    def read(self) -> Callable[[int, tuple[int, ...]], tf.Tensor]:
+        """Inside a serving function: ``(index, shape) -> tensor``, no copy."""
+
+        def made() -> tf.Tensor:
+            return tf.raw_ops.ReadVariableOp(
+                resource=self.resource_handle, dtype=tf.variant
+            )
+
+        def make_again() -> tf.Tensor:
+            self._initialize()
+            return made()
+
+        # Who keeps only a signature of a loaded model has let go of the
+        # resources, but not of the variables: then it is made anew.
+        tensors = tf.cond(
+            tf.raw_ops.VarIsInitializedOp(resource=self.resource_handle),
+            made,
+            make_again,
+        )
+
+        def item(index: int, shape: tuple[int, ...]) -> tf.Tensor:
+            return tf.raw_ops.TensorListGetItem(
+                input_handle=tensors,
+                index=index,
+                element_shape=tf.constant(shape, tf.int32, [len(shape)]),
+                element_dtype=self._dtype,
+            )
+
+        return item
+
+    def _create_resource(self) -> tf.Tensor:
+        # Loaders make the shared name unique to each load; within one model
+        # it must be so already.
+        return tf.raw_ops.VarHandleOp(
+            dtype=tf.variant, shape=[], shared_name=self._name
+        )
+
+    def _initialize(self) -> None:
+        tf.raw_ops.AssignVariableOp(
+            resource=self.resource_handle, value=self._make()
+        )
+
+    def _destroy_resource(self) -> None:
+        tf.raw_ops.DestroyResourceOp(
+            resource=self.resource_handle, ignore_lookup_error=True
+        )
+
+
+def empty_list(dtype: tf.DType, size: int) -> tf.Tensor:
+    """A TensorList for ``size`` tensors of any shape."""
+    return tf.raw_ops.TensorListReserve(
+        element_shape=-1, num_elements=size, element_dtype=dtype
+    )
+
+
+def _set_item(tensors: tf.Tensor, index: Any, value: tf.Tensor) -> tf.Tensor:
+    """The TensorList with ``value`` at ``index``."""
+    return tf.raw_ops.TensorListSetItem(
+        input_handle=tensors, index=index, item=value
+    )
+
+
+def set_dense(
+    tensors: tf.Tensor,
+    blob: tf.Variable,
+    specs: Mapping[int, coding.Spec],
+) -> tf.Tensor:
+    """The TensorList with the whole tensors of ``specs`` at their indices.
+
+    All must agree in type and stored type, be flattened in their own order
+    and either all or none be stored whole. A loop decodes one after the
+    other: the graph stays as small as for one, and so does the memory in use.
+    """
+    one = next(iter(specs.values()))
+
+    def whole(found: coding.Decoded, shape: Any, size: tf.Tensor) -> tf.Tensor:
+        values, positions = found
+        values = tf.cast(values, one.dtype)
+        if one.code != "all":
+            values = coding.scattered(positions, values, size)
+        return tf.reshape(values, shape)
+
+    if len(specs) <= _FEW:
+        for index, spec in specs.items():
+            if not spec.count:  # a bias that was never trained
+                zeros = tf.zeros(spec.shape, spec.dtype)
+                tensors = _set_item(tensors, index, zeros)
+                continue
+            found = coding.decode(blob, spec, inline=True)
+            size = tf.constant(spec.size, tf.int64)
+            tensors = _set_item(tensors, index, whole(found, spec.shape, size))
+        return tensors
+    rank = max(len(spec.shape) for spec in specs.values())
+    numbers = tf.constant(
+        [coding.numbers_of(s) for s in specs.values()], tf.int64
+    )
+    keys = tf.constant([s.key for s in specs.values()])
+    checks = tf.constant([s.stamp for s in specs.values()], tf.uint8)
+    indices = tf.constant([*specs], tf.int32)
+    ranks = tf.constant([len(s.shape) for s in specs.values()])
+    shapes = tf.constant(
+        [[*s.shape] + [0] * (rank - len(s.shape)) for s in specs.values()],
+        tf.int64,
+    )
+
+    def body(i: tf.Tensor, tensors: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        found = coding.decoder_of(one.stored)(
+            blob, numbers[i], checks[i], keys[i]
+        )
+        shape = shapes[i][: ranks[i]]
+        made = whole(found, shape, tf.reduce_prod(shape))
+        return i + 1, _set_item(tensors, indices[i], made)
+
+    _, tensors = tf.while_loop(
+        lambda i, _: i < len(specs),
+        body,
+        (tf.constant(0), tensors),
+        parallel_iterations=1,
+    )
+    return tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,28 +347,24 @@ def _resource(
     module: tf.Module,
     packed: Packed,
     choices: Mapping[str, Choice],
-) -> decoding.DecodedList:
+) -> DecodedList:
     def make() -> tf.Tensor:
-        tensors = decoding.empty_list(tf.as_dtype(dtype), len(entries))
-        alike: dict[tuple[str, bool], dict[int, packing.Spec]] = {}
+        tensors = empty_list(tf.as_dtype(dtype), len(entries))
+        alike: dict[tuple[str, bool], dict[int, coding.Spec]] = {}
         for index, entry in enumerate(entries):
             spec = packed.specs[entry.key]
             if entry.key not in choices:
                 kind = (spec.stored, spec.code == "all")
                 alike.setdefault(kind, {})[index] = spec
                 continue
-            decoded = decoding.decode(
-                module.packed, spec, packed.stamps[entry.key]
-            )
+            decoded = coding.decode(module.packed, spec)
             made = choices[entry.key].method.prepare(decoded)
-            tensors = decoding.set_item(tensors, index, made[entry.name])
+            tensors = _set_item(tensors, index, made[entry.name])
         for specs in alike.values():
-            tensors = decoding.set_dense(
-                tensors, module.packed, specs, packed.stamps
-            )
+            tensors = set_dense(tensors, module.packed, specs)
         return tensors
 
-    return decoding.DecodedList(f"tf_tickets/{dtype}", tf.as_dtype(dtype), make)
+    return DecodedList(f"tf_tickets/{dtype}", tf.as_dtype(dtype), make)
 
 
 def _tables(model: keras.Model) -> list[tf.types.experimental.Callable]:
@@ -253,19 +381,12 @@ def _stored(variable: keras.Variable, values: str | None) -> str:
     return values if values and "float" in dtype else dtype
 
 
-def _sizes(variable: keras.Variable, values: str | None) -> tuple[int, int]:
-    """Bytes of ``variable`` as it is and packed."""
-    dtype = _stored(variable, values)
-    array = view_of(variable)
-    if not dtype.startswith(("float16", "float32", "float64", "bfloat16")) and (
-        not dtype.startswith(("int", "uint")) or dtype.endswith("int4")
-    ):
-        return array.nbytes, array.nbytes
-    return array.nbytes, packing.packed_bytes(
-        array.size,
-        int(np.count_nonzero(array)),
-        packing.np_dtype(dtype).itemsize,
+def _packed_bytes(source: Source, key: str, stored: str) -> int:
+    array = source.values[key]
+    if not stored.startswith(
+        ("float16", "float32", "float64", "bfloat16")
+    ) and (not stored.startswith(("int", "uint")) or stored.endswith("int4")):
+        return array.nbytes
+    return coding.packed_bytes(
+        array.size, source.kept[key], coding.np_dtype(stored).itemsize
     )
-
-
-NOTHING = Packed({}, {}, np.empty(0, np.uint8))

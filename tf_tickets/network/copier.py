@@ -21,8 +21,7 @@ from tf_tickets.network.layer_copy import (
     scope_of,
     twins,
 )
-from tf_tickets.selection import layers_of, named_weights, unique_keys, view_of
-from tf_tickets.ticket import Ticket, check_ticket
+from tf_tickets.selection import layers_of, unique_keys, view_of
 
 Replace = Callable[[keras.Operation], keras.Operation | None]
 # (the layer of the model, its copy, args, kwargs) -> output
@@ -511,39 +510,6 @@ def compile_like(model: keras.Model, copy: keras.Model, **changes: Any) -> None:
             f"not be copied ({why}).",
             stacklevel=5,
         )
-
-
-def rekeyed(ticket: Ticket, model: keras.Model, keys: Any) -> Ticket:
-    """``ticket`` of ``model`` under the keys of a copy.
-
-    Args:
-        ticket: A ticket that fits ``model``.
-        model: The model that was copied.
-        keys: `Copier.keys`.
-    """
-    check_ticket(ticket)
-    matched = ticket.match(model)
-    weights = None
-    if ticket.weights is not None:
-        order = list(named_weights(model))
-        known = set(order)
-        # A ticket from another process has other numbers in its paths, and
-        # its weights stand in the order of the model's.
-        places = (
-            {key: key for key in ticket.weights}
-            if set(ticket.weights) <= known
-            else dict(zip(ticket.weights, order, strict=True))
-        )
-        weights = {keys[places[k]]: v for k, v in ticket.weights.items()}
-    scores = ticket.scores
-    return Ticket(
-        {keys[matched[k]]: m for k, m in ticket.masks.items()},
-        weights,
-        ticket.metadata,
-        scores=None
-        if scores is None
-        else {keys[matched[k]]: s for k, s in scores.items() if k in matched},
-    )
 
 
 def count(variables: Collection[keras.Variable]) -> int:

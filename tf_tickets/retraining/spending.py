@@ -8,8 +8,8 @@ from typing import Any, Literal, overload
 
 import keras
 
-from tf_tickets.masks import check_mappings
-from tf_tickets.network.copier import Copier, compile_like, rekeyed
+from tf_tickets import checks
+from tf_tickets.network.copier import Copier, compile_like
 from tf_tickets.network.graph import require_graph
 from tf_tickets.retraining.activations import ActivationReport, Exchange
 from tf_tickets.retraining.rescaling import Rescaling, rescale_initialization
@@ -177,8 +177,9 @@ def spend(
     """
     chosen = _chosen(tweaks)
     check_ticket(ticket)
-    check_mappings(options=options)
-    check_mappings(**(options or {}))
+    checks.mapping("options", options)
+    for name, value in (options or {}).items():
+        checks.mapping(name, value)
     given = {name: dict(value) for name, value in (options or {}).items()}
     strangers = sorted(set(given) - set(chosen))
     if strangers:
@@ -218,7 +219,7 @@ def spend(
         reports["activations"] = exchange.report(model, copier.keys)
     if injection is not None:
         reports["skips"] = injection.report(copier.keys)
-    keyed = rekeyed(ticket, model, copier.keys)
+    keyed = ticket.renamed(model, copier.keys)
     keyed.apply(better, weights="start" if ticket.weights else "keep")
     if "rescale" in chosen:
         reports["rescaling"] = rescale_initialization(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 
-from tf_tickets import archive, masking
-from tf_tickets.masks import Masks, check_weights_option, shapes_of
+from tf_tickets.masks import Masks, shapes_of
 from tf_tickets.network.kinds import kind_of
 from tf_tickets.selection import match_keys, named_weights, owners
 
@@ -41,6 +39,9 @@ class ChannelTicket(Masks):
     >>> ticket.hamming_distance(ChannelTicket({"bn/gamma": [0, 1, 1, 1]}))
     0.5
     """
+
+    covers: ClassVar[str] = "channels"
+    kind: ClassVar[str] = "channel_ticket"
 
     def __init__(
         self,
@@ -84,46 +85,16 @@ class ChannelTicket(Masks):
             )
         return keys
 
-    def apply(
-        self, model: keras.Model, *, weights: Literal["start", "keep"] = "start"
-    ) -> None:
-        """Put the ticket into ``model``: pruned channels are held at zero.
+    def element_masks(self, model: keras.Model) -> dict[str, np.ndarray]:
+        """``{weight's key: mask of its shape}``: what `apply` enforces.
 
-        The model keeps its size; `tf_tickets.structured.shrink` makes it
-        small. Scale and offset of a normalization layer are masked, or kernel
-        and bias where the key names a kernel, until `tf_tickets.release`.
-
-        Args:
-            model: A built model of the same architecture.
-            weights: `"start"` assigns the ticket's weights first, `"keep"`
-                masks those that the model has.
-
-        Raises:
-            ValueError: If the ticket does not fit, or has no weights to
-                assign.
-        """
-        check_weights_option(weights, self._weights)
-        masks = self.element_masks(model)
-        if weights == "start":
-            named = named_weights(model)
-            for key, value in self.weights_for(model).items():
-                named[key].assign(value)
-        masking.enforce(model, masks)
-
-    def weights_for(self, model: keras.Model) -> dict[str, np.ndarray]:
-        """The ticket's weights by the keys of ``model``; empty without any.
+        Scale and offset of a normalization layer, or kernel and bias where
+        the key names a kernel. The model keeps its size;
+        `tf_tickets.structured.shrink` makes it small.
 
         Raises:
             ValueError: If the ticket is of another architecture.
         """
-        if self._weights is None:
-            return {}
-        shapes = shapes_of(self._weights)
-        keys = match_keys(shapes, named_weights(model))
-        return {keys[k]: value for k, value in self._weights.items()}
-
-    def element_masks(self, model: keras.Model) -> dict[str, np.ndarray]:
-        """``{weight's key: mask of its shape}``: what `apply` enforces."""
         named = named_weights(model)
         masks: dict[str, np.ndarray] = {}
         for key, target in self.match(model).items():
@@ -142,48 +113,6 @@ class ChannelTicket(Masks):
             if offset in named:
                 masks[offset] = mask
         return masks
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the ticket to one ``.npz`` file, whole or not at all."""
-        arrays: dict[str, np.ndarray] = {}
-        for part in ("masks", "weights", "scores"):
-            for key, value in (getattr(self, part) or {}).items():
-                arrays[f"{part}:{key}"] = value
-        archive.write(
-            path,
-            "channel_ticket",
-            {
-                "parts": [
-                    part
-                    for part in ("masks", "weights", "scores")
-                    if getattr(self, part) is not None
-                ],
-                "metadata": self._metadata,
-            },
-            arrays,
-        )
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> ChannelTicket:
-        """Read a ticket that `save` wrote.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the file is damaged or holds something else.
-        """
-        manifest, arrays = archive.read(path, "channel_ticket")
-        parts: dict[str, dict[str, np.ndarray]] = {
-            part: {} for part in manifest["parts"]
-        }
-        for name, array in arrays.items():
-            part, key = name.split(":", 1)
-            parts[part][key] = array
-        return cls(
-            parts["masks"],
-            parts.get("weights"),
-            manifest["metadata"],
-            scores=parts.get("scores"),
-        )
 
 
 def channel_axis(model: keras.Model, variable: keras.Variable) -> int:

@@ -18,7 +18,7 @@ from tf_tickets.loss.objective import (
     substituted,
     value_and_gradient,
 )
-from tf_tickets.masks import Arrays, check_mappings
+from tf_tickets.masks import Arrays
 from tf_tickets.network.graph import is_graph
 from tf_tickets.selection import check_model, layers_of, named_weights
 
@@ -105,7 +105,7 @@ def synflow(
     """
     del seed
     check_model(model)
-    check_mappings(masks=masks)
+    checks.mapping("masks", masks)
     return _Scorer(model, data, dtype, traced=False)(masks)
 
 

@@ -323,7 +323,7 @@ class Experiment:
             }
             text = json.dumps(made, indent=2, default=_plain)
             with archive.replacing(directory / RESULT) as file:
-                file.write(f"{text}\n".encode())
+                file.write_text(f"{text}\n")
             return json.loads(text)
         finally:
             lock.release()

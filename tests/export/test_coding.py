@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_tickets.export import decoding, packing
+from tf_tickets.export import coding, serving
 
 DENSITIES = (0.0, 0.0003, 0.005, 0.014, 0.05, 0.1, 0.2, 0.5, 0.9, 1.0)
 SHAPES = ((1,), (7,), (8, 8), (3, 3, 5, 7), (64, 33), (1000, 41))
@@ -24,13 +24,12 @@ def draw(shape, density, dtype="float32", seed=0):
 def through_tensorflow(spec, data):
     """Decode at the end of a longer buffer, as an export does."""
     blob = tf.Variable(np.concatenate([np.full(5, 9, np.uint8), data]))
-    spec = packing.Spec(**{**spec.__dict__, "begin": 5})
-    stamps = {spec.key: decoding.fingerprint(data)}
+    spec = coding.Spec(**{**spec.__dict__, "begin": 5})
 
     @tf.function(autograph=False)
     def make():
-        tensors = decoding.empty_list(tf.as_dtype(spec.dtype), 1)
-        tensors = decoding.set_dense(tensors, blob, {0: spec}, stamps)
+        tensors = serving.empty_list(tf.as_dtype(spec.dtype), 1)
+        tensors = serving.set_dense(tensors, blob, {0: spec})
         return tf.raw_ops.TensorListGetItem(
             input_handle=tensors,
             index=0,
@@ -45,9 +44,9 @@ def through_tensorflow(spec, data):
 def test_packed_tensors_come_back_exactly(density):
     for shape in SHAPES:
         array = draw(shape, density)
-        spec, data = packing.pack("w", array)
+        spec, data = coding.pack("w", array)
         assert data.size == spec.bytes
-        np.testing.assert_array_equal(packing.unpack(spec, data), array)
+        np.testing.assert_array_equal(coding.unpack(spec, data), array)
         np.testing.assert_array_equal(through_tensorflow(spec, data), array)
 
 
@@ -58,23 +57,23 @@ def test_every_type_of_weight_can_be_packed(dtype):
     dtype = getattr(ml_dtypes, dtype, dtype)
     for density in (0.01, 0.6):
         array = draw((40, 50), density, dtype)
-        spec, data = packing.pack("w", array)
-        assert packing.unpack(spec, data).dtype == array.dtype
-        np.testing.assert_array_equal(packing.unpack(spec, data), array)
+        spec, data = coding.pack("w", array)
+        assert coding.unpack(spec, data).dtype == array.dtype
+        np.testing.assert_array_equal(coding.unpack(spec, data), array)
         np.testing.assert_array_equal(through_tensorflow(spec, data), array)
 
 
 def test_axes_come_back_in_the_weights_own_order():
     array = draw((3, 2, 20, 30), 0.1)
     for order in ((3, 0, 1, 2), (1, 0, 3, 2)):
-        spec, data = packing.pack("w", array, order=order)
-        np.testing.assert_array_equal(packing.unpack(spec, data), array)
+        spec, data = coding.pack("w", array, order=order)
+        np.testing.assert_array_equal(coding.unpack(spec, data), array)
 
 
 def test_nan_is_kept_and_negative_zero_is_not():
     array = np.array([0.0, np.nan, -0.0, np.inf] * 50, "float32")
-    spec, data = packing.pack("w", array)
-    again = packing.unpack(spec, data)
+    spec, data = coding.pack("w", array)
+    again = coding.unpack(spec, data)
     assert spec.count == 100
     assert np.isnan(again[1::4]).all() and np.isinf(again[3::4]).all()
 
@@ -82,16 +81,16 @@ def test_nan_is_kept_and_negative_zero_is_not():
 @pytest.mark.parametrize("stored", ["float16", "bfloat16"])
 def test_values_can_be_stored_in_half_the_bytes(stored):
     array = draw((100, 100), 0.1)
-    spec, data = packing.pack("w", array, stored=stored)
+    spec, data = coding.pack("w", array, stored=stored)
     rounded = array.astype(getattr(ml_dtypes, stored, stored)).astype("float32")
-    np.testing.assert_array_equal(packing.unpack(spec, data), rounded)
+    np.testing.assert_array_equal(coding.unpack(spec, data), rounded)
     np.testing.assert_array_equal(through_tensorflow(spec, data), rounded)
-    assert data.size < 0.6 * packing.pack("w", array)[1].size
+    assert data.size < 0.6 * coding.pack("w", array)[1].size
 
 
 def test_a_dense_tensor_in_half_the_bytes_is_stored_whole():
     array = draw((100, 100), 1.0)
-    spec, data = packing.pack("w", array, stored="float16")
+    spec, data = coding.pack("w", array, stored="float16")
     assert spec.code == "all" and data.size == 20000
     rounded = array.astype("float16").astype("float32")
     np.testing.assert_array_equal(through_tensorflow(spec, data), rounded)
@@ -100,7 +99,7 @@ def test_a_dense_tensor_in_half_the_bytes_is_stored_whole():
 def test_values_too_large_for_their_type_are_an_error():
     array = np.array([[0.0, 1e6]] * 10, "float32")
     with pytest.raises(ValueError, match="w has 10 too large.*float16"):
-        packing.pack("w", array, stored="float16")
+        coding.pack("w", array, stored="float16")
 
 
 @pytest.mark.parametrize(
@@ -112,28 +111,29 @@ def test_bytes_are_close_to_the_entropy(density):
     kept, n = np.count_nonzero(array), array.size
     p = kept / n
     bits = 32 * kept - n * (p * math.log2(p) + (1 - p) * math.log2(1 - p))
-    spec, data = packing.pack("w", array)
+    spec, data = coding.pack("w", array)
     assert data.size <= 1.03 * bits / 8
-    assert packing.entropy_floor(n, kept) == pytest.approx(bits / 8)
-    assert packing.packed_bytes(n, kept, 4) == data.size
+    assert coding.entropy_floor(n, kept) == pytest.approx(bits / 8)
+    assert coding.packed_bytes(n, kept, 4) == data.size
 
 
 @pytest.mark.parametrize("density", DENSITIES)
 def test_packed_is_never_larger_than_dense(density):
     for shape in SHAPES:
         array = draw(shape, density)
-        assert packing.pack("w", array)[1].size <= max(array.nbytes, 1)
+        assert coding.pack("w", array)[1].size <= max(array.nbytes, 1)
 
 
 def test_damage_is_found_wherever_it_is():
     array = draw((100, 100), 0.05)
-    spec, data = packing.pack("w", array)
+    spec, data = coding.pack("w", array)
     blob = tf.Variable(data)
-    stamp = decoding.fingerprint(data)
-    decoding.decode(blob, spec, stamp)
+    coding.decode(blob, spec)
     for place in np.linspace(0, data.size - 1, 9, dtype=int):
         damaged = data.copy()
         damaged[place] ^= 1
         blob.assign(damaged)
         with pytest.raises(tf.errors.InvalidArgumentError, match="damaged"):
-            decoding.decode(blob, spec, stamp)
+            coding.decode(blob, spec)
+        with pytest.raises(ValueError, match="w is damaged"):
+            coding.unpack(spec, damaged)

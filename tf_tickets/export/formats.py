@@ -1,0 +1,381 @@
+"""The export formats as a table, and what is done alike for all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gzip
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_tickets import archive, checks, masking
+from tf_tickets.export.choosing import Latency, interleaved
+from tf_tickets.export.litert import LiteRT
+from tf_tickets.export.report import (
+    Report,
+    Written,
+    describe,
+    read_manifest,
+    write_manifest,
+)
+from tf_tickets.export.savedmodel import SavedModel
+from tf_tickets.export.source import (
+    Endpoint,
+    Source,
+    batch_sizes_of,
+    sample,
+    signature_of,
+)
+
+# Writers: functions, or objects that have more methods.
+FORMATS: dict[str, Any] = {
+    "dense": SavedModel(),
+    "packed": SavedModel(packs=True),
+    "sparse": SavedModel(packs=True, chooses=True),
+    "auto": SavedModel(packs=True, chooses=True, whole=True),
+    "litert": LiteRT(),
+}
+"""``{name: writer}``, yours too.
+
+A writer is called as ``writer(source, target, **options)``: it writes what the
+`Source` holds to the path ``target``, a file or a directory, and returns a
+`Written` or `None`. It need not care for masks, old files or half-written
+ones. With a method ``load(path)``, which returns the function of the model's
+inputs that an export serves, `report` measures it; with ``baseline(made)``,
+which returns ``(format, options)``, against another format than `"dense"`.
+"""
+
+
+def write(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    format: str,
+    endpoints: Mapping[str, Endpoint] | None = None,
+    input_signature: Sequence[Any] | None = None,
+    **options: Any,
+) -> Report:
+    """Write ``model`` in any format of `FORMATS`.
+
+    Masks in force are enforced once more before writing. What is written
+    appears whole or not at all; a killed export leaves at most a hidden
+    directory beside it.
+
+    Args:
+        model: A built Keras model whose weights hold zeros.
+        path: Where there is nothing yet.
+        format: A name in `FORMATS`.
+        endpoints: As in `saved_model`.
+        input_signature: As in `saved_model`.
+        **options: Of the format.
+
+    Returns:
+        A `Report` of what was written, not measured yet. It stands for the
+        path wherever one is taken.
+
+    Raises:
+        ValueError: On an unknown format or a bad option, or a model without
+            weights.
+        FileExistsError: If ``path`` exists.
+        OSError: If it cannot be written; nothing is left behind.
+
+    Example:
+
+    >>> import tf_tickets as tt
+    >>> import tempfile
+    >>> def compressed(source, target):
+    ...     with target.open("wb") as file:
+    ...         np.savez_compressed(file, **source.values)
+    >>> tt.export.FORMATS["compressed"] = compressed
+    >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(256)])
+    >>> tt.prune(model, sparsity=0.9).apply(model)
+    >>> where = tempfile.mkdtemp() + "/model.npz"
+    >>> made = tt.export.write(model, where, format="compressed")
+    >>> made.disk_bytes < made.total("dense_bytes") / 5
+    True
+    >>> del tt.export.FORMATS["compressed"]
+    """
+    checks.choice("format", format, FORMATS)
+    path = Path(path)
+    if path.exists() or path.is_symlink():
+        raise FileExistsError(
+            f"{str(path)!r} exists: choose a path that does not."
+        )
+    masking.project(model)
+    source = Source.of(model, input_signature, endpoints)
+    with archive.replacing(path) as target:
+        try:
+            written = FORMATS[format](source, target, **options) or Written()
+        except tf.errors.OpError as error:
+            raise OSError(
+                f"{str(path)!r} could not be written: {error.message}"
+            ) from error
+        if not target.exists():
+            raise ValueError(
+                "A writer must write to its target, and this one did not. "
+                f"Received: format={format!r}"
+            )
+        described = describe(format, source, written)
+        write_manifest(target, described, written.takes_zip)
+    return Report.of(path, described)
+
+
+def saved_model(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    format: str = "dense",
+    values: Literal["float32", "float16", "bfloat16"] = "float32",
+    batch_sizes: Sequence[int] = (1, 32),
+    endpoints: Mapping[str, Endpoint] | None = None,
+    input_signature: Sequence[Any] | None = None,
+) -> Report:
+    """Write ``model`` as a SavedModel with the zeros of its ticket.
+
+    The artifact has an endpoint ``serve`` and the signature
+    ``serving_default``, a free batch size, and standard operations only:
+    `tf.saved_model.load`, the TF 1 loader, TensorFlow Serving and
+    `keras.layers.TFSMLayer` read it without this library. Masks in force are
+    enforced once more before writing. The directory appears whole or not at
+    all; a killed export leaves at most a hidden directory beside it.
+
+    Args:
+        model: A built Keras model whose weights hold zeros.
+        path: A directory that does not exist yet.
+        format: `"dense"`: every weight is stored, zeros included; a
+            compressed file of it is small, the directory itself is not.
+            `"packed"`: kept values and their places are stored, and decoded
+            once when the model is loaded; served like the dense model.
+            `"sparse"`: packed, and each layer that was measured to be faster
+            with a sparse kernel on this machine runs it.
+            `"auto"`: `"sparse"`, after channels that are dead are removed;
+            and the whole is measured against the dense model, so that it is
+            never slower beyond noise.
+        values: In which type kept float weights are stored, in any format
+            but `"dense"`; they are computed with in their own type. Biases
+            and other small weights keep their type.
+        batch_sizes: At which `"sparse"` and `"auto"` measure. A sparse kernel
+            is used if it wins at each of them.
+        endpoints: ``{name: function}`` or ``{name: (function, signature)}``
+            for more than `"serve"`: sub-models that share the model's layers,
+            or functions that call it. Without a signature they take what the
+            model takes.
+        input_signature: A list of structures of `tf.TensorSpec`, one for each
+            positional argument of the model, where the model does not say
+            itself what it takes.
+
+    Returns:
+        A `Report` of what was written, not measured yet. It stands for the
+        path wherever one is taken.
+
+    Raises:
+        ValueError: On an unknown option, a model without weights, or values
+            too large for ``values``.
+        FileExistsError: If ``path`` exists.
+        OSError: If it cannot be written; nothing is left behind.
+
+    Example:
+
+    >>> import tf_tickets as tt
+    >>> import tempfile, tensorflow as tf
+    >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(256)])
+    >>> tt.prune(model, sparsity=0.9).apply(model)
+    >>> where = tempfile.mkdtemp()
+    >>> packed = tt.export.saved_model(model, where + "/m", format="packed")
+    >>> loaded = tf.saved_model.load(packed)
+    >>> loaded.serve(tf.ones((3, 64))).shape
+    TensorShape([3, 256])
+    """
+    known = [k for k, one in FORMATS.items() if isinstance(one, SavedModel)]
+    checks.choice("format", format, known)
+    return write(
+        model,
+        path,
+        format=format,
+        endpoints=endpoints,
+        input_signature=input_signature,
+        values=values,
+        batch_sizes=batch_sizes,
+    )
+
+
+def litert(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    sparse: bool = True,
+    batch_size: int = 1,
+    input_signature: Sequence[Any] | None = None,
+) -> Report:
+    """Write ``model`` as a LiteRT file, run it to check it, and measure it.
+
+    Args:
+        model: A built Keras model whose weights hold zeros.
+        path: The file; it must not exist.
+        sparse: Store sparse kernels sparsely.
+        batch_size: The file's; LiteRT is fastest with a fixed one.
+        input_signature: As in `saved_model`.
+
+    Returns:
+        A `Report`, measured against the same file stored densely: for each
+        prunable weight whether it can be computed sparsely and why not.
+
+    Raises:
+        ImportError: If ai-edge-litert is not installed.
+        ValueError: On a bad option, or if the interpreter's outputs differ
+            from the model's; nothing is written then.
+        FileExistsError: If ``path`` exists.
+        OSError: If it cannot be written.
+
+    Example:
+
+    >>> import tf_tickets as tt
+    >>> import tempfile
+    >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(256)])
+    >>> tt.prune(model, sparsity=0.95).apply(model)
+    >>> where = tempfile.mkdtemp() + "/model.tflite"
+    >>> found = tt.export.litert(model, where)  # doctest: +SKIP
+    >>> found.disk_bytes < found.dense_disk_bytes  # doctest: +SKIP
+    True
+    """
+    made = write(
+        model,
+        path,
+        format="litert",
+        input_signature=input_signature,
+        sparse=sparse,
+        batch_size=batch_size,
+    )
+    return report(made, model, input_signature=input_signature, seconds=2.0)
+
+
+def report(
+    path: str | os.PathLike[str],
+    model: keras.Model | None = None,
+    *,
+    batch_sizes: Sequence[int] = (1, 32),
+    runs: int = 30,
+    seconds: float = 5.0,
+    input_signature: Sequence[Any] | None = None,
+) -> Report:
+    """Measure what an export is worth, whatever its format.
+
+    Bytes are those of the files. Latencies are of the export and of a dense
+    export of ``model``, loaded into this process and run in turns; as a busy
+    machine slows both, ratios say more than milliseconds.
+
+    Args:
+        path: The export, or the `Report` that writing it returned.
+        model: The Keras model that was exported; without it there are no
+            latencies and no differences.
+        batch_sizes: At which to measure, unless the export takes one only.
+        runs: At most so many of each, at each batch size.
+        seconds: At most about so long at each batch size.
+        input_signature: As in `saved_model`.
+
+    Returns:
+        A `Report`, with ``table()``, ``to_json()`` and ``plot(path)``.
+
+    Raises:
+        FileNotFoundError: If there is nothing at ``path``.
+        ValueError: If it is damaged or not an export of this library.
+
+    Example:
+
+    >>> import tf_tickets as tt
+    >>> import tempfile
+    >>> model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(512)])
+    >>> tt.prune(model, sparsity=0.9).apply(model)
+    >>> where = tempfile.mkdtemp() + "/model"
+    >>> _ = tt.export.saved_model(model, where, format="packed")
+    >>> found = tt.export.report(where, model)
+    >>> round(found.rows[0].density, 2)
+    0.1
+    >>> found.differences[1]
+    0.0
+    """
+    batch_sizes = batch_sizes_of(batch_sizes)
+    checks.whole("runs", runs)
+    checks.number("seconds", seconds, "(0, inf)")
+    found = _read(path)
+    writer = FORMATS[found.format]
+    load = getattr(writer, "load", None)
+    if model is None or load is None:
+        return found
+    if found.batch_size is not None:
+        batch_sizes = (found.batch_size,)
+    name, options = "dense", {}
+    if hasattr(writer, "baseline"):
+        name, options = writer.baseline(found)
+    signature = list(input_signature or signature_of(model))
+    with tempfile.TemporaryDirectory() as directory:
+        dense = write(
+            model,
+            Path(directory) / "dense",
+            format=name,
+            input_signature=signature,
+            **options,
+        )
+        served = {
+            "dense": FORMATS[name].load(dense.path),
+            "export": load(found.path),
+        }
+    latencies: dict[int, dict[str, Latency]] = {}
+    differences: dict[int, float] = {}
+    for batch in batch_sizes:
+        inputs = sample(signature, batch)
+        calls = {
+            key: functools.partial(_outputs, function, inputs)
+            for key, function in served.items()
+        }
+        differences[batch] = _difference(calls["dense"](), calls["export"]())
+        latencies[batch] = interleaved(calls, runs=runs, seconds=seconds)
+    return dataclasses.replace(
+        found,
+        dense_disk_bytes=dense.disk_bytes,
+        latencies=latencies,
+        differences=differences,
+    )
+
+
+def _read(path: str | os.PathLike[str]) -> Report:
+    """What is known of an export before it is run."""
+    try:
+        described = read_manifest(path)
+    except ValueError:
+        if isinstance(path, Report):  # of a format that holds no manifest
+            return path
+        raise
+    found = Report.of(Path(path), described)
+    checks.choice("format", found.format, FORMATS)
+    writer = FORMATS[found.format]
+    if not hasattr(writer, "weights_of"):
+        return found
+    weights = writer.weights_of(path, described)
+    rows = [
+        dataclasses.replace(
+            row, gzip_bytes=len(gzip.compress(weights[row.key].tobytes(), 6))
+        )
+        for row in found.rows
+    ]
+    return dataclasses.replace(found, rows=rows)
+
+
+def _outputs(function: Callable[..., Any], inputs: list[Any]) -> list[Any]:
+    return [np.asarray(y) for y in keras.tree.flatten(function(*inputs))]
+
+
+def _difference(dense: list[np.ndarray], export: list[np.ndarray]) -> float:
+    worst = 0.0
+    for a, b in zip(dense, export, strict=True):
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        largest = np.abs(a).max(initial=0) or 1.0
+        worst = max(worst, float(np.abs(a - b).max(initial=0) / largest))
+    return worst
