@@ -205,7 +205,7 @@ class EarlyBird(ResumableCallback):
             warnings.warn(
                 "Training ended before these sparsities had a ticket; their "
                 f"last mask distances are {last}, epsilon is {self.epsilon}.",
-                stacklevel=2,
+                stacklevel=3,  # Keras, which called
             )
 
     def _push(self, sparsity: float, drawing: Drawing) -> float:

@@ -304,7 +304,7 @@ class IterativeFreezing(ResumableCallback):
             "The search stops, and the scores as they are bring the frozen "
             "mask to the target. Use Ticket.from_supermask(..., mask='frozen'),"
             " or a lower score_penalty or learning rate.",
-            stacklevel=2,
+            stacklevel=4,  # Keras, which called
         )
 
     def _lowest_counted(self, sparsity: float) -> Arrays:

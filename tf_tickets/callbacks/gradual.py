@@ -169,7 +169,7 @@ class GradualPruning(DrawingCallback):
                 f"Training ended at step {self._steps.step}, before the "
                 f"schedule's end at step {end}: the sparsity is "
                 f"{self.ticket.sparsity:.4f}.",
-                stacklevel=2,
+                stacklevel=3,  # Keras, which called
             )
 
     def _provenance(self) -> dict[str, Any]:

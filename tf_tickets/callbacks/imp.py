@@ -134,7 +134,7 @@ class IterativeMagnitudePruning(DrawingCallback):
         super().__init__(criterion, scope, data, filters, seed)
         checks.choice("rewind", rewind, ("weights", "learning_rate", None))
         if rewind_step is not None:
-            checks.whole("rewind_step", rewind_step, least=0)
+            rewind_step = checks.whole("rewind_step", rewind_step, least=0)
         if rewind is None and (rewind_epoch or rewind_step):
             raise ValueError(
                 "A rewind point needs a rewind. Received: rewind=None, "
@@ -246,7 +246,7 @@ class IterativeMagnitudePruning(DrawingCallback):
             warnings.warn(
                 f"Training ended in round {len(self.tickets) + 1} of "
                 f"{self.plan.rounds}: the last ticket is not drawn.",
-                stacklevel=2,
+                stacklevel=3,  # Keras, which called
             )
         elif self._at_rewind_point and self.rewind == "weights":
             # An optimizer with use_ema=True has just written its averages
@@ -404,9 +404,13 @@ class RoundPlan:
     scope: scopes.Scope = "global"
 
     def __post_init__(self) -> None:
-        checks.whole("rounds", self.rounds, least=1)
-        checks.whole("epochs_per_round", self.epochs_per_round, least=1)
-        checks.whole("rewind_epoch", self.skipped_epochs, least=0)
+        for name, field, least in (
+            ("rounds", "rounds", 1),
+            ("epochs_per_round", "epochs_per_round", 1),
+            ("rewind_epoch", "skipped_epochs", 0),
+        ):
+            value = checks.whole(name, getattr(self, field), least=least)
+            object.__setattr__(self, field, value)
         if self.skipped_epochs >= self.epochs_per_round:
             raise ValueError(
                 "The rewind point must lie inside a round. Received: "
