@@ -16,25 +16,24 @@ distances.
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
+import harness
 import keras
 import numpy as np
 import tensorflow as tf
-from absl import app, flags
-from harness import Progress, Task, adjusted, prepare, write_csv
+from absl import flags
+from harness import Progress, adjusted, write_csv
+from tf_tickets.export.latency import interleaved
 
 import tf_tickets as tt
 from tf_tickets.structured import ChannelTicket, draw_channels, shrink
-from tf_tickets.zoo import datasets, models, recipes
+from tf_tickets.zoo import recipes
+from tf_tickets.zoo.experiments import Task
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("dataset", "digits", list(datasets.names()), "Data set.")
-flags.DEFINE_enum(
-    "model", None, list(models.names()), "Network; default: the recipe's."
-)
+harness.define_flags("early_bird")
 flags.DEFINE_integer("epochs", None, "Epochs in all; default: the recipe's.")
 flags.DEFINE_integer("batch_size", None, "Default: the recipe's.")
 flags.DEFINE_list("sparsities", None, "Shares of channels that go.")
@@ -46,8 +45,6 @@ flags.DEFINE_list(
     "other_epochs", None, "Also train tickets drawn after these epochs."
 )
 flags.DEFINE_integer("timing_rounds", 100, "Timed steps of each network.")
-flags.DEFINE_string("output_dir", None, "Default: runs/early_bird_<dataset>.")
-flags.DEFINE_string("data_dir", None, "Where the data set is prepared.")
 flags.DEFINE_integer("seed", 0, "Seed of weights and batches.")
 
 _DIGITS = recipes.EarlyBirdRecipe(
@@ -82,12 +79,7 @@ class Search:
     test_accuracy: float
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments: {argv[1:]}")
-    started = time.monotonic()
-    output = Path(FLAGS.output_dir or f"runs/early_bird_{FLAGS.dataset}")
-    output.mkdir(parents=True, exist_ok=True)
+def main(output: Path) -> None:
     print("Search in full precision, followed to the end of training")
     full = search(bits=32, stop=False)
     print("Search in 8 bits")
@@ -99,7 +91,6 @@ def main(argv: list[str]) -> None:
     write_csv(output / "results.csv", rows)
     show(rows)
     show_ledgers(full, low)
-    print(f"\nDone in {time.monotonic() - started:.0f} s; see {output}.")
 
 
 def recipe() -> recipes.EarlyBirdRecipe:
@@ -121,7 +112,7 @@ def recipe() -> recipes.EarlyBirdRecipe:
 
 def search(*, bits: int, stop: bool) -> Search:
     """Train with an Early-Bird callback, in full precision or in few bits."""
-    task = prepare(recipe(), data_dir=FLAGS.data_dir, seed=FLAGS.seed)
+    task = Task.prepare(recipe(), data_dir=FLAGS.data_dir, seed=FLAGS.seed)
     for weight in task.model.trainable_variables:
         if weight.name == "gamma":
             weight.assign(np.full(weight.shape, task.recipe.initial_scale))
@@ -133,7 +124,7 @@ def search(*, bits: int, stop: bool) -> Search:
     else:
         callbacks.append(DrawAt(other_epochs(task), middle(task), others))
     task.fit(task.recipe.epochs, callbacks)
-    return Search(task, early_bird, others, task.test_accuracy())
+    return Search(task, early_bird, others, task.test()["test_accuracy"])
 
 
 class DrawAt(keras.callbacks.Callback):
@@ -206,16 +197,12 @@ def retrain(dense: Task, candidate: Candidate, timer: Timer) -> dict[str, Any]:
     small, summary = shrink(
         dense.model, ticket, weights="start", return_report=True
     )
-    steps = dense.data.steps_per_epoch
-    optimizer = recipe.optimizer(steps)
-    small.compile(
-        optimizer,
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    optimizer.build(small.trainable_variables)
-    optimizer.iterations.assign(candidate.begin * steps)
     task = Task(dense.data, small, recipe)
+    task.compile()
+    # The schedule goes on where the ticket was drawn.
+    small.optimizer.build(small.trainable_variables)
+    begin = candidate.begin * dense.data.steps_per_epoch
+    small.optimizer.iterations.assign(begin)
     epochs = recipe.epochs - candidate.begin
     label = f"{candidate.kind}, {ticket.sparsity:.0%} at {candidate.epoch}"
     task.fit(epochs, [Progress(label)])
@@ -225,7 +212,7 @@ def retrain(dense: Task, candidate: Candidate, timer: Timer) -> dict[str, Any]:
         "sparsity": ticket.sparsity,
         "epoch": candidate.epoch,
         "retrained": epochs,
-        "test_accuracy": task.test_accuracy(),
+        "test_accuracy": task.test()["test_accuracy"],
         "channels_removed": summary.removed,
         "channels_asked": summary.asked,
         "parameters": small.count_params(),
@@ -246,16 +233,14 @@ class Timer:
         """How many times faster a training step and an inference are."""
         found = {}
         for name, side in self._sides(small).items():
-            ratios = []
-            for index in range(FLAGS.timing_rounds + 3):
-                seconds = []
-                for run in (self.dense[name], side):
-                    begun = time.perf_counter()
-                    run()
-                    seconds.append(time.perf_counter() - begun)
-                if index >= 3:  # after tracing
-                    ratios.append(seconds[0] / seconds[1])
-            found[f"{name}_gain"] = float(np.median(ratios))
+            times = interleaved(
+                {"dense": self.dense[name], "small": side},
+                runs=FLAGS.timing_rounds,
+                seconds=float("inf"),
+                warmup=3,  # tracing
+            )
+            gain = times["dense"].median / times["small"].median
+            found[f"{name}_gain"] = gain
         return found
 
     def _sides(self, model: keras.Model) -> dict[str, Any]:
@@ -347,4 +332,4 @@ def show_ledgers(full: Search, low: Search) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    harness.run(main, "early_bird")

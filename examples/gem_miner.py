@@ -23,13 +23,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import harness
 import keras
 import numpy as np
-from absl import app, flags
-from harness import Progress, Task, adjusted, prepare, write_csv
+from absl import flags
+from harness import Progress, adjusted, everything, figure, write_csv
 
 import tf_tickets as tt
-from tf_tickets.zoo import datasets, models, recipes
+from tf_tickets.zoo import recipes
+from tf_tickets.zoo.experiments import Task
 
 FLAGS = flags.FLAGS
 METHODS = ("gem_miner", "imp", "edge_popup", "smart_ratio", "snip", "synflow")
@@ -44,8 +46,7 @@ ABLATIONS = {
         "regularized": True,
     },
 }
-flags.DEFINE_enum("dataset", "digits", list(datasets.names()), "Data set.")
-flags.DEFINE_enum("model", None, list(models.names()), "Network.")
+harness.define_flags("gem")
 flags.DEFINE_float("density", 0.0144, "Kept fraction of the weights.")
 flags.DEFINE_multi_enum(
     "method", METHODS, [*METHODS, *ABLATIONS], "What to compare."
@@ -57,8 +58,6 @@ flags.DEFINE_integer("finetune_epochs", None, "Default: the recipe's.")
 flags.DEFINE_integer("imp_rounds", None, "Default: 30 %% or 20 %% a round.")
 flags.DEFINE_integer("seeds", 1, "How many seeds, from 0.")
 flags.DEFINE_bool("sanity", True, "Run the sanity checks of the gem.")
-flags.DEFINE_string("output_dir", None, "Default: runs/gem_<dataset>.")
-flags.DEFINE_string("data_dir", None, "Where the data set is prepared.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,17 +69,12 @@ class Recipes:
     imp: recipes.PruningRecipe
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments: {argv[1:]}")
-    started = time.monotonic()
-    output = Path(FLAGS.output_dir or f"runs/gem_{FLAGS.dataset}")
-    output.mkdir(parents=True, exist_ok=True)
+def main(output: Path) -> None:
     how = chosen()
     rows: list[dict[str, Any]] = []
     for seed in range(FLAGS.seeds):
         # The paper's networks: no biases, normalization without parameters.
-        task = prepare(
+        task = Task.prepare(
             how.finetune,
             data_dir=FLAGS.data_dir,
             seed=seed,
@@ -103,7 +97,6 @@ def main(argv: list[str]) -> None:
         start.restore(task.model)
         check(task, start, output)
     print(f"\n  {output}: results.csv, plots, gem.safetensors")
-    print(f"Done in {time.monotonic() - started:.0f} s.")
 
 
 def dense(task: Task) -> tt.Snapshot:
@@ -113,15 +106,6 @@ def dense(task: Task) -> tt.Snapshot:
     """
     tt.prune(task.model, 0.0).apply(task.model)
     return tt.Snapshot.take(task.model)
-
-
-def everything(task: Task, start: tt.Snapshot) -> tt.Ticket:
-    """The dense network as a ticket."""
-    masks = {
-        path: np.ones(variable.shape, bool)
-        for path, variable in tt.prunable_weights(task.model).items()
-    }
-    return tt.Ticket(masks, start.weights_of(task.model))
 
 
 def chosen() -> Recipes:
@@ -179,20 +163,20 @@ def compare(
     """Find a ticket by one method, and finetune it."""
     begun = time.monotonic()
     start.restore(task.model)
-    everything(task, start).apply(task.model)
+    everything(task.model, start).apply(task.model)
     ticket, epochs = SEARCHES[method](task, how, seed)
     if method == "gem_miner":
         ticket.save(output / "gem.safetensors")
     start.restore(task.model)
     ticket.apply(task.model)
-    before = task.test_accuracy()
+    before = task.test()["test_accuracy"]
     task.fit(how.finetune.epochs, [Progress(f"finetuning {method}")])
     row = {
         "method": method,
         "seed": seed,
         "density": ticket.density,
         "before": before,
-        "after": task.test_accuracy(),
+        "after": task.test()["test_accuracy"],
         "search_epochs": epochs,
         "seconds": time.monotonic() - begun,
     }
@@ -249,14 +233,9 @@ def mine(
     label: str,
 ) -> float:
     """Train scores; returns the epochs."""
-    miner.compile(
-        how.mine.optimizer(task.data.steps_per_epoch),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    Task(task.data, miner, how.mine).fit(
-        how.mine.epochs, [*callbacks, Progress(f"mining: {label}")]
-    )
+    mining = Task(task.data, miner, how.mine)
+    mining.compile()
+    mining.fit(how.mine.epochs, [*callbacks, Progress(f"mining: {label}")])
     return float(how.mine.epochs)
 
 
@@ -345,10 +324,7 @@ def print_table(summary: dict[str, dict[str, Any]]) -> None:
 
 def plot(summary: dict[str, dict[str, Any]], path: Path) -> None:
     """Accuracy before and after finetuning, by method."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
+    made, [axes] = figure()
     places = np.arange(len(summary))
     for shift, name in ((-0.2, "before"), (0.2, "after")):
         means, spreads = zip(
@@ -361,7 +337,7 @@ def plot(summary: dict[str, dict[str, Any]], path: Path) -> None:
     axes.set_ylabel("test accuracy")
     axes.set_title(f"density {FLAGS.density}")
     axes.legend()
-    figure.savefig(path, dpi=150)
+    made.savefig(path, dpi=150)
 
 
 def check(task: Task, start: tt.Snapshot, output: Path) -> None:
@@ -370,7 +346,7 @@ def check(task: Task, start: tt.Snapshot, output: Path) -> None:
 
     def train(model: keras.Model) -> float:
         task.fit(task.recipe.epochs, [])
-        return task.test_accuracy()
+        return task.test()["test_accuracy"]
 
     print("\nSanity checks of the gem: training it and its controls ...")
     report = tt.analysis.sanity_checks(
@@ -381,4 +357,4 @@ def check(task: Task, start: tt.Snapshot, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    harness.run(main, "gem")

@@ -1,4 +1,4 @@
-"""What the examples share: data and model by name, progress, tables, plots."""
+"""What the examples share: flags, progress, tables, plots."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import gzip
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,71 +16,45 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
-from absl import logging
+from absl import app, flags, logging
 
 import tf_tickets as tt
 from tf_tickets.selection import named_weights
-from tf_tickets.zoo import datasets, models, recipes
+from tf_tickets.zoo import datasets, models
+
+FLAGS = flags.FLAGS
 
 
-@dataclasses.dataclass
-class Task:
-    """A compiled model, its data, and how it is trained."""
-
-    data: datasets.Dataset
-    model: keras.Model
-    recipe: recipes.Recipe
-
-    def fit(self, epochs: int, callbacks: Sequence[Any]) -> dict[str, Any]:
-        """Train on; returns the logs of the last epoch."""
-        history = self.model.fit(
-            self.data.train,
-            validation_data=self.data.validation,
-            epochs=epochs,
-            shuffle=False,  # the data set shuffles itself
-            verbose=0,
-            callbacks=list(callbacks),
-        ).history
-        return {name: values[-1] for name, values in history.items()}
-
-    def test_accuracy(self) -> float:
-        """Accuracy on the test split, which no choice has looked at."""
-        return self.model.evaluate(self.data.test, verbose=0, return_dict=True)[
-            "accuracy"
-        ]
-
-
-def prepare(
-    recipe: recipes.Recipe,
-    *,
-    data_dir: str | None,
-    seed: int,
-    **model_options: Any,
-) -> Task:
-    """Load the data and build and compile the model that a recipe names."""
-    logging.set_verbosity(logging.ERROR)  # TensorFlow's remarks on saving
-    keras.utils.set_random_seed(seed)
-    data = datasets.load(
-        recipe.dataset,
-        batch_size=recipe.batch_size,
-        data_dir=data_dir,
-        seed=seed,
+def define_flags(name: str) -> None:
+    """The flags of examples that take any data set and network."""
+    flags.DEFINE_enum("dataset", "digits", list(datasets.names()), "Data set.")
+    flags.DEFINE_enum(
+        "model", None, list(models.names()), "Network; default: the recipe's."
     )
-    model = models.get(
-        recipe.model,
-        **{
-            "input_shape": data.input_shape,
-            "classes": data.classes,
-            "weight_decay": recipe.weight_decay,
-            **model_options,
-        },
-    )
-    model.compile(
-        recipe.optimizer(data.steps_per_epoch),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    return Task(data, model, recipe)
+    flags.DEFINE_string("data_dir", None, "Where the data set is prepared.")
+    flags.DEFINE_string("output_dir", None, f"Default: runs/{name}_<dataset>.")
+
+
+def run(main: Callable[[Path], None], name: str) -> None:
+    """Run an example that `define_flags` was called for.
+
+    Args:
+        main: Gets the output directory, which is there.
+        name: Of that directory, where no flag names another: that of
+            `define_flags`.
+    """
+
+    def whole(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"Unknown arguments: {argv[1:]}")
+        logging.set_verbosity(logging.ERROR)  # TensorFlow's remarks on saving
+        started = time.monotonic()
+        output = Path(FLAGS.output_dir or f"runs/{name}_{FLAGS.dataset}")
+        output.mkdir(parents=True, exist_ok=True)
+        main(output)
+        print(f"\nDone in {time.monotonic() - started:.0f} s; see {output}.")
+
+    app.run(whole)
 
 
 def adjusted(recipe: Any, **changes: Any) -> Any:
@@ -92,6 +66,25 @@ def adjusted(recipe: Any, **changes: Any) -> Any:
             max(1, round(m * epochs / recipe.epochs)) for m in recipe.milestones
         )
     return dataclasses.replace(recipe, **changes)
+
+
+def found_or_near(
+    lookup: Callable[[str, str], Any], model: str, near: tuple[str, str]
+) -> Any:
+    """The recipe for a network and the data set, or what the nearest has."""
+    try:
+        return lookup(model, FLAGS.dataset)
+    except ValueError:
+        return adjusted(lookup(*near), model=model, dataset=FLAGS.dataset)
+
+
+def everything(model: keras.Model, start: tt.Snapshot) -> tt.Ticket:
+    """The dense network as a ticket: every weight, as it was at a start."""
+    masks = {
+        path: np.ones(variable.shape, bool)
+        for path, variable in tt.prunable_weights(model).items()
+    }
+    return tt.Ticket(masks, start.weights_of(model))
 
 
 class Progress(keras.callbacks.Callback):
@@ -165,3 +158,22 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
+
+
+def figure(columns: int = 1, *, width: float = 7.0) -> tuple[Any, list[Any]]:
+    """A figure without a window, and its axes in a row."""
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(width, 4.2), layout="constrained")
+    return made, list(made.subplots(1, columns, sharey=True, squeeze=False)[0])
+
+
+def sparsity_axis(axes: Any, densities: Iterable[float]) -> None:
+    """Densities from dense to sparse, labelled by their sparsity."""
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    ticks = list(densities)
+    axes.set_xticks(ticks, [f"{1 - tick:.1%}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("sparsity (log scale of the density)")
+    axes.grid(alpha=0.3)

@@ -20,26 +20,26 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from absl import app, flags
+import harness
+from absl import flags
 from harness import (
     Progress,
-    Task,
     adjusted,
+    everything,
+    figure,
+    found_or_near,
     gzipped_bytes,
-    prepare,
     print_densities,
+    sparsity_axis,
     write_csv,
 )
 
 import tf_tickets as tt
-from tf_tickets.zoo import datasets, models, recipes
+from tf_tickets.zoo import recipes
+from tf_tickets.zoo.experiments import Task
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("dataset", "digits", list(datasets.names()), "Data set.")
-flags.DEFINE_enum(
-    "model", None, list(models.names()), "Network; default: the recipe's."
-)
+harness.define_flags("imp")
 flags.DEFINE_integer("rounds", None, "Rounds of train, prune and rewind.")
 flags.DEFINE_float(
     "target_sparsity",
@@ -59,8 +59,6 @@ flags.DEFINE_integer("batch_size", None, "Default: the recipe's.")
 flags.DEFINE_integer(
     "controls_every", 2, "Train the controls at every so manyth ticket, too."
 )
-flags.DEFINE_string("output_dir", None, "Default: runs/imp_<dataset>.")
-flags.DEFINE_string("data_dir", None, "Where the data set is prepared.")
 flags.DEFINE_integer("seed", 0, "Seed of weights, batches and controls.")
 
 # Densities of 1.4 %, where tickets and controls part.
@@ -68,12 +66,8 @@ _ROUNDS = {"digits": 12}
 _PAPER_ROUNDS = 19
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments: {argv[1:]}")
-    started = time.monotonic()
-    output = Path(FLAGS.output_dir or f"runs/imp_{FLAGS.dataset}")
-    task = prepare(recipe(), data_dir=FLAGS.data_dir, seed=FLAGS.seed)
+def main(output: Path) -> None:
+    task = Task.prepare(recipe(), data_dir=FLAGS.data_dir, seed=FLAGS.seed)
     start = tt.Snapshot.take(task.model)
     imp = pruning(task, output)
     draw(task, imp, output)
@@ -85,23 +79,16 @@ def main(argv: list[str]) -> None:
     write_csv(output / "results.csv", results)
     plot(results, output / "accuracy.png")
     report(task, results, output)
-    print(f"\nDone in {time.monotonic() - started:.0f} s.")
 
 
 def recipe() -> recipes.PruningRecipe:
     """The recipe for the data set and network, with the flags' changes."""
     default = "digits_cnn" if FLAGS.dataset == "digits" else "resnet20"
     name = FLAGS.model or default
-    try:
-        found = recipes.iterative_pruning(name, FLAGS.dataset)
-    except ValueError:
-        # No published recipe: the network as the nearest one trains.
-        near = ("digits_cnn", "digits")
-        if FLAGS.dataset != "digits":
-            near = ("resnet20", "cifar10")
-        found = adjusted(
-            recipes.iterative_pruning(*near), model=name, dataset=FLAGS.dataset
-        )
+    near = ("digits_cnn", "digits")
+    if FLAGS.dataset != "digits":
+        near = ("resnet20", "cifar10")
+    found = found_or_near(recipes.iterative_pruning, name, near)
     return adjusted(
         found,
         epochs=FLAGS.epochs,
@@ -195,8 +182,7 @@ def compare(
         random = ticket.shuffle(FLAGS.seed + 1)
         rows.append(train(task, rewound, random, "random mask"))
     last = imp.tickets[-1]
-    everything = {path: np.ones_like(m) for path, m in last.masks.items()}
-    dense = tt.Ticket(everything, start.weights_of(task.model))
+    dense = everything(task.model, start)
     rows.append(train(task, start, dense, "dense"))
     rows.append(train(task, rewound, last, "ticket"))
     return rows
@@ -216,19 +202,14 @@ def train(
         "sparsity": ticket.sparsity,
         "density": ticket.density,
         "val_accuracy": logs["val_accuracy"],
-        "test_accuracy": task.test_accuracy(),
+        "test_accuracy": task.test()["test_accuracy"],
         "seconds": time.monotonic() - begun,
     }
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
     """Validation accuracy against density."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.2))
+    made, [axes] = figure()
     for kind, style in (
         ("ticket", "o-"),
         ("re-initialized", "s--"),
@@ -240,18 +221,11 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
             if row["kind"] in (kind, "dense" if kind == "ticket" else kind)
         }
         axes.plot(points.keys(), points.values(), style, label=kind)
-    axes.set_xscale("log")
-    axes.invert_xaxis()
     ticks = [row["density"] for row in results if row["kind"] == "ticket"]
-    axes.set_xticks(ticks[::2], [f"{1 - d:.1%}" for d in ticks[::2]])
-    axes.minorticks_off()
-    axes.set_xlabel("sparsity (log scale of the density)")
+    sparsity_axis(axes, ticks[::2])
     axes.set_ylabel("validation accuracy")
-    axes.grid(alpha=0.3)
     axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    made.savefig(path, dpi=150)
 
 
 def report(task: Task, results: list[dict[str, Any]], output: Path) -> None:
@@ -271,4 +245,4 @@ def report(task: Task, results: list[dict[str, Any]], output: Path) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    harness.run(main, "imp")

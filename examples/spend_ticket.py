@@ -23,18 +23,24 @@ import time
 from pathlib import Path
 from typing import Any
 
+import harness
 import numpy as np
-from absl import app, flags
-from harness import Progress, Task, adjusted, prepare, write_csv
+from absl import flags
+from harness import (
+    Progress,
+    adjusted,
+    figure,
+    found_or_near,
+    sparsity_axis,
+    write_csv,
+)
 
 import tf_tickets as tt
-from tf_tickets.zoo import datasets, models, recipes
+from tf_tickets.zoo import recipes
+from tf_tickets.zoo.experiments import Task
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum("dataset", "digits", list(datasets.names()), "Data set.")
-flags.DEFINE_enum(
-    "model", None, list(models.names()), "Network; default: by data set."
-)
+harness.define_flags("spend")
 flags.DEFINE_list(
     "kinds",
     ["ticket", "rewound", "one-shot"],
@@ -51,8 +57,6 @@ flags.DEFINE_integer("rescale_iterations", 60, "Of the start weights.")
 flags.DEFINE_integer("seeds", 1, "Repeat with so many seeds.")
 flags.DEFINE_integer("seed", 0, "The first seed.")
 flags.DEFINE_bool("analysis", True, "Look at swish; only with one seed.")
-flags.DEFINE_string("output_dir", None, "Default: runs/spend_<dataset>.")
-flags.DEFINE_string("data_dir", None, "Where the data set is prepared.")
 
 WAYS: dict[str, list[str]] = {
     "vanilla": [],
@@ -68,12 +72,7 @@ WAYS: dict[str, list[str]] = {
 SETS = ("vanilla", "AT", "TRT", "AT+TRT")
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"Unknown arguments: {argv[1:]}")
-    started = time.monotonic()
-    output = Path(FLAGS.output_dir or f"runs/spend_{FLAGS.dataset}")
-    output.mkdir(parents=True, exist_ok=True)
+def main(output: Path) -> None:
     rows: list[dict[str, Any]] = []
     for seed in range(FLAGS.seed, FLAGS.seed + FLAGS.seeds):
         rows += run(seed, output)
@@ -82,24 +81,15 @@ def main(argv: list[str]) -> None:
     write_csv(output / "summary.csv", summary)
     plot(summary, output / "accuracy.png")
     report(summary, output)
-    print(f"\nDone in {time.monotonic() - started:.0f} s.")
 
 
 def recipe() -> recipes.SpendingRecipe:
     """The paper's recipe; for the digits, a ninth as long."""
-    name = FLAGS.model or (
-        "digits_cnn" if FLAGS.dataset == "digits" else "resnet18"
-    )
-    try:
-        found = recipes.spending(name, FLAGS.dataset)
-    except ValueError:
-        found = adjusted(
-            recipes.spending("resnet18", "cifar10"),
-            model=name,
-            dataset=FLAGS.dataset,
-            epochs=20 if FLAGS.dataset == "digits" else None,
-            rewind_epoch=4 if FLAGS.dataset == "digits" else None,
-        )
+    digits = FLAGS.dataset == "digits"
+    name = FLAGS.model or ("digits_cnn" if digits else "resnet18")
+    found = found_or_near(recipes.spending, name, ("resnet18", "cifar10"))
+    if digits:
+        found = adjusted(found, epochs=20, rewind_epoch=4)
     epochs = FLAGS.epochs or found.epochs
     return adjusted(
         found,
@@ -112,7 +102,7 @@ def recipe() -> recipes.SpendingRecipe:
 
 def run(seed: int, output: Path) -> list[dict[str, Any]]:
     """Draw tickets with one seed and spend them in every way."""
-    task = prepare(recipe(), data_dir=FLAGS.data_dir, seed=seed)
+    task = Task.prepare(recipe(), data_dir=FLAGS.data_dir, seed=seed)
     start = tt.Snapshot.take(task.model)
     wanted = [float(s) for s in FLAGS.sparsities]
     print(
@@ -248,7 +238,7 @@ def spend(
         "kept": ticket.kept,
         "added_parameters": added,
         "val_accuracy": logs["val_accuracy"],
-        "test_accuracy": retraining.test_accuracy(),
+        "test_accuracy": retraining.test()["test_accuracy"],
         "top_eigenvalues": " ".join(f"{v:.3g}" for v in watch.values)
         if watch
         else "",
@@ -331,16 +321,9 @@ def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def plot(summary: list[dict[str, Any]], path: Path) -> None:
     """Test accuracy against sparsity, a panel for each kind of ticket."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     kinds = list(dict.fromkeys(row["kind"] for row in summary))
-    figure, panels = plt.subplots(
-        1, len(kinds), figsize=(4.5 * len(kinds), 4), sharey=True, squeeze=False
-    )
-    for axes, kind in zip(panels[0], kinds, strict=True):
+    made, panels = figure(len(kinds), width=4.5 * len(kinds))
+    for axes, kind in zip(panels, kinds, strict=True):
         for index, way in enumerate(WAYS):
             rows = [r for r in summary if (r["kind"], r["way"]) == (kind, way)]
             if rows:
@@ -354,19 +337,11 @@ def plot(summary: list[dict[str, Any]], path: Path) -> None:
                     capsize=2,
                     label=way,
                 )
-        axes.set_xscale("log")
-        axes.invert_xaxis()
-        ticks = sorted({1 - r["sparsity"] for r in summary})
-        axes.set_xticks(ticks, [f"{1 - t:.1%}" for t in ticks])
-        axes.minorticks_off()
-        axes.set_xlabel("sparsity")
+        sparsity_axis(axes, sorted({1 - r["sparsity"] for r in summary}))
         axes.set_title(kind)
-        axes.grid(alpha=0.3)
-    panels[0][0].set_ylabel("test accuracy")
-    panels[0][0].legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    panels[0].set_ylabel("test accuracy")
+    panels[0].legend(fontsize=8)
+    made.savefig(path, dpi=150)
 
 
 def report(summary: list[dict[str, Any]], output: Path) -> None:
@@ -426,4 +401,4 @@ def report(summary: list[dict[str, Any]], output: Path) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    harness.run(main, "spend")

@@ -26,7 +26,7 @@ class Task:
 
     Args:
         data: What to train, validate and test on.
-        model: Compiled, with `"accuracy"` among its metrics.
+        model: A classifier that returns logits.
         recipe: What both were made by.
     """
 
@@ -90,12 +90,17 @@ class Task:
                 **options,
             },
         )
-        network.compile(
-            recipe.optimizer(data.steps_per_epoch),
+        task = Task(data, network, recipe)
+        task.compile()
+        return task
+
+    def compile(self) -> None:
+        """Compiles the network with a new optimizer of the recipe."""
+        self.model.compile(
+            self.recipe.optimizer(self.data.steps_per_epoch),
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
         )
-        return Task(data, network, recipe)
 
     def fit(
         self,
@@ -132,10 +137,10 @@ class Task:
             `test_accuracy` and `test_loss`.
         """
         found = self.model.evaluate(self.data.test, verbose=0, return_dict=True)
-        return {f"test_{name}": float(found[name]) for name in _TESTED}
-
-
-_TESTED = ("accuracy", "loss")
+        return {
+            "test_accuracy": float(found["accuracy"]),
+            "test_loss": float(found["loss"]),
+        }
 
 
 class Trial(Task):
