@@ -19,7 +19,11 @@ MODULES = [
     "tf_tickets",
     *(m.name for m in pkgutil.walk_packages(tt.__path__, "tf_tickets.")),
 ]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 @pytest.mark.parametrize(
@@ -43,9 +47,16 @@ def test_python_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
     blocks = re.findall(
         r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL
     )
+    tables = (tt.pruning.CRITERIA, tt.pruning.SCOPES, tt.export.FORMATS)
+    before = [dict(table) for table in tables]
     session = {"__name__": "page"}
-    for block in blocks:
-        exec(compile(textwrap.dedent(block), str(page), "exec"), session)
+    try:
+        for block in blocks:
+            exec(compile(textwrap.dedent(block), str(page), "exec"), session)
+    finally:  # what the page entered is gone after it
+        for table, entries in zip(tables, before, strict=True):
+            table.clear()
+            table.update(entries)
 
 
 def test_every_public_name_has_an_example():
