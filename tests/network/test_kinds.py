@@ -325,10 +325,14 @@ def test_kernel_methods_compute_the_layer(target):
             lambda: layers.Conv2D(5, 1),
             lambda: layers.Conv2D(6, 3, groups=2),
         ],
+        layers.Conv3D: [
+            lambda: layers.Conv3D(5, 3),
+            lambda: layers.Conv3D(5, 1, strides=2, activation="relu"),
+        ],
     }[target]
     for make in uses:
         layer = make()
-        shape = LINE if target is layers.Conv1D else IMAGE
+        shape = SAMPLES[target].shape
         x = rng.normal(size=(2, *shape[:-1], 4)).astype("float32")
         layer.build(x.shape)
         kernel = layer.kernel.numpy()

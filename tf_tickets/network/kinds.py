@@ -73,30 +73,20 @@ _NOTHING = Kind()
 
 
 def register(
-    *targets: Target,
-    like: Target | None = None,
-    channels: Rule | None = None,
-    constants: Rule | None = None,
-    flops: Rule | None = None,
-    kernels: Rule | None = None,
-    axes: Mapping[str, tuple[int, int]] | None = None,
+    *targets: Target, like: Target | None = None, **parts: Any
 ) -> None:
     """Enter a kind of layer into the table, in place of an older entry.
 
     Args:
-        *targets: Layer classes, operation classes, or functions of
+        *targets: Layer classes, operation classes, or functions: of
             `keras.ops` and `keras.activations`, or one's own that serve as a
             layer's activation.
-        like: A registered target whose entry to start from; what is given
-            besides replaces its parts. Default: none.
-        channels: As in `Kind`. Default: all channels that reach the layer
-            stay.
-        constants: As in `Kind`. Default: every channel varies.
-        flops: As in `Kind`. Default: not counted.
-        kernels: As in `Kind`. Default: served dense.
-        axes: As in `Kind`. Default: ``(-2, -1)`` for every kernel.
+        like: A registered target whose entry to start from. Default: an empty
+            entry.
+        **parts: The parts of a `Kind`, by name.
 
     Raises:
+        TypeError: If a `Kind` has no such part.
         ValueError: If there is no target, one is neither a class nor a
             function, or ``like`` is not in the table.
 
@@ -123,24 +113,12 @@ def register(
             "A kind of layer is a class of layers or operations, or a "
             f"function. Received: {targets}"
         )
-    start = _NOTHING
-    if like is not None:
-        if like not in _KINDS:
-            raise ValueError(
-                "`like` must be a class or function that is registered. "
-                f"Received: like={like!r}"
-            )
-        start = _KINDS[like]
-    given: dict[str, Any] = {
-        "channels": channels,
-        "constants": constants,
-        "flops": flops,
-        "kernels": kernels,
-        "axes": axes,
-    }
-    kind = dataclasses.replace(
-        start, **{k: v for k, v in given.items() if v is not None}
-    )
+    if like is not None and like not in _KINDS:
+        raise ValueError(
+            "`like` must be a class or function that is registered. "
+            f"Received: like={like!r}"
+        )
+    kind = dataclasses.replace(_KINDS.get(like, _NOTHING), **parts)
     for target in targets:
         _KINDS[target] = kind
         made = operation_of(target)

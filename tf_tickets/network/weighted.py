@@ -300,67 +300,44 @@ def bent_by_slope(
     return np.where(values >= 0, values, np.nan)
 
 
-# --- what they compute -------------------------------------------------------
+# --- what they compute, and which sparse methods can -------------------------
 
 Uses = list[tuple[keras.Variable, Shape]]
 
 
-def dense_flops(layer: Any, read: Shape, made: Shape) -> Uses:
-    return [(layer.kernel, made[1:-1])]
+def at_outputs(layer: Any, read: Shape, made: Shape) -> Uses:
+    """Every kernel is used once at every position of the output."""
+    first = getattr(layer, "data_format", None) == "channels_first"
+    sizes = made[2:] if first else made[1:-1]
+    names = ("kernel", "depthwise_kernel", "pointwise_kernel")
+    return [(getattr(layer, n), sizes) for n in names if hasattr(layer, n)]
 
 
-def conv_flops(layer: Any, read: Shape, made: Shape) -> Uses:
-    return [(layer.kernel, _positions(layer, made))]
+def at_inputs(layer: Any, read: Shape, made: Shape) -> Uses:
+    return at_outputs(layer, made, read)
 
 
-def conv_transpose_flops(layer: Any, read: Shape, made: Shape) -> Uses:
-    return [(layer.kernel, _positions(layer, read))]
-
-
-def separable_flops(layer: Any, read: Shape, made: Shape) -> Uses:
-    sizes = _positions(layer, made)
-    return [(layer.depthwise_kernel, sizes), (layer.pointwise_kernel, sizes)]
-
-
-def einsum_flops(layer: Any, read: Shape, made: Shape) -> Uses:
+def einsum_uses(layer: Any, read: Shape, made: Shape) -> Uses:
     names, _, rest = layer.equation.replace(" ", "").partition(",")
     kernel, _, _ = rest.partition("->")
-    if "." in names:
-        # "...ab": what stands for the dots, but for the batch, is free.
-        known = len(names.replace(".", ""))
-        named = zip(names.replace(".", ""), read[-known:], strict=True)
-        free = read[1:-known]
-    else:
-        named = zip(names[1:], read[1:], strict=True)
-        free = ()
-    return [
-        (
-            layer.kernel,
-            (*free, *(size for name, size in named if name not in kernel)),
-        )
-    ]
+    # "...ab": what stands for the dots, but for the batch, is free.
+    known = names.replace(".", "") if "." in names else names[1:]
+    free = read[1 : len(read) - len(known)]
+    named = zip(known, read[len(read) - len(known) :], strict=True)
+    sizes = (*free, *(size for name, size in named if name not in kernel))
+    return [(layer.kernel, sizes)]
 
 
-def no_flops(layer: Any, read: Shape, made: Shape) -> Uses:
+def unused(layer: Any, read: Shape, made: Shape) -> Uses:
     """Tables and scales are read, not multiplied into sums."""
     return []
 
 
-def _positions(layer: Any, shape: Shape) -> Shape:
-    first = layer.data_format == "channels_first"
-    return shape[2:] if first else shape[1:-1]
-
-
-# --- which sparse methods can compute them -----------------------------------
-
-Methods = Mapping[str, Any]
-
-
-def dense_kernels(layer: Any) -> Methods:
+def dense_kernels(layer: Any) -> Mapping[str, Any]:
     return {"csr": {}, "gather": {}, "LiteRT": {}}
 
 
-def einsum_kernels(layer: Any) -> Methods:
+def einsum_kernels(layer: Any) -> Mapping[str, Any]:
     rank = len(layer.kernel.shape)
     contracted = contracted_axes(layer.equation, rank)
     if contracted is None:
@@ -368,13 +345,13 @@ def einsum_kernels(layer: Any) -> Methods:
     return {"csr": {"contracted": contracted, "outer": rank - contracted}}
 
 
-def conv_kernels(layer: Any) -> Methods:
+def conv_kernels(layer: Any) -> Mapping[str, Any]:
     found: dict[str, Any] = {}
-    if layer.groups > 1:
-        return found
     pointwise = set(layer.kernel_size) == {1}
     still = set(layer.strides) == {1}
     images = len(layer.kernel_size) == 2
+    if layer.groups > 1:
+        return found
     if pointwise and still and images:
         found["XNNPACK"] = {}
     if layer.data_format == "channels_first":
@@ -422,72 +399,58 @@ register(
     keras.layers.Dense,
     channels=makes("units", everywhere),
     constants=made,
-    flops=dense_flops,
+    flops=at_outputs,
     kernels=dense_kernels,
 )
-register(keras.layers.EinsumDense, flops=einsum_flops, kernels=einsum_kernels)
+register(keras.layers.EinsumDense, flops=einsum_uses, kernels=einsum_kernels)
 register(
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
+    *those_of(keras.layers, "Conv1D Conv2D Conv3D"),
     channels=makes("filters", unpadded),
     constants=made,
-    flops=conv_flops,
+    flops=at_outputs,
     kernels=conv_kernels,
 )
 register(
-    keras.layers.Conv3D,
-    channels=makes("filters", unpadded),
-    constants=made,
-    flops=conv_flops,
-)
-register(
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
+    *those_of(keras.layers, "Conv1DTranspose Conv2DTranspose Conv3DTranspose"),
     channels=makes("filters", one_to_one),
     constants=made,
-    flops=conv_transpose_flops,
+    flops=at_inputs,
     axes={"kernel": (-1, -2)},
 )
 register(
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
+    *those_of(keras.layers, "DepthwiseConv1D DepthwiseConv2D"),
     channels=depthwise,
     constants=made_of_each,
-    flops=conv_flops,
-    axes={"kernel": (-2, -2), "depthwise_kernel": (-2, -2)},
+    flops=at_outputs,
+    axes={"kernel": (-2, -2)},
 )
 register(
-    keras.layers.SeparableConv1D,
-    keras.layers.SeparableConv2D,
+    *those_of(keras.layers, "SeparableConv1D SeparableConv2D"),
     channels=separable,
     constants=made,
-    flops=separable_flops,
+    flops=at_outputs,
     axes={"depthwise_kernel": (-2, -2)},
 )
-register(keras.layers.Embedding, channels=embedding, flops=no_flops)
+register(keras.layers.Embedding, channels=embedding, flops=unused)
 register(
     keras.layers.BatchNormalization,
     channels=batch_norm,
     constants=batch_normed,
-    flops=no_flops,
+    flops=unused,
 )
 register(
     keras.layers.GroupNormalization,
     channels=instance_norm,
     constants=instance_normed,
-    flops=no_flops,
+    flops=unused,
 )
-register(keras.layers.LayerNormalization, channels=layer_norm, flops=no_flops)
+register(keras.layers.LayerNormalization, channels=layer_norm, flops=unused)
 register(
     *those_of(keras.layers, "RMSNormalization"),
     channels=rms_norm,
-    flops=no_flops,
+    flops=unused,
 )
-register(keras.layers.Normalization, flops=no_flops)
+register(keras.layers.Normalization, flops=unused)
 register(
-    keras.layers.PReLU,
-    channels=prelu,
-    constants=bent_by_slope,
-    flops=no_flops,
+    keras.layers.PReLU, channels=prelu, constants=bent_by_slope, flops=unused
 )

@@ -180,15 +180,13 @@ def padding(channels: Channels, call: Call) -> Flow:
 
 
 def padded(channels: Channels, call: Call, known: Constants) -> np.ndarray:
-    inside = channels.flows[call.inputs[0]].atoms
-    outside = channels.flows[call.outputs[0]].atoms
+    layer = call.operation
     values = entering(channels, call, known)
-    sizes = np.array(call.operation.padding)
-    if inside is None or outside is None or inside.size == outside.size:
-        return values if not sizes.any() else np.where(values == 0, 0, np.nan)
-    # Some of the padding is channels of zeros; is any of it positions?
-    _, (first, second) = channels.of(call.operation).config["padding"]
-    if sizes.sum() != first.size + second.size:
+    # Some of the padding may be channels of zeros; is any of it positions?
+    _, (first, second) = channels.of(layer).config.get(
+        "padding", (int, (np.zeros(0), np.zeros(0)))
+    )
+    if np.sum(layer.padding) != first.size + second.size:
         values = np.where(values == 0, 0, np.nan)
     return np.concatenate([np.zeros(first.size), values, np.zeros(second.size)])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import warnings
 from collections.abc import Mapping
@@ -91,36 +92,25 @@ class Decision:
         self, channels: Channels, model: keras.Model, small: keras.Model
     ) -> ShrinkReport:
         """The account of this decision."""
-        frozen = channels.frozen()
-        reasons: dict[str, set[int]] = {}
-        for root in sorted(self.asked):
-            if root in frozen:
-                reasons.setdefault(frozen[root], set()).add(root)
-            elif root in self.stayed:
-                reasons.setdefault(self.stayed[root], set()).add(root)
+        why = {**self.stayed, **channels.frozen()}
+        reasons: dict[str, list[int]] = {}
+        for root in sorted(self.asked & set(why)):
+            reasons.setdefault(why[root], []).append(root)
         makers = _makers(channels)
-        gone = {root for root in self.asked if self.removed[root]}
-        layers = {
-            entry.layer.name: (
-                entry.made.size,
-                int((~self.removed[entry.made]).sum()),
-            )
-            for entry in channels.layers.values()
-            if entry.made is not None
-        }
         return ShrinkReport(
             asked=len(self.asked),
-            removed=len(gone),
-            layers=layers,
+            removed=sum(bool(self.removed[root]) for root in self.asked),
+            layers={
+                entry.layer.name: (
+                    entry.made.size,
+                    int((~self.removed[entry.made]).sum()),
+                )
+                for entry in channels.layers.values()
+                if entry.made is not None
+            },
             stops=tuple(
                 Stop(
-                    tuple(
-                        dict.fromkeys(
-                            name
-                            for root in sorted(roots)
-                            for name in makers.get(root, ())
-                        )
-                    ),
+                    tuple({name: 0 for r in roots for name in makers[r]}),
                     len(roots),
                     reason,
                 )
@@ -195,12 +185,12 @@ def floor(
     return floored
 
 
-def _makers(channels: Channels) -> dict[int, list[str]]:
-    makers: dict[int, list[str]] = {}
+def _makers(channels: Channels) -> Mapping[int, list[str]]:
+    makers = collections.defaultdict(list)
     for entry in channels.layers.values():
         if entry.made is not None:
             for root in set(channels.roots(entry.made).tolist()):
-                makers.setdefault(root, []).append(entry.layer.name)
+                makers[root].append(entry.layer.name)
     return makers
 
 
