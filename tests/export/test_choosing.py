@@ -1,11 +1,12 @@
 """What is faster is decided by measurement, at every batch size."""
 
 import keras
+import numpy as np
 import pytest
 
 from tests.export.conftest import prune_at_random
 from tf_tickets.export import choosing
-from tf_tickets.export.choosing import Latency, interleaved
+from tf_tickets.export.choosing import Latency, difference, interleaved
 from tf_tickets.export.source import Source
 
 
@@ -18,6 +19,22 @@ def test_interleaved_takes_turns():
     )
     assert calls == ["a", "b"] * 7 and times["a"].runs == 6
     assert times["a"].low <= times["a"].median <= times["a"].high
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ([1.0, -4.0], [1.0, -3.0], 0.25),
+        ([0.0, 0.0], [0.0, 0.5], 0.5),
+        ([np.nan, np.inf], [np.nan, np.inf], 0.0),
+        ([1.0, 2.0], [np.nan, 2.0], np.inf),
+        ([np.nan, 2.0], [1.0, 2.0], np.inf),
+        ([np.inf, 2.0], [-np.inf, 2.0], np.inf),
+        ([], [], 0.0),
+    ],
+)
+def test_outputs_that_are_no_numbers_differ(one, other, expected):
+    assert difference([np.array(one)], [np.array(other)]) == expected
 
 
 def latency(median):

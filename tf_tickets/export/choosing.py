@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,7 @@ from tf_tickets.export.kernels import (
     outputs_of,
     replaced_call,
 )
-from tf_tickets.export.source import DEFAULT, Source, concrete
+from tf_tickets.export.source import DEFAULT, Source, concrete, sample
 from tf_tickets.selection import layers_of
 
 # Denser or smaller kernels never won a measurement.
@@ -89,6 +90,56 @@ def interleaved(
             function()
             times[name].append(time.perf_counter() - start)
     return {name: Latency.of(values) for name, values in times.items()}
+
+
+def compared(
+    functions: Mapping[str, Callable[..., Any]],
+    signature: Sequence[Any],
+    batch: int,
+    *,
+    runs: int = 30,
+    seconds: float = 2.0,
+) -> tuple[dict[str, Latency], dict[str, list[np.ndarray]]]:
+    """Run functions on one random batch, in turns.
+
+    Args:
+        functions: ``{name: function}`` of what ``signature`` says.
+        signature: One structure of `tf.TensorSpec` for each argument.
+        batch: Batch size.
+        runs: As in `interleaved`.
+        seconds: As in `interleaved`.
+
+    Returns:
+        ``({name: latency}, {name: outputs})``.
+    """
+    inputs = sample(signature, batch)
+    calls = {
+        name: functools.partial(_outputs, function, inputs)
+        for name, function in functions.items()
+    }
+    outputs = {name: call() for name, call in calls.items()}
+    return interleaved(calls, runs=runs, seconds=seconds), outputs
+
+
+def difference(one: list[np.ndarray], other: list[np.ndarray]) -> float:
+    """The largest difference of an output, over the largest of ``one``.
+
+    Example:
+
+    >>> difference([np.array([1.0, 4.0])], [np.array([1.0, 3.0])])
+    0.25
+    >>> difference([np.array([1.0, np.nan])], [np.array([np.nan, np.nan])])
+    inf
+    """
+    worst = 0.0
+    for a, b in zip(one, other, strict=True):
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        differ = (a != b) & ~(np.isnan(a) & np.isnan(b))
+        gap = np.abs(np.subtract(a, b, where=differ, out=np.zeros_like(a)))
+        gap[np.isnan(gap)] = np.inf
+        largest = np.abs(a[np.isfinite(a)]).max(initial=0) or 1.0
+        worst = max(worst, float(gap.max(initial=0) / largest))
+    return worst
 
 
 def gain(ratio: float, word: str) -> str:
@@ -223,7 +274,7 @@ def _recorder(site: Site, batch: int) -> Callable[..., Any]:
 
 def callers(
     site: Site, methods: Mapping[str, Method], batch: int
-) -> dict[str, Callable[[], None]]:
+) -> dict[str, Callable[[], Any]]:
     """``{name: function}`` that compute a layer, ``"dense"`` among them.
 
     Args:
@@ -267,11 +318,17 @@ def _measure(
     return Measured(best, latencies)
 
 
+def _outputs(
+    function: Callable[..., Any], inputs: Sequence[Any]
+) -> list[np.ndarray]:
+    return [np.asarray(y) for y in keras.tree.flatten(function(*inputs))]
+
+
 def _caller(
     layer: keras.layers.Layer,
     call: Callable[..., Any] | None,
     inputs: list[tf.Tensor],
-) -> Callable[[], None]:
+) -> Callable[[], Any]:
     @tf.function(autograph=False)
     def run(*tensors: tf.Tensor) -> list[tf.Tensor]:
         with contextlib.ExitStack() as stack:
@@ -279,13 +336,9 @@ def _caller(
                 stack.enter_context(replaced_call(layer, call))
             return [layer(tensor) for tensor in tensors]
 
-    function = run.get_concrete_function(*inputs)
-
-    def wait() -> None:
-        for output in function(*inputs):
-            output.numpy()
-
-    return wait
+    return functools.partial(
+        _outputs, run.get_concrete_function(*inputs), inputs
+    )
 
 
 def _prepared(method: Method, kernel: np.ndarray) -> dict[str, tf.Variable]:

@@ -131,19 +131,10 @@ def pack(
     """
     order = tuple(range(array.ndim)) if order is None else tuple(order)
     stored = stored or str(array.dtype)
-    flat = array.transpose(order).ravel()
-    kept = flat != 0
-    count, size = int(np.count_nonzero(kept)), flat.size
-    code, low = _cheapest(size, count, np_dtype(stored).itemsize)
-    values = _as_stored(key, flat if code == "all" else flat[kept], stored)
-    if code == "all":
-        places = (_NOTHING, _NOTHING)
-    elif code == "mask":
-        places = (_NOTHING, np.packbits(kept))
-    else:
-        places = _elias_fano(np.flatnonzero(kept), size, low)
-    parts = (values.view(np.uint8), *places)
+    code, low, parts = _encoded(key, array.transpose(order).ravel(), stored)
+    values, lows, rest = (part.size for part in parts)
     data = np.concatenate(parts, out=out)
+    del parts  # before the fingerprint, which copies the bytes
     spec = Spec(
         key=key,
         shape=tuple(int(d) for d in array.shape),
@@ -151,9 +142,9 @@ def pack(
         stored=stored,
         order=order,
         code=code,
-        count=values.size,
+        count=values // np_dtype(stored).itemsize,
         low=low,
-        sections=(parts[0].size, parts[1].size, parts[2].size),
+        sections=(values, lows, rest),
         stamp=_fingerprint(data),
         begin=begin,
     )
@@ -335,6 +326,22 @@ def scattered(
 
 
 _NOTHING = np.empty(0, np.uint8)
+
+
+def _encoded(
+    key: str, flat: np.ndarray, stored: str
+) -> tuple[Code, int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The code, its low bits, and the bytes of values, low bits and rest."""
+    kept = flat != 0
+    count = int(np.count_nonzero(kept))
+    code, low = _cheapest(flat.size, count, np_dtype(stored).itemsize)
+    values = _as_stored(key, flat if code == "all" else flat[kept], stored)
+    places = (_NOTHING, _NOTHING)
+    if code == "mask":
+        places = (_NOTHING, np.packbits(kept))
+    elif code == "gaps":
+        places = _elias_fano(np.flatnonzero(kept), flat.size, low)
+    return code, low, (values.view(np.uint8), *places)
 
 
 def _costs(size: int, count: int, itemsize: int) -> dict[tuple[Code, int], int]:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import gzip
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tf_tickets import archive, checks, masking
-from tf_tickets.export.choosing import Latency, interleaved
+from tf_tickets.export.choosing import Latency, compared, difference
 from tf_tickets.export.litert import LiteRT
 from tf_tickets.export.report import (
     Report,
@@ -30,7 +28,6 @@ from tf_tickets.export.source import (
     Endpoint,
     Source,
     batch_sizes_of,
-    sample,
     signature_of,
 )
 
@@ -142,9 +139,8 @@ def saved_model(
     The artifact has an endpoint ``serve`` and the signature
     ``serving_default``, a free batch size, and standard operations only:
     `tf.saved_model.load`, the TF 1 loader, TensorFlow Serving and
-    `keras.layers.TFSMLayer` read it without this library. Masks in force are
-    enforced once more before writing. The directory appears whole or not at
-    all; a killed export leaves at most a hidden directory beside it.
+    `keras.layers.TFSMLayer` read it without this library. It is written as
+    `write` does.
 
     Args:
         model: A built Keras model whose weights hold zeros.
@@ -330,13 +326,10 @@ def report(
     latencies: dict[int, dict[str, Latency]] = {}
     differences: dict[int, float] = {}
     for batch in batch_sizes:
-        inputs = sample(signature, batch)
-        calls = {
-            key: functools.partial(_outputs, function, inputs)
-            for key, function in served.items()
-        }
-        differences[batch] = _difference(calls["dense"](), calls["export"]())
-        latencies[batch] = interleaved(calls, runs=runs, seconds=seconds)
+        latencies[batch], outputs = compared(
+            served, signature, batch, runs=runs, seconds=seconds
+        )
+        differences[batch] = difference(outputs["dense"], outputs["export"])
     return dataclasses.replace(
         found,
         dense_disk_bytes=dense.disk_bytes,
@@ -366,16 +359,3 @@ def _read(path: str | os.PathLike[str]) -> Report:
         for row in found.rows
     ]
     return dataclasses.replace(found, rows=rows)
-
-
-def _outputs(function: Callable[..., Any], inputs: list[Any]) -> list[Any]:
-    return [np.asarray(y) for y in keras.tree.flatten(function(*inputs))]
-
-
-def _difference(dense: list[np.ndarray], export: list[np.ndarray]) -> float:
-    worst = 0.0
-    for a, b in zip(dense, export, strict=True):
-        a, b = a.astype(np.float64), b.astype(np.float64)
-        largest = np.abs(a).max(initial=0) or 1.0
-        worst = max(worst, float(np.abs(a - b).max(initial=0) / largest))
-    return worst

@@ -17,10 +17,9 @@ import tensorflow as tf
 
 from tf_tickets import checks
 from tf_tickets.export import choosing, coding, serving
-from tf_tickets.export.choosing import NOISE, interleaved
 from tf_tickets.export.kernels import Choice
 from tf_tickets.export.report import Written, read_manifest
-from tf_tickets.export.source import DEFAULT, Source, batch_sizes_of, sample
+from tf_tickets.export.source import DEFAULT, Source, batch_sizes_of
 from tf_tickets.network.graph import functional_view
 from tf_tickets.selection import match_keys, named_weights
 from tf_tickets.structured.dead import find_dead_channels
@@ -290,26 +289,13 @@ def _slower_than_dense(
     """``{batch size: time over the dense model's}`` where it is slower."""
     function, signature = source.endpoints[DEFAULT]
     loaded = tf.saved_model.load(str(target))
-    dense = tf.function(
-        function, input_signature=signature, autograph=False
-    ).get_concrete_function()
+    dense = tf.function(function, input_signature=signature, autograph=False)
     slower = {}
     for batch in batch_sizes:
-        inputs = sample(signature, batch)
-        flat = keras.tree.flatten(inputs)
-        times = interleaved(
-            {
-                "dense": functools.partial(_wait, dense, flat),
-                "export": functools.partial(_wait, loaded.serve, inputs),
-            },
-            seconds=2.0,
+        times, _ = choosing.compared(
+            {"dense": dense, "export": loaded.serve}, signature, batch
         )
         ratio = times["export"].median / times["dense"].median
-        if ratio > 1 + NOISE:
+        if ratio > 1 + choosing.NOISE:
             slower[batch] = round(ratio, 2)
     return slower
-
-
-def _wait(function: Any, inputs: list[Any]) -> None:
-    for output in keras.tree.flatten(function(*inputs)):
-        output.numpy()
