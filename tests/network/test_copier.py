@@ -430,6 +430,17 @@ def test_weights_have_the_same_paths(how):
     assert_same(model, copy, floats(4, 6, 6, 2))
 
 
+@both
+def test_a_layer_built_in_a_scope_keeps_its_path(how):
+    inputs = keras.Input((5,))
+    with keras.name_scope("block"):
+        x = layers.Dense(4, activation="relu", name="hidden")(inputs)
+        x = layers.BatchNormalization(name="norm")(x)
+    model = silenced(keras.Model(inputs, layers.Dense(3, name="head")(x)))
+    assert paths(model)[0] == "block/hidden/kernel"
+    assert paths(COPIES[how](model)) == paths(model)
+
+
 @keras.saving.register_keras_serializable("tests")
 class Position(layers.Layer):
     """As many rows of weights as the longest input, seen first, has."""

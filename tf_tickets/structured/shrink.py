@@ -77,9 +77,8 @@ def shrink(
     Returns:
         The smaller model; with ``return_report`` a pair of it and the report.
         It has the model's class where that is made of inputs and outputs.
-        Otherwise, as with a task of KerasHub, it is a plain functional model
-        of the same inputs (tensors, not text or images of any size), with a
-        warning.
+        Otherwise, as with a task of KerasHub, it is a plain functional model,
+        with a warning: it takes tensors, and no preprocessor runs before it.
 
     Raises:
         ValueError: If the model is subclassed, a key or a mask does not fit
