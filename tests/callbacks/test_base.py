@@ -1,6 +1,8 @@
 """Guards, what is undone, steps, and directories that one training holds."""
 
 import contextlib
+import errno
+import fcntl
 import multiprocessing
 import os
 import shutil
@@ -352,9 +354,6 @@ def test_workers_that_outlive_a_killed_process_hold_nothing(tmp_path):
 
 
 def test_a_file_system_without_locks_holds_nothing(tmp_path, monkeypatch):
-    import errno
-    import fcntl
-
     def missing(*args):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -364,7 +363,7 @@ def test_a_file_system_without_locks_holds_nothing(tmp_path, monkeypatch):
     lock.release()
 
 
-def test_several_processes_of_one_fork_server_meet_one_lock(tmp_path):
+def test_of_several_processes_at_once_one_gets_in(tmp_path):
     """The number in the file is for people; the kernel decides."""
     context = multiprocessing.get_context("fork")
     queue = context.Queue()

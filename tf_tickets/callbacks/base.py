@@ -39,7 +39,7 @@ Directory = str | os.PathLike[str]
 
 
 class TicketCallback(keras.callbacks.Callback):
-    """A callback that leaves nothing behind, however training ends.
+    """A callback that puts back what it changes while a model trains.
 
     Keras calls `on_train_begin`, `on_epoch_begin`, `on_epoch_end` and
     `on_train_end`, which are written here, once. A subclass says what it does
