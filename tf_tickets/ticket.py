@@ -31,7 +31,7 @@ class Ticket(Masks):
         masks: ``{path: boolean array}``, `True` where a weight is kept.
             Arrays of zeros and ones are taken too.
         weights: ``{path: array}``: the start value of every weight of the
-            model, biases and normalisation state included, before masking
+            model, biases and normalization state included, before masking
             (so that `shuffle` can move a mask onto weights it did not keep).
             `None` for a ticket of masks alone.
         metadata: JSON values that say where the ticket came from.

@@ -99,13 +99,13 @@ def remove_dead_channels(
     Two kinds of channels go: those that nothing reads, because every weight
     that would is zero, and those that are the same everywhere whatever the
     input, because every weight that makes them is zero. Such a constant need
-    not be zero: bias, normalisation and activation move it. It is folded into
+    not be zero: bias, normalization and activation move it. It is folded into
     the biases of the layers that read it, where that is exact: not where a
     convolution pads its input with zeros, since its border then differs. Such
     channels stay, and the report says so.
 
     Outputs are the same at inference, up to rounding. In training,
-    normalisation layers and dropout treat a constant channel differently from
+    normalization layers and dropout treat a constant channel differently from
     a bias.
 
     Args:

@@ -51,7 +51,7 @@ def shrink(
 
     The result is an ordinary Keras model of the same layers and names. Its
     outputs are those of the big model in which everything that belongs to a
-    pruned channel is zero: scale and offset of its normalisation layers, and
+    pruned channel is zero: scale and offset of its normalization layers, and
     all that follows from them. A channel goes only when every mask that names
     it prunes it: an addition makes the channels of its two sides one. Where a
     mask prunes a channel that has to stay, its scale and offset (or filter
@@ -65,7 +65,7 @@ def shrink(
         model: A functional model or a built sequential one, nested or not. It
             is not changed.
         channels: A ticket, or ``{key: mask}`` with the path of a
-            normalisation layer's scale or of a kernel as key and one boolean
+            normalization layer's scale or of a kernel as key and one boolean
             per channel, `True` = kept.
         weights: `"keep"` inherits the weights that the model has; `"start"`
             those of the ticket.
