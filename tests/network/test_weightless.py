@@ -143,3 +143,20 @@ def test_padding_of_a_sequence_that_has_its_channels_first():
     assert removed(model, x) == 0  # a border of zeros around a constant
     model.get_layer("maker").bias.assign([0.1, 0.0, 0.2, 0.3])
     assert removed(model, x) == 1
+
+
+def test_channels_that_come_first_are_flattened_as_the_last():
+    """So Keras does it: the layer turns them around before it flattens."""
+
+    def flattened(y):
+        y = layers.Permute((3, 1, 2))(y)
+        return layers.Flatten(data_format="channels_first")(y)
+
+    model, x = behind(flattened, shape=(2, 3, 2))
+    path = model.get_layer("maker").kernel.path
+    small = shrink(model, {path: [1, 1, 0, 1]})
+    maker = model.get_layer("maker")
+    maker.kernel.assign(maker.kernel * [1.0, 1.0, 0.0, 1.0])
+    maker.bias.assign(maker.bias * [1.0, 1.0, 0.0, 1.0])
+    np.testing.assert_allclose(outputs(small, x), outputs(model, x), atol=1e-9)
+    assert removed(model, x) == 2
