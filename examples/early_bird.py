@@ -25,9 +25,9 @@ import numpy as np
 import tensorflow as tf
 from absl import flags
 from harness import Progress, adjusted, write_csv
-from tf_tickets.export.latency import interleaved
 
 import tf_tickets as tt
+from tf_tickets.export.choosing import interleaved
 from tf_tickets.structured import ChannelTicket, draw_channels, shrink
 from tf_tickets.zoo import recipes
 from tf_tickets.zoo.experiments import Task

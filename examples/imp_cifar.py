@@ -57,7 +57,7 @@ flags.DEFINE_integer("epochs", None, "Epochs of a round; default: recipe's.")
 flags.DEFINE_float("learning_rate", None, "Default: the recipe's.")
 flags.DEFINE_integer("batch_size", None, "Default: the recipe's.")
 flags.DEFINE_integer(
-    "controls_every", 2, "Train controls at each ticket whose number this divides."
+    "controls_every", 2, "How many rounds lie between tickets with controls."
 )
 flags.DEFINE_integer("seed", 0, "Seed of weights, batches and controls.")
 

@@ -1,7 +1,6 @@
 """Runs that meet a full disk or a directory that is not theirs to write."""
 
 import errno
-import os
 
 import numpy as np
 import pytest

@@ -12,8 +12,12 @@ from keras import activations, layers, ops
 import tf_tickets as tt
 from tests.structured.networks import outputs
 from tf_tickets.analysis import flops
-from tf_tickets.export.kernels import LITERT, methods_for, outputs_of
-from tf_tickets.export.products import Method
+from tf_tickets.export.kernels import (
+    LITERT,
+    Method,
+    methods_for,
+    outputs_of,
+)
 from tf_tickets.network import kinds
 from tf_tickets.network.channels import Flow, Unfollowed, follow
 from tf_tickets.network.constants import computed, propagate
