@@ -7,6 +7,7 @@ from keras import layers
 
 import tf_tickets as tt
 from tests.conftest import DieAt, batches, compiled
+from tests.gallery import Subclassed
 from tf_tickets.callbacks import EarlyBird, LowPrecision
 from tf_tickets.structured.draw import Drawing, Slimming
 
@@ -250,20 +251,9 @@ def test_filters_are_ranked_where_there_is_no_normalization(data):
         np.testing.assert_array_equal(mask, norms[name] >= cut)
 
 
-class Subclassed(keras.Model):
-    def __init__(self):
-        super().__init__()
-        self.dense = layers.Dense(10)
-        self.norm = layers.BatchNormalization()
-        self.head = layers.Dense(4)
-
-    def call(self, x, training=None):
-        return self.head(self.norm(self.dense(x), training=training))
-
-
 def test_any_model_with_normalization_is_searched(data):
     """Without a graph a mask is found; only shrinking needs one."""
-    model = compiled(Subclassed(), keras.optimizers.SGD(0.0))
+    model = compiled(Subclassed(10), keras.optimizers.SGD(0.0))
     model(data[0][:1])
     model.norm.gamma.assign(STILL)
     early_bird = EarlyBird([0.5])

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import tf_tickets as tt
-from tests.export.conftest import close, nested, prune_at_random, subclassed
+from tests.export.conftest import close, nested, prune_at_random
 from tf_tickets.__main__ import main
 from tf_tickets.export import Report
 from tf_tickets.export.choosing import Latency
@@ -117,15 +117,17 @@ def test_load_sparse_is_the_ticket_of_the_model(
 
 
 def test_unpack_of_nested_and_subclassed_models(tmp_path):
+    from tests import gallery
+
     model = prune_at_random(nested(), 0.1)
     path = tt.export.saved_model(model, tmp_path / "nested")
     x = {k: tf.random.normal((2, 80)) for k in "ab"}
     close(tt.export.unpack(path)(x), model(x))
-    model = prune_at_random(subclassed(), 0.1)
+    model = prune_at_random(gallery.around(), 0.1)
     path = tt.export.saved_model(model, tmp_path / "subclassed")
     with pytest.raises(ValueError, match="give `model`"):
         tt.export.unpack(path)
-    other = subclassed()
+    other = gallery.around()
     tt.export.unpack(path, other)
     x = tf.random.normal((2, 80))
     close(other(x), model(x))

@@ -19,6 +19,7 @@ from keras import layers
 import tf_tickets as tt
 from tests.layers.architectures import two_replicas
 from tf_tickets import masking
+from tf_tickets.export.report import read_manifest
 from tf_tickets.network.copier import compile_like
 from tf_tickets.retraining import inject_skip_connections, replace_activations
 from tf_tickets.selection import named_weights
@@ -769,7 +770,7 @@ def test_what_is_only_served_needs_no_class(tmp_path):
     loaded = tf.saved_model.load(path)
     served = loaded.serve(keras.tree.map_structure(tf.constant, TOKENS))
     np.testing.assert_allclose(served, model(TOKENS), atol=1e-5)
-    notes = tt.export.manifest.read(path)["notes"]
+    notes = read_manifest(path)["notes"]
     assert "1 of 1 channels" in notes[0]
 
 
