@@ -57,7 +57,10 @@ flags.DEFINE_integer("epochs", None, "Epochs of a round; default: recipe's.")
 flags.DEFINE_float("learning_rate", None, "Default: the recipe's.")
 flags.DEFINE_integer("batch_size", None, "Default: the recipe's.")
 flags.DEFINE_integer(
-    "controls_every", 2, "Train the controls at every so manyth ticket, too."
+    "controls_every",
+    2,
+    "Train the controls of the last ticket and, from there back, of every "
+    "n-th; 0: only of the last.",
 )
 flags.DEFINE_integer("seed", 0, "Seed of weights, batches and controls.")
 

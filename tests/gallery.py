@@ -65,7 +65,7 @@ def inputs(model: keras.Model, count: int = 8, seed: int = 0) -> Any:
     def draw(one: Any) -> np.ndarray:
         shape = (count, *(size or 5 for size in one.shape[1:]))
         if one.dtype == "string":
-            words = np.array(["a lottery ticket", "ticket"], object)
+            words = np.array(["a lottery ticket", "ticket"])
             return np.resize(words, shape)
         if "int" in one.dtype:
             if one.name == "padding_mask":

@@ -67,7 +67,7 @@ def load(
             which takes more epochs than their recipe has. `None` augments
             everything but the digits.
         seed: Seed of the order of the training images and of their
-            augmentation. `keras.utils.set_random_seed` has its say too.
+            augmentation. Both depend on `keras.utils.set_random_seed` too.
         validation_split: Share of the training examples to hold out; 0 keeps
             them all, as *Rare Gems* does for its reported results. `None`
             takes the usual share: a tenth, for digits a fifth, for

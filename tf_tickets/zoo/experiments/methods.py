@@ -268,6 +268,7 @@ def _imp(trial: Trial) -> dict[str, Any]:
 # Criteria that are methods of their own: pruned by them before any training.
 AT_INITIALIZATION = ("random", "magnitude", "snip", "synflow")
 
+# Others can be put in, or given to an `Experiment` as they are.
 METHODS: dict[str, Method] = {
     "dense": _dense,
     **dict.fromkeys(AT_INITIALIZATION, _at_initialization),

@@ -122,8 +122,8 @@ def digits_cnn(blocks: NormalizedBlocks, image: Tensor) -> Tensor:
     """Two normalized convolutions and a dense layer: 61,280 weights.
 
     The weights by layer, on 8x8x1 images: 288, 18,432, 40,960 and 1,600.
-    Small enough to draw a ticket on two CPU cores while one looks on, and
-    with everything the methods ask for: convolutions, scaled normalization,
+    Small enough to draw a ticket on two CPU cores in minutes, and with
+    everything the methods ask for: convolutions, scaled normalization,
     a dense layer wide enough to be pruned hard.
 
     Example:
