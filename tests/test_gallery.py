@@ -78,3 +78,9 @@ def test_a_class_of_layers_is_read_back(tmp_path):
         loaded = keras.models.load_model(tmp_path / "model.keras")
         x = gallery.inputs(model)
         np.testing.assert_allclose(loaded(x), model(x), atol=1e-6)
+
+
+def test_text_is_written_without_pickles(tmp_path):
+    np.savez(tmp_path / "x.npz", x=gallery.inputs(gallery.text()))
+    with np.load(tmp_path / "x.npz", allow_pickle=False) as file:
+        assert file["x"].shape == (8, 1)
