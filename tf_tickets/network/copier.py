@@ -140,7 +140,7 @@ class Copier:
                 value = self.values.get(id(source))
                 if value is None:
                     value = view_of(source)
-                # A copy: a view may share memory with the variable of the model.
+                # A copy: a view may share its memory with the variable.
                 target.assign(np.array(self.resizing.part(source, value)))
                 if target.trainable != source.trainable:
                     target.trainable = source.trainable
