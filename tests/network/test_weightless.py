@@ -69,7 +69,7 @@ def test_a_reduction_moves_constants(reduce):
         lambda y: layers.BatchNormalization(axis=1)(y),
         lambda y: layers.LayerNormalization(axis=[1, 3])(y),
         lambda y: layers.Rescaling(np.arange(4.0))(y),
-        lambda y: layers.Softmax(axis=1)(y, mask=ops.greater(y, 0.0)),
+        lambda y: layers.Softmax(axis=1)(y, mask=layers.Dense(4)(y)),
         lambda y: layers.ZeroPadding1D(1, data_format="channels_first")(
             layers.Reshape((36, 4))(y)
         ),
