@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -172,8 +172,18 @@ class Masks(abc.ABC):
         """
         if self._weights is None:
             return {}
-        keys = match_keys(shapes_of(self._weights), named_weights(model))
+        keys = self._aligned(named_weights(model), self._weights)
         return {keys[k]: value for k, value in self._weights.items()}
+
+    def _aligned(
+        self, named: Mapping[str, keras.Variable], wanted: Iterable[str]
+    ) -> dict[str, str]:
+        """``{key here: key in the model}`` by the weights the ticket has."""
+        listing = shapes_of(self._weights or {})
+        # Weights for the masks alone were put together by hand: they are no
+        # list of a model, and their paths are all that there is to go by.
+        by_name = listing.keys() <= self._masks.keys()
+        return match_keys(listing, named, wanted, by_name=by_name)
 
     def apply(
         self, model: keras.Model, *, weights: Literal["start", "keep"] = "start"

@@ -310,17 +310,14 @@ class Ticket(Masks):
                 mismatch.
         """
         named = named_weights(model)
+        if self._weights is not None:
+            return self._aligned(named, self._masks)
         shapes = shapes_of(self._masks)
         if all(
             key in named and tuple(named[key].shape) == shape
             for key, shape in shapes.items()
         ):
             return {key: key for key in shapes}
-        if self._weights is not None:
-            # The full list is the safer one to align by order: it also says
-            # where the weights without a mask stand.
-            every = match_keys(shapes_of(self._weights), named)
-            return {key: every[key] for key in self._masks}
         return match_keys(shapes, prunable_weights(model))
 
     def renamed(self, model: keras.Model, keys: Mapping[str, str]) -> Ticket:

@@ -9,13 +9,14 @@ or as a callable ``(shapes, density) -> {path: density}``.
 from __future__ import annotations
 
 import dataclasses
-import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from tf_tickets import checks
+from tf_tickets.selection import matches
 from tf_tickets.ticket import Ticket
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -247,7 +248,7 @@ class SmartRatio:
 
     def _linear(self, shapes: Shapes) -> set[str]:
         if self.linear is not None:
-            found = {p for p in shapes if re.search(self.linear, p)}
+            found = {p for p in shapes if matches(self.linear, p)}
             if not found:
                 raise ValueError(
                     f"No weight of {list(shapes)} is matched by `linear`. "
@@ -412,12 +413,20 @@ def _mapped(scope: Mapping[str, float], shapes: Shapes) -> dict[str, float]:
         hits = (
             [pattern]
             if pattern in shapes
-            else [p for p in shapes if re.search(pattern, p)]
+            else [p for p in shapes if matches(pattern, p)]
         )
         if not hits:
             raise ValueError(
                 f"A pattern matches no prunable weight of {list(shapes)}. "
                 f"Received: scope={{{pattern!r}: {sparsity}}}"
+            )
+        if wanted.keys() >= set(hits):
+            warnings.warn(
+                "A pattern decides nothing, because the patterns before it "
+                "take every weight that it matches: put the narrower one "
+                f"first. Received: scope={{{pattern!r}: {sparsity}}} after "
+                f"{list(scope)[: list(scope).index(pattern)]}",
+                stacklevel=5,
             )
         for path in hits:
             wanted.setdefault(path, float(sparsity))
