@@ -213,3 +213,107 @@ def test_a_new_mask_needs_no_new_trace(data):
     tt.prune(model, sparsity=0.75).apply(model, weights="keep")
     model.fit(batches(*data), verbose=0)
     assert len(traces) == before > 0
+
+
+def encoder_and_models():
+    """One layer of weights in three models, with a head each."""
+    encoder = keras.Sequential(
+        [keras.Input((8,)), keras.layers.Dense(16, name="h")], name="encoder"
+    )
+    inputs = keras.Input((8,))
+    outer, sibling = (
+        keras.Model(inputs, keras.layers.Dense(4, name=name)(encoder(inputs)))
+        for name in ("outer", "sibling")
+    )
+    return encoder, outer, sibling
+
+
+def averaging():
+    return keras.optimizers.SGD(0.1, use_ema=True, ema_overwrite_frequency=2)
+
+
+@pytest.mark.parametrize("optimizer", [lambda: "adam", averaging])
+def test_masks_of_a_submodel_reach_every_traced_model_around_it(
+    optimizer, data
+):
+    encoder, outer, sibling = encoder_and_models()
+    for model in (outer, sibling):
+        compiled(model, optimizer()).fit(batches(*data), verbose=0)
+    ticket = tt.prune(encoder, sparsity=0.75)
+    ticket.apply(encoder)
+    for model in (outer, sibling):
+        model.fit(batches(*data), verbose=0)
+        assert_zeros(encoder, ticket)
+    # The other way: off where they were not put on.
+    tt.release(sibling)
+    outer.fit(batches(*data), verbose=0)
+    kernel = encoder.layers[0].kernel
+    assert (kernel.numpy()[~ticket.masks[kernel.path]] != 0).any()
+
+
+@pytest.mark.parametrize("options", [{}, {"jit_compile": True}])
+def test_averages_of_an_optimizer_compiled_later_hold_no_pruned_weight(
+    options, data
+):
+    encoder, outer, _ = encoder_and_models()
+    ticket = tt.prune(encoder, sparsity=0.75)
+    ticket.apply(encoder)
+    optimizer = keras.optimizers.Adam(0.01, use_ema=True)
+    compiled(outer, optimizer, **options).fit(batches(*data), verbose=0)
+    assert_zeros(encoder, ticket)  # Keras has written the averages there
+
+
+def test_averages_of_a_second_optimizer_hold_no_pruned_weight(data):
+    class Two(keras.Sequential):
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(x, y, self(x, training=True))
+            variables = self.trainable_variables
+            gradients = tape.gradient(loss, variables)
+            self.second.apply(gradients, variables)
+            return {"loss": loss}
+
+    model = Two(mlp().layers)
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    model.second = averaging()
+    ticket = tt.prune(model, sparsity=0.75)
+    ticket.apply(model)
+    model.fit(batches(*data), verbose=0)
+    assert_zeros(model, ticket)
+
+
+@pytest.mark.parametrize("weights", ["start", "keep"])
+def test_a_ticket_leaves_none_of_the_masks_before_it(weights, data):
+    model = compiled(mlp(), "adam")
+    everywhere = tt.prune(model, 0.9)
+    hidden = tt.prune(model, 0.5, filters="hidden")
+    everywhere.apply(model)
+    model.fit(batches(*data), verbose=0)
+    hidden.apply(model, weights=weights)
+    head = model.get_layer("head").kernel
+    assert head.constraint is None
+    assert [*masking.attached_masks(model)] == [*hidden.masks]
+    before = np.count_nonzero(head)
+    assert (before == 128) == (weights == "start")
+    model.fit(batches(*data), verbose=0)
+    assert np.count_nonzero(head) > before or before == 128
+
+
+def test_the_smallest_weights_that_are_kept_stay():
+    model = mlp()
+    kernel = model.get_layer("hidden").kernel
+    tiny = np.full((8, 32), 1e-40, "float32")
+    kernel.assign(tiny)
+    ticket = tt.prune(model, 0.5, filters="hidden")
+    ticket.apply(model)
+    assert np.count_nonzero(kernel.numpy()) == 128
+    assert tt.Ticket.from_model(model).kept == 128
+
+
+def test_a_low_rank_update_after_the_ticket_is_told_of_at_the_next_look():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)])
+    tt.prune(model, 0.5).apply(model)
+    model.layers[0].enable_lora(2)
+    with pytest.warns(UserWarning, match="low-rank update"):
+        masking.project(model)

@@ -250,6 +250,93 @@ def test_keys_match_exactly_then_by_order_then_not_at_all():
         match_keys(shapes, other)  # both are listed
 
 
+def test_paths_that_could_mean_several_layers_are_refused():
+    def keys(stored, present, *wanted, **options):
+        return match_keys(
+            dict(stored),
+            {k: Var(*s) for k, s in present},
+            wanted or None,
+            **options,
+        )
+
+    a, b, c, d = ((f"dense{n}/kernel", (4, 4)) for n in ("", "_1", "_2", "_3"))
+    small, wide = ("dense_3/kernel", (4, 2)), ("dense_3/kernel", (4, 9))
+    # One more layer of the same name and shape: it may be any of them.
+    with pytest.raises(ValueError, match=r"(?s)number alone.*dense_2/kernel"):
+        keys([a, b], [a, b, c])
+    # One more of another shape cannot be meant, nor one of another name.
+    assert keys([a, b], [a, b, small]) == {a[0]: a[0], b[0]: b[0]}
+    assert keys([a, b], [("head/kernel", (4, 4)), a, b])[b[0]] == b[0]
+    # A new head, with only the weights before it wanted.
+    found = keys([a, b, c, small], [a, b, c, wide], b[0])
+    assert found == {b[0]: b[0]}
+    with pytest.raises(ValueError, match="number alone"):
+        keys([a, b, small], [b, c, wide], b[0])
+    with pytest.raises(ValueError, match="do not fit"):
+        keys([a, b, small], [a, b, wide], small[0])
+    # What a person wrote is taken at its word.
+    assert keys([b], [a, b, c, d], by_name=True) == {b[0]: b[0]}
+    with pytest.raises(ValueError, match="number alone"):
+        keys([b], [a, b, c, d])
+    # Below the name of a model, too.
+    inside = [(f"enc/{key}", shape) for key, shape in (a, b, c)]
+    assert keys([a, b, c], inside)[b[0]] == "enc/dense_1/kernel"
+    with pytest.raises(ValueError, match="number alone"):
+        keys([a, b], inside)
+
+
+def chain(first):
+    """Three layers of one shape, numbered from ``first``."""
+    keras.backend.clear_session()
+    for _ in range(first):
+        L.Dense(3)
+        L.BatchNormalization()
+    inputs = x = keras.Input((8,))
+    for _ in range(3):
+        x = L.BatchNormalization()(L.Dense(8)(x))
+    return keras.Model(inputs, x)
+
+
+@pytest.mark.parametrize("shift", [0, 1, 2, 5])
+def test_a_partial_ticket_finds_its_layer_where_numbers_have_moved(
+    shift, tmp_path
+):
+    ticket = tt.prune(chain(0), 0.75, filters="dense_1/")
+    ticket.save(tmp_path / "ticket")
+    model = chain(shift)
+    tt.Ticket.load(tmp_path / "ticket").apply(model)
+    kept = [np.count_nonzero(layer.kernel) for layer in model.layers[1::2]]
+    assert kept == [64, 16, 64]
+    # By hand, of masks alone, a name is a name.
+    model = chain(0)
+    tt.Ticket(ticket.masks).apply(model, weights="keep")
+    assert np.count_nonzero(model.layers[3].kernel) == 16
+
+
+def test_a_channel_ticket_finds_its_layer_where_numbers_have_moved():
+    model = chain(0)
+    weights = {k: v.numpy() for k, v in named_weights(model).items()}
+    key = "batch_normalization_1/gamma"
+    ticket = tt.structured.ChannelTicket({key: np.arange(8) < 2}, weights)
+    model = chain(1)
+    ticket.apply(model)
+    kept = [np.count_nonzero(layer.gamma) for layer in model.layers[2::2]]
+    assert kept == [8, 2, 8]
+
+
+def test_the_number_of_a_repeated_path_is_no_part_of_a_pattern():
+    def tower():
+        inputs = keras.Input((4,))
+        return keras.Model(inputs, L.Dense(4, name="d")(inputs))
+
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, tower()(tower()(inputs)))
+    assert len(tt.prunable_weights(model, "kernel$")) == 2
+    assert [*tt.prunable_weights(model, "kernel#1$")] == ["d/kernel#1"]
+    ticket = tt.prune(model, scope={"kernel$": 0.5})
+    assert ticket.densities() == {"d/kernel": 0.5, "d/kernel#1": 0.5}
+
+
 def test_all_weights_have_a_key():
     model = nested()
     assert len(named_weights(model)) == len(model.weights) == 6

@@ -1,5 +1,6 @@
 """Tickets: values that save, load, apply, compare and derive controls."""
 
+import copy
 import pickle
 import subprocess
 import sys
@@ -373,3 +374,89 @@ def test_from_model_reads_masks_or_zeros():
     assert tt.Ticket.from_model(model).hamming_distance(ticket) == 0
     part = tt.Ticket.from_model(model, filters="head")
     assert list(part.masks) == ["mlp/head/kernel"]
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_tickets_are_pickled_and_copied(copied, ticket):
+    channels = tt.structured.ChannelTicket({"bn/gamma": [True, False]})
+    for one in (ticket, channels):
+        other = copied(one)
+        assert type(other) is type(one)
+        assert other.hamming_distance(one) == 0
+        assert other.metadata == one.metadata
+        for name in ("masks", "weights", "scores"):
+            mine, theirs = getattr(one, name), getattr(other, name)
+            assert (mine is None) == (theirs is None)
+            for key, value in (mine or {}).items():
+                np.testing.assert_array_equal(theirs[key], value)
+                with pytest.raises(ValueError, match="read-only"):
+                    theirs[key][...] = 0
+            with pytest.raises(TypeError):
+                (theirs or other.masks)["x"] = 1
+
+
+def test_one_call_keeps_the_zeros_of_a_loaded_model(tmp_path, data):
+    model = compiled(mlp(), "adam")
+    ticket = tt.prune(model, 0.75)
+    ticket.apply(model)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    found = tt.enforce_zeros(loaded)
+    for mine, theirs in zip(
+        ticket.masks.values(), found.masks.values(), strict=True
+    ):
+        np.testing.assert_array_equal(mine, theirs)
+    loaded.fit(batches(*data), verbose=0)
+    assert tt.Ticket.from_model(loaded).kept == ticket.kept
+    assert sum(np.count_nonzero(k) for k in
+               tt.prunable_weights(loaded).values()) == ticket.kept  # fmt: skip
+    with pytest.raises(ValueError, match="nothing to keep"):
+        tt.enforce_zeros(mlp())
+    loaded.get_layer("head").kernel.assign(np.zeros((32, 4)))
+    tt.release(loaded)
+    with pytest.warns(UserWarning, match="will stay so.*head/kernel"):
+        tt.enforce_zeros(loaded)
+
+
+def test_numbers_of_numpy_are_numbers(ticket, tmp_path):
+    shuffled = ticket.shuffle(np.int64(3))
+    assert shuffled.hamming_distance(ticket.shuffle(3)) == 0
+    shuffled.save(tmp_path / "ticket")
+    assert tt.Ticket.load(tmp_path / "ticket").metadata["control_seed"] == 3
+    drawn = tt.prune(mlp(), np.float64(0.5), seed=np.uint8(1),
+                     iterations=np.int32(2))  # fmt: skip
+    assert drawn.sparsity == 0.5
+    assert type(drawn.metadata["seed"]) is int
+    assert ticket.reinitialize(mlp(), np.int16(1)).metadata["control_seed"] == 1
+    for seed in (-1, 0.5, True):
+        with pytest.raises(ValueError, match="`seed`"):
+            ticket.shuffle(seed)
+
+
+def test_weights_above_the_range_of_float32_are_ranked_and_kept(tmp_path):
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(2, dtype="float64")]
+    )
+    values = np.array([[1e300, 2e300], [3e300, 1], [2, 1e-300], [4e300, 5]])
+    model.layers[0].kernel.assign(values)
+    ticket = tt.prune(model, 0.5)
+    ticket.save(tmp_path / "ticket")
+    tt.Ticket.load(tmp_path / "ticket").apply(model)
+    np.testing.assert_array_equal(
+        model.layers[0].kernel.numpy(), np.where(values > 1e100, values, 0)
+    )
+
+
+def test_kernels_without_any_weight_are_no_error(tmp_path):
+    model = keras.Sequential([keras.Input((0,)), keras.layers.Dense(3)])
+    for scope in ("global", "layer", "erk"):
+        ticket = tt.prune(model, 0.5, scope=scope)
+        assert (ticket.size, ticket.sparsity, ticket.density) == (0, 0.0, 1.0)
+        assert "0 of 0" in repr(ticket)
+        assert ticket.hamming_distance(ticket.shuffle()) == 0
+        ticket.save(tmp_path / "ticket")
+        tt.Ticket.load(tmp_path / "ticket").apply(model)

@@ -42,7 +42,7 @@ from tf_tickets.masking import release  # noqa: E402
 from tf_tickets.pruning import prune  # noqa: E402
 from tf_tickets.selection import prunable_weights  # noqa: E402
 from tf_tickets.snapshot import Snapshot  # noqa: E402
-from tf_tickets.ticket import Ticket  # noqa: E402
+from tf_tickets.ticket import Ticket, enforce_zeros  # noqa: E402
 from tf_tickets.version import __version__  # noqa: E402
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "analysis",
     "callbacks",
     "distribute",
+    "enforce_zeros",
     "export",
     "layers",
     "network",

@@ -6,8 +6,10 @@ hands over (``np.int64(3)``) is as welcome as what is written down.
 
 from __future__ import annotations
 
+import inspect
 import numbers
 import operator
+import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -192,3 +194,19 @@ def mapping(name: str, value: Any) -> None:
                 :500
             ]
         )
+
+
+def warn(message: str) -> None:
+    """Warn whoever called this package, from however deep inside it.
+
+    Args:
+        message: What is the matter, and what to do.
+    """
+    level, frame = 1, inspect.currentframe()
+    package = __name__.partition(".")[0]
+    while (
+        frame is not None
+        and frame.f_globals.get("__name__", "").partition(".")[0] == package
+    ):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)

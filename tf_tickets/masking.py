@@ -8,19 +8,22 @@ mask is an assignment, and `release` leaves no trace.
 
 from __future__ import annotations
 
-import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_tickets import checks
 from tf_tickets.selection import named_weights
-from tf_tickets.tracing import retrace
+from tf_tickets.tracing import living, retrace
 
 # The types that TensorFlow multiplies so on every device.
 _MULTIPLIED = ("float32", "float64")
+# What Keras calls the weights of a low-rank update.
+_LORA = "/lora_"
 
 
 class MaskConstraint(keras.constraints.Constraint):
@@ -28,13 +31,12 @@ class MaskConstraint(keras.constraints.Constraint):
 
     An optimizer with ``use_ema=True`` averages each update before the
     constraint sees it, and Keras later writes the averages into the model. So
-    the average of the weight is masked in the same step.
+    the averages of the weight are masked in the same step.
 
     Args:
         mask: Boolean array of the weight's shape, `True` where it is kept.
         inner: The constraint that the variable had before, or `None`.
-        average: Called when a step is traced; the variable that holds the
-            weight's moving average, or `None`.
+        variable: The weight, or `None` for one that no optimizer averages.
         dtype: How the mask is kept: `"bool"`, or the weight's own type, which
             saves the step a conversion.
     """
@@ -43,17 +45,20 @@ class MaskConstraint(keras.constraints.Constraint):
         self,
         mask: np.ndarray,
         inner: Callable[..., tf.Tensor] | None = None,
-        average: Callable[[], keras.Variable | None] = lambda: None,
+        variable: keras.Variable | None = None,
         dtype: str = "bool",
     ) -> None:
         self.mask = tf.Variable(mask, trainable=False, dtype=dtype, name="mask")
         self.inner = inner
-        self.average = average
+        # The variable holds the constraint: no circle.
+        self.variable = None if variable is None else weakref.ref(variable)
 
     def __call__(self, w: tf.Tensor) -> tf.Tensor:
-        average = self.average()
-        if average is not None:
-            _update(average.value, self.mask)
+        variable = None if self.variable is None else self.variable()
+        if variable is not None:
+            _look_for_optimizers()
+            for average in _averages(variable):
+                _update(average.value, self.mask)
         if self.inner is not None:
             w = self.inner(w)
         return masked(w, self.mask)
@@ -76,19 +81,32 @@ def masked(w: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     return tf.where(mask, w, tf.zeros((), w.dtype))
 
 
-def enforce(model: keras.Model, masks: Mapping[str, np.ndarray]) -> None:
+def enforce(
+    model: keras.Model,
+    masks: Mapping[str, np.ndarray],
+    *,
+    others: Literal["keep", "release"] = "keep",
+) -> None:
     """Attach ``masks`` to the weights of ``model`` and zero what they prune.
 
     Weights that already have a mask get the new one by assignment, with no
-    new trace of the training step.
+    new trace of the training step. Every model that holds one of the weights
+    keeps its zeros from then on.
 
     Args:
         model: A built Keras model.
         masks: ``{key: boolean array}``, keys as in
             `tf_tickets.prunable_weights`.
+        others: What becomes of the masks on other weights of the model.
     """
     weights = named_weights(model)
     fresh = False
+    if others == "release":
+        fresh = _detach(
+            variable
+            for key, variable in _masked_weights(model).items()
+            if key not in masks
+        )
     with model.distribute_strategy.scope():
         for key, mask in masks.items():
             variable = weights[key]
@@ -100,13 +118,14 @@ def enforce(model: keras.Model, masks: Mapping[str, np.ndarray]) -> None:
                 variable.constraint = MaskConstraint(
                     mask,
                     constraint,
-                    _average_of(model, variable),
+                    variable,
                     dtype if dtype in _MULTIPLIED else "bool",
                 )
                 fresh = True
     if fresh:
         retrace(model, "train")
-        _warn_of_dense_updates(masks, weights)
+        _seen.clear()
+        _enforced.add(model)
     project(model)
 
 
@@ -123,13 +142,15 @@ def project(model: keras.Model) -> None:
     """Zero the pruned weights now, wherever they were written from.
 
     ``set_weights``, ``load_weights`` and ``assign`` go past a constraint. The
-    optimizer's moving averages of the weights are projected too.
+    optimizers' moving averages of the weights are projected too.
     """
+    _know_optimizers([getattr(model, "optimizer", None)])
+    _warn_of_dense_updates(model)
     for variable in _masked_weights(model).values():
-        mask = variable.constraint.mask
+        # A product would flush the smallest weights that are kept to zero.
+        mask = tf.cast(variable.constraint.mask, "bool")
         variable.assign(masked(variable.value, mask))
-        average = _moving_average(model, variable)
-        if average is not None:
+        for average in _averages(variable):
             average.assign(masked(average.value, mask))
 
 
@@ -149,24 +170,32 @@ def release(model: keras.Model) -> None:
     >>> model.layers[0].kernel.constraint is None
     True
     """
-    found = _masked_weights(model)
-    for variable in found.values():
-        variable.constraint = variable.constraint.inner
-    if found:
+    if _detach(_masked_weights(model).values()):
         retrace(model, "train")
 
 
-def _warn_of_dense_updates(
-    masks: Mapping[str, np.ndarray], weights: Mapping[str, keras.Variable]
-) -> None:
-    layers = {k.rpartition("/")[0] for k in weights if "/lora_" in k}
-    updated = [key for key in masks if key.rpartition("/")[0] in layers]
+def _detach(variables: Iterable[keras.Variable]) -> bool:
+    """Take masks off; whether there was one."""
+    found = False
+    for variable in variables:
+        variable.constraint = variable.constraint.inner
+        found = True
+    return found
+
+
+def _warn_of_dense_updates(model: keras.Model) -> None:
+    layers = {k.rpartition("/")[0] for k in named_weights(model) if _LORA in k}
+    updated = [
+        key
+        for key in _masked_weights(model)
+        if key.rpartition("/")[0] in layers
+    ]
     if updated:
-        warnings.warn(
+        checks.warn(
             "A low-rank update is added to these weights and has no zeros: "
             "what the layer computes with is dense, and `model.save` merges "
-            f"the update into the kernel. Received: {updated}",
-            stacklevel=4,
+            "the update into the kernel. Apply the ticket again after the "
+            f"merge. Received: {updated}"
         )
 
 
@@ -178,36 +207,48 @@ def _masked_weights(model: keras.Model) -> dict[str, keras.Variable]:
     }
 
 
-def _average_of(
-    model: keras.Model, variable: keras.Variable
-) -> Callable[[], keras.Variable | None]:
-    # The optimizer may be compiled in later, and the constraint must not
-    # keep the model alive.
-    reference = weakref.ref(model)
-
-    def average() -> keras.Variable | None:
-        owner = reference()
-        return None if owner is None else _moving_average(owner, variable)
-
-    return average
+# Optimizers that average weights. A variable does not know them, and there
+# may be several: that of an outer model, or a second one in a training step.
+_averaging: weakref.WeakSet[keras.optimizers.Optimizer] = weakref.WeakSet()
+_seen: weakref.WeakSet[tf.Graph] = weakref.WeakSet()
+_enforced: weakref.WeakSet[keras.Model] = weakref.WeakSet()
 
 
-def _moving_average(
-    model: keras.Model, variable: keras.Variable
-) -> keras.Variable | None:
-    optimizer = getattr(model, "optimizer", None)
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    for one in getattr(optimizer, "optimizers", [optimizer]):
+def _look_for_optimizers() -> None:
+    """Look once a trace: what is compiled later is traced later.
+
+    Eager steps have one graph for all: there it is once after `enforce`, and
+    then the optimizers of models that got masks, which cost nothing to ask.
+    """
+    graph = tf.compat.v1.get_default_graph()
+    if tf.executing_eagerly():
+        _know_optimizers(getattr(m, "optimizer", None) for m in _enforced)
+    if graph not in _seen:
+        _seen.add(graph)
+        _know_optimizers(living(keras.optimizers.Optimizer))
+
+
+def _know_optimizers(found: Iterable[Any]) -> None:
+    for one in found:
+        inner = getattr(one, "inner_optimizer", one)
+        for optimizer in getattr(inner, "optimizers", [inner]):
+            if getattr(optimizer, "use_ema", False):
+                _averaging.add(optimizer)
+
+
+def _averages(variable: keras.Variable) -> list[keras.Variable]:
+    """What optimizers keep as the moving average of a weight."""
+    return [
+        average
+        for optimizer in _averaging
         # Keras has no public way from a weight to its average.
-        averages = getattr(one, "_model_variables_moving_average", None)
         for tracked, average in zip(
-            one._trainable_variables if averages else (),
-            averages or (),
-            strict=True,
-        ):
-            if tracked is variable:
-                return average
-    return None
+            getattr(optimizer, "_trainable_variables", ()),
+            getattr(optimizer, "_model_variables_moving_average", ()),
+            strict=False,  # an optimizer that is not built yet
+        )
+        if tracked is variable
+    ]
 
 
 def _update(variable: tf.Variable, mask: tf.Variable) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -104,12 +104,12 @@ class Masks(abc.ABC):
     @property
     def sparsity(self) -> float:
         """Fraction that is pruned, in [0, 1]."""
-        return (self.size - self.kept) / self.size
+        return (self.size - self.kept) / self.size if self.size else 0.0
 
     @property
     def density(self) -> float:
         """1 − sparsity."""
-        return self.kept / self.size
+        return self.kept / self.size if self.size else 1.0
 
     def densities(self) -> dict[str, float]:
         """``{key: density}`` of each mask."""
@@ -117,6 +117,18 @@ class Masks(abc.ABC):
             key: float(np.count_nonzero(m) / m.size) if m.size else 1.0
             for key, m in self._masks.items()
         }
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled and copied: plain dictionaries, not views of them."""
+        return {
+            name: dict(value) if isinstance(value, Mapping) else value
+            for name, value in self.__dict__.items()
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for name in ("_masks", "_weights", "_scores"):
+            self.__dict__[name] = _as_arrays(state[name])
 
     def __repr__(self) -> str:
         return (
@@ -152,7 +164,7 @@ class Masks(abc.ABC):
             int(np.count_nonzero(m != other.masks[k]))
             for k, m in self._masks.items()
         )
-        return differing / self.size
+        return differing / self.size if self.size else 0.0
 
     @abc.abstractmethod
     def element_masks(self, model: keras.Model) -> dict[str, np.ndarray]:
@@ -172,8 +184,18 @@ class Masks(abc.ABC):
         """
         if self._weights is None:
             return {}
-        keys = match_keys(shapes_of(self._weights), named_weights(model))
+        keys = self._aligned(named_weights(model), self._weights)
         return {keys[k]: value for k, value in self._weights.items()}
+
+    def _aligned(
+        self, named: Mapping[str, keras.Variable], wanted: Iterable[str]
+    ) -> dict[str, str]:
+        """``{key here: key in the model}`` by the weights the ticket has."""
+        listing = shapes_of(self._weights or {})
+        # Weights for the masks alone were put together by hand: they are no
+        # list of a model, and their paths are all that there is to go by.
+        by_name = listing.keys() <= self._masks.keys()
+        return match_keys(listing, named, wanted, by_name=by_name)
 
     def apply(
         self, model: keras.Model, *, weights: Literal["start", "keep"] = "start"
@@ -184,8 +206,12 @@ class Masks(abc.ABC):
         that calls ``optimizer.apply``, leaves what is pruned at exactly zero,
         until `tf_tickets.release`. Only weights change: compile the model
         anew, or restore a `tf_tickets.Snapshot`, if its optimizer should
-        forget earlier training. A step that you traced yourself with
+        forget earlier training. Other models that hold some of the weights
+        keep the zeros too. A step that you traced yourself with
         ``tf.function`` before this call must be traced again.
+
+        The model has this ticket's masks then and no others: a weight that an
+        earlier ticket masked and this one does not cover may change again.
 
         Args:
             model: A built Keras model of the same architecture. Layer numbers
@@ -209,7 +235,7 @@ class Masks(abc.ABC):
             named = named_weights(model)
             for key, value in self.weights_for(model).items():
                 named[key].assign(value)
-        masking.enforce(model, masks)
+        masking.enforce(model, masks, others="release")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the ticket to one safetensors file.

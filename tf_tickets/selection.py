@@ -8,7 +8,7 @@ a suffix: ``conv/kernel``, ``conv/kernel#1``.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import keras
@@ -200,58 +200,108 @@ def prunable_among(
 
 
 def match_keys(
-    shapes: Mapping[str, Shape], variables: Mapping[str, Any]
+    shapes: Mapping[str, Shape],
+    variables: Mapping[str, Any],
+    wanted: Iterable[str] | None = None,
+    *,
+    by_name: bool = False,
 ) -> dict[str, str]:
     """Find each stored key among a model's variables.
 
-    Exact paths first; then paths that differ only in the names of models
-    around the layers. Keras numbers layers as they are made (``dense``,
-    ``dense_1``, ...), so the same model has other paths in another process:
-    then the two lists are aligned by order, when every shape agrees and
-    either no path or every path without its numbers and the models around
-    it does.
+    Keras numbers layers as they are made (``dense``, ``dense_1``, ...), so
+    the same model has other paths in another process, and a path alone may
+    name another layer there. So the whole list is matched to the whole list:
+
+    - the same paths with the same shapes are the same weights;
+    - paths may differ in the names of models around the layers;
+    - two lists with the same shapes in order are aligned by order, when
+      either no path or every path without its numbers and the models around
+      it is the same;
+    - in a model with more or other weights, a path counts only if no other
+      weight of the same shape differs from it in a number alone.
 
     Args:
-        shapes: ``{stored key: shape}``, in the stored order.
+        shapes: ``{stored key: shape}``: all weights of the model that they
+            were stored from, in its order.
         variables: ``{key: variable or array}``, in the model's order.
+        wanted: The stored keys that must be found; `None` for all.
+        by_name: Whether a path that is in the model means just that weight,
+            because a person wrote it and ``shapes`` is no whole list.
 
     Returns:
         ``{stored key: key of the variable}``.
 
     Raises:
-        ValueError: One error that lists every mismatch.
+        ValueError: One error that lists every mismatch, or says which paths
+            could mean more than one weight.
+
+    Example:
+
+    >>> there = {"dense/kernel": (4, 4), "dense_1/kernel": (4, 4)}
+    >>> here = {"dense_1/kernel": np.eye(4), "dense_2/kernel": np.eye(4)}
+    >>> match_keys(there, here, ["dense_1/kernel"])
+    {'dense_1/kernel': 'dense_2/kernel'}
     """
-    problems = []
-    for key, shape in shapes.items():
-        if key not in variables:
-            problems.append(f"{key} {shape}: not in the model")
-        elif tuple(variables[key].shape) != tuple(shape):
-            problems.append(
-                f"{key}: stored {tuple(shape)}, in the model "
-                f"{tuple(variables[key].shape)}"
-            )
-    if not problems:
-        return {key: key for key in shapes}
-    stored, present = list(shapes), list(variables)
-    below = _by_ending(stored, present)
-    if all(
-        tuple(shapes[key]) == tuple(variables[found].shape)
-        for key, found in below.items()
-    ) and len(below) == len(stored):
-        return below
-    if [tuple(s) for s in shapes.values()] == [
-        tuple(v.shape) for v in variables.values()
-    ]:
+    wanted = list(shapes) if wanted is None else list(wanted)
+    present = {key: tuple(v.shape) for key, v in variables.items()}
+    stored = {key: tuple(shape) for key, shape in shapes.items()}
+    exact = {k: k for k, shape in stored.items() if present.get(k) == shape}
+    if by_name and exact.keys() >= set(wanted):
+        return {key: key for key in wanted}
+    unclear: dict[str, list[str]] = {}
+    for found in (exact, _by_ending(stored, present)):
+        if len(found) == len(stored) and stored:
+            rivals = _rivals(found, wanted, stored, present)
+            if not rivals:
+                return {key: found[key] for key in wanted}
+            unclear = unclear or rivals
+    if list(stored.values()) == list(present.values()):
         pairs = dict(zip(stored, present, strict=True))
         strangers = not set(stored) & set(present)
         if strangers or all(
             _is_ending(_unnumbered(a), _unnumbered(b)) for a, b in pairs.items()
         ):
-            return pairs
+            return {key: pairs[key] for key in wanted}
+    if exact.keys() >= set(wanted):
+        unclear = unclear or _rivals(exact, wanted, stored, present)
+        if not unclear:
+            return {key: key for key in wanted}
+    if unclear:
+        raise ValueError(
+            "The stored weights are not all of this model's, and a path that "
+            "differs from others in a layer's number alone does not say which "
+            "is meant: Keras numbers layers as they are made. Give the layers "
+            "names, or use the model that the weights were taken from. "
+            "Received: "
+            + "; ".join(f"{k}, beside {v}" for k, v in unclear.items())[:500]
+        )
+    problems = [
+        f"{key}: stored {shape}, in the model {present[key]}"
+        if key in present
+        else f"{key} {shape}: not in the model"
+        for key, shape in stored.items()
+        if present.get(key) != shape
+    ]
     raise ValueError(
         "The weights do not fit this model:\n  "
         + "\n  ".join(problems)
         + f"\nThe model has {_listing(variables)}."
+    )
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether a pattern is the path, or a regular expression found in it.
+
+    The number that tells weights of one path apart is no part of what a
+    person writes, so that ``"kernel$"`` finds all of them.
+
+    Example:
+
+    >>> matches("kernel$", "dense/kernel#1"), matches("#1$", "dense/kernel#1")
+    (True, True)
+    """
+    return pattern == path or any(
+        re.search(pattern, text) for text in {path, path.partition("#")[0]}
     )
 
 
@@ -344,10 +394,8 @@ def _as_list(filters: Filters) -> list[Filter]:
 def _agrees(entry: Filter, path: str, variable: keras.Variable) -> bool:
     if not isinstance(entry, str):
         return bool(entry(path, variable))
-    if entry == path:
-        return True
     try:
-        return re.search(entry, path) is not None
+        return matches(entry, path)
     except re.error as error:
         raise ValueError(
             f"A filter is not a regular expression: {error}. "
@@ -355,18 +403,52 @@ def _agrees(entry: Filter, path: str, variable: keras.Variable) -> bool:
         ) from error
 
 
-def _by_ending(stored: list[str], present: list[str]) -> dict[str, str]:
+def _by_ending(
+    stored: Mapping[str, Shape], present: Mapping[str, Shape]
+) -> dict[str, str]:
     """Pairs of which one path ends with the whole other, if all are clear."""
     found = {
         key: [p for p in present if f"/{p}".endswith(f"/{key}")]
         or [p for p in present if _is_ending(key, p)]
         for key in stored
     }
-    if any(len(paths) != 1 for paths in found.values()) or len(
-        {path for paths in found.values() for path in paths}
-    ) < len(stored):
+    if any(
+        len(paths) != 1 or present[paths[0]] != stored[key]
+        for key, paths in found.items()
+    ) or len({paths[0] for paths in found.values()}) < len(stored):
         return {}
     return {key: paths[0] for key, paths in found.items()}
+
+
+def _rivals(
+    found: Mapping[str, str],
+    wanted: Iterable[str],
+    stored: Mapping[str, Shape],
+    present: Mapping[str, Shape],
+) -> dict[str, list[str]]:
+    """``{wanted key: what it could mean as well}``, where there is such.
+
+    Layers whose names differ in a number only, with weights of one shape, may
+    have changed places unless all of them are found, on both sides.
+    """
+    alone: dict[tuple[str, Shape], list[str]] = {}
+    taken = set(found.values())
+    for key, shape in present.items():
+        if key not in taken:
+            alone.setdefault((_family(key), shape), []).append(key)
+    for key, shape in stored.items():
+        if key not in found:
+            alone.setdefault((_family(key), shape), []).append(key)
+    unclear = {}
+    for key in wanted:
+        others = {
+            other
+            for one in (key, found[key])
+            for other in alone.get((_family(one), stored[key]), ())
+        }
+        if others:
+            unclear[key] = sorted(others)
+    return unclear
 
 
 def _is_ending(one: str, other: str) -> bool:
@@ -378,6 +460,11 @@ def _unnumbered(path: str) -> str:
     # Before Keras 3.13 an optimizer names its slots by the whole path, joined
     # with underscores.
     return re.sub(r"_\d+(?=[/#_]|$)", "", path)
+
+
+def _family(path: str) -> str:
+    """A path without any number that Keras, or `unique_keys`, has added."""
+    return _unnumbered(path).partition("#")[0]
 
 
 def _listing(variables: Mapping[str, Any]) -> str:

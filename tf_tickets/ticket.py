@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import keras
 import numpy as np
 
-from tf_tickets import foreign, initialization, masking
+from tf_tickets import checks, foreign, initialization, masking
 from tf_tickets.masks import Masks, shapes_of
 from tf_tickets.selection import (
     Filters,
@@ -310,17 +310,14 @@ class Ticket(Masks):
                 mismatch.
         """
         named = named_weights(model)
+        if self._weights is not None:
+            return self._aligned(named, self._masks)
         shapes = shapes_of(self._masks)
         if all(
             key in named and tuple(named[key].shape) == shape
             for key, shape in shapes.items()
         ):
             return {key: key for key in shapes}
-        if self._weights is not None:
-            # The full list is the safer one to align by order: it also says
-            # where the weights without a mask stand.
-            every = match_keys(shapes_of(self._weights), named)
-            return {key: every[key] for key in self._masks}
         return match_keys(shapes, prunable_weights(model))
 
     def renamed(self, model: keras.Model, keys: Mapping[str, str]) -> Ticket:
@@ -364,9 +361,10 @@ class Ticket(Masks):
             Frankle et al., "Pruning Neural Networks at Initialization: Why
             Are We Missing the Mark?", ICLR 2021 (layerwise shuffling).
         """
+        seed = checks.whole("seed", seed, least=0)
         masks = {
             key: np.random.default_rng((seed, i))
-            .permutation(mask.ravel())
+            .permutation(mask.flatten())
             .reshape(mask.shape)
             for i, (key, mask) in enumerate(self._masks.items())
         }
@@ -392,6 +390,7 @@ class Ticket(Masks):
             ValueError: If the ticket does not fit the model or no initializer
                 is known for a weight that has a mask.
         """
+        seed = checks.whole("seed", seed, least=0)
         start = self.weights_for(model) or values_of(named_weights(model))
         masks = self.element_masks(model)
         drawn, unknown = initialization.redraw(model, seed)
@@ -411,6 +410,51 @@ class Ticket(Masks):
                 "not_reinitialized": unknown,
             },
         )
+
+
+def enforce_zeros(model: keras.Model, *, filters: Filters = None) -> Ticket:
+    """Keep the zeros that the weights of ``model`` have now.
+
+    A model that was loaded, cloned, copied or pickled has its zeros, and no
+    masks that keep them: training would fill them. This puts masks where the
+    zeros are; a mask that is still enforced is taken as it is.
+
+    Args:
+        model: A built Keras model whose prunable weights have zeros.
+        filters: As in `tf_tickets.prunable_weights`: where zeros are meant.
+
+    Returns:
+        The ticket that is enforced from now on, as `Ticket.from_model` gives
+        it. `tf_tickets.release` ends it.
+
+    Raises:
+        ValueError: If there is no zero, or nothing that can be pruned.
+
+    Example:
+
+    >>> import tf_tickets as tt
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)])
+    >>> tt.prune(model, sparsity=0.75).apply(model)
+    >>> copy = keras.models.clone_model(model)
+    >>> copy.set_weights(model.get_weights())
+    >>> tt.enforce_zeros(copy)
+    <Ticket: 16 of 64 weights in 1 tensors, sparsity 0.7500>
+    """
+    ticket = Ticket.from_model(model, filters=filters)
+    if not ticket.sparsity:
+        raise ValueError(
+            "No prunable weight of the model is zero: there is nothing to "
+            f"keep. Received: {ticket!r}"
+        )
+    empty = [key for key, m in ticket.masks.items() if m.size and not m.any()]
+    if empty:
+        checks.warn(
+            "All weights of these tensors are zero and will stay so; if they "
+            "only start at zero, name the others with `filters`. Received: "
+            + ", ".join(empty[:8])
+        )
+    ticket.apply(model, weights="keep")
+    return ticket
 
 
 def check_ticket(ticket: Any) -> None:

@@ -1,11 +1,13 @@
 """`prune`: exact masks from real models, and one error for bad input."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
 
 import tf_tickets as tt
-from tests.conftest import mlp
+from tests.conftest import batches, compiled, mlp
 from tf_tickets.pruning import CRITERIA, SCOPES, criteria
 
 SPARSITIES = [0.0, 0.5, 0.9, 0.99]
@@ -133,3 +135,148 @@ def test_the_registries_name_callables():
     assert {"magnitude", "random"} <= set(CRITERIA)
     assert {"layer", "erk"} <= set(SCOPES)
     assert all(callable(c) for c in [*CRITERIA.values(), *SCOPES.values()])
+
+
+def scored(model, *values):
+    """A criterion that gives every kernel its own scores."""
+    return lambda model, masks, **_: {
+        path: np.broadcast_to(value, mask.shape)
+        for (path, mask), value in zip(masks.items(), values, strict=True)
+    }
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64])
+def test_no_score_brings_a_pruned_weight_back(kind):
+    model = mlp()
+    ticket = tt.prune(model, 0.5, criterion="random", seed=3)
+    ticket.apply(model)
+    lowest = -np.inf if kind is not np.int64 else np.iinfo(kind).min
+    odd = np.arange(256).reshape(8, 32) % 2 == 0
+    scores = np.where(odd, 1, lowest).astype(kind), np.full((32, 4), 2, kind)
+    drawn = tt.prune(model, 0.55, criterion=scored(model, *scores))
+    assert drawn.kept == round(0.45 * 384)
+    for path, mask in drawn.masks.items():
+        assert not (mask & ~ticket.masks[path]).any()
+
+
+def test_a_tensor_left_without_weights_is_warned_of_by_name():
+    model = mlp()
+    criterion = scored(model, 1.0, 0.0)
+    with pytest.warns(UserWarning, match=r"1 of 2 tensors.*head/kernel"):
+        ticket = tt.prune(model, 0.5, criterion=criterion)
+    assert list(ticket.densities().values())[1] == 0
+    with pytest.warns(UserWarning, match="any tensor"):
+        tt.prune(model, 0.9999, criterion=criterion)
+    # Known already, so not told again.
+    ticket.apply(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tt.prune(model, 0.6, criterion=criterion)
+
+
+def test_iterative_pruning_warns_of_a_tensor_left_without_weights(data):
+    imp = tt.callbacks.IterativeMagnitudePruning(
+        prune_fraction=0.9,
+        rounds=1,
+        epochs_per_round=1,
+        criterion=scored(None, 1.0, 0.0),
+    )
+    with pytest.warns(UserWarning, match="head/kernel"):
+        compiled(mlp()).fit(
+            batches(*data), epochs=imp.epochs, verbose=0, callbacks=[imp]
+        )
+
+
+@pytest.mark.parametrize("inner", ["global", "layer", "erk"])
+@pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.98])
+def test_at_least_so_many_weights_stay_in_every_tensor(inner, sparsity):
+    model = mlp()
+    scores = (np.random.default_rng(0).random((8, 32)) + 1, -np.inf)
+    scope = tt.pruning.at_least(3, inner)
+    ticket = tt.prune(
+        model, sparsity, criterion=scored(model, *scores), scope=scope
+    )
+    hidden, head = ticket.masks.values()
+    assert ticket.kept == round((1 - sparsity) * 384)
+    assert head.sum() >= 3
+    if inner == "global":
+        assert head.sum() == max(3, ticket.kept - 256)
+        assert scores[0][hidden].min() >= scores[0][~hidden].max(initial=0)
+    assert ticket.metadata["scope"] == f"at_least(3, {inner!r})"
+
+
+def test_a_floor_that_cannot_be_kept_is_refused():
+    for sparsity, scope in ((0.99, "global"), (0.99, "layer")):
+        with pytest.raises(ValueError, match="too few to keep at least 3"):
+            tt.prune(mlp(), sparsity, scope=tt.pruning.at_least(3, scope))
+    for arguments, message in (
+        ((0,), "`weights`"),
+        ((1, {"head": 0.5}), "no mapping|a mapping says"),
+        ((1, "nonsense"), "`scope` must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tt.pruning.at_least(*arguments)
+    with pytest.raises(ValueError, match="no floor"):
+        tt.supermask(
+            mlp(), mask="top_k", sparsity=0.5, scope=tt.pruning.at_least()
+        )
+
+
+def test_at_least_one_weight_stays_through_the_rounds(data):
+    imp = tt.callbacks.IterativeMagnitudePruning(
+        target_sparsity=0.95,
+        rounds=2,
+        epochs_per_round=1,
+        criterion=scored(None, 1.0, 0.0),
+        scope=tt.pruning.at_least(2),
+    )
+    compiled(mlp()).fit(
+        batches(*data), epochs=imp.epochs, verbose=0, callbacks=[imp]
+    )
+    assert [int(m.sum()) for m in imp.ticket.masks.values()] == [17, 2]
+
+
+def test_lamp_is_the_share_of_a_weight_in_all_that_are_no_smaller():
+    def oracle(w):
+        order = sorted(range(w.size), key=lambda i: (-abs(w[i]), i))
+        return np.array(
+            [
+                w[i] ** 2 / sum(w[j] ** 2 for j in order[: order.index(i) + 1])
+                for i in range(w.size)
+            ]
+        )
+
+    model = mlp(hidden=4)
+    rng = np.random.default_rng(0)
+    hidden, head = tt.prunable_weights(model).values()
+    hidden.assign(np.round(rng.normal(size=(8, 4)), 1))  # with ties
+    head.assign(rng.normal(size=(4, 4)) * 1e-30)  # squares are 0 in float32
+    masks = {v.path: np.ones(v.shape, bool) for v in (hidden, head)}
+    masks[head.path][:2] = False
+    found = CRITERIA["lamp"](model, masks)
+    for v in (hidden, head):
+        kept = masks[v.path]
+        np.testing.assert_allclose(
+            found[v.path][kept], oracle(v.numpy()[kept].astype(float))
+        )
+    # Magnitude would empty the head; this leaves it a share.
+    ticket = tt.prune(model, 0.95, criterion="lamp")
+    assert ticket.kept == 2
+    assert [int(m.sum()) for m in ticket.masks.values()] == [1, 1]
+
+
+def test_lamp_keeps_a_weight_of_tensors_that_are_tied_or_zero():
+    model = mlp(hidden=4)
+    hidden, head = tt.prunable_weights(model).values()
+    hidden.assign(np.ones((8, 4)))
+    head.assign(np.zeros((4, 4)))
+    ticket = tt.prune(model, 0.95, criterion="lamp")
+    assert [int(m.sum()) for m in ticket.masks.values()] == [1, 1]
+
+
+def test_a_pattern_that_decides_nothing_is_told():
+    with pytest.warns(UserWarning, match="decides nothing.*'head'"):
+        tt.prune(mlp(), scope={"kernel": 0.5, "head": 0.9})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tt.prune(mlp(), scope={"head": 0.9, "kernel": 0.5})

@@ -50,6 +50,12 @@ class SupermaskOptions:
         checks.choice("mask", self.mask, MASKS)
         checks.choice("penalty", self.penalty, PENALTIES)
         scopes.check_scope(self.scope)
+        if isinstance(self.scope, scopes.AtLeast):
+            raise ValueError(
+                "A supermask has no floor per tensor: its step selects with "
+                "one count a tensor or one for all. "
+                f"Received: scope={self.scope!r}"
+            )
         if self.mask != "top_k":
             if self.sparsity is not None:
                 raise ValueError(

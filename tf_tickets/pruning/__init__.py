@@ -3,6 +3,7 @@
 from tf_tickets.pruning.criteria import (
     CRITERIA,
     grasp,
+    lamp,
     prospr,
     snip,
     synflow,
@@ -10,7 +11,7 @@ from tf_tickets.pruning.criteria import (
 from tf_tickets.pruning.density_search import DensitySearch, search_densities
 from tf_tickets.pruning.prune import prune
 from tf_tickets.pruning.schedules import Constant, Geometric, Polynomial
-from tf_tickets.pruning.scopes import SCOPES, smart_ratio
+from tf_tickets.pruning.scopes import SCOPES, at_least, smart_ratio
 from tf_tickets.pruning.topk import keep_largest
 
 __all__ = [
@@ -20,8 +21,10 @@ __all__ = [
     "DensitySearch",
     "Geometric",
     "Polynomial",
+    "at_least",
     "grasp",
     "keep_largest",
+    "lamp",
     "prospr",
     "prune",
     "search_densities",

@@ -49,6 +49,7 @@ def prune(
             layers denser (`tf_tickets.pruning.SCOPES` has more names). A
             mapping ``{pattern: sparsity}`` gives the sparsity of each tensor;
             a callable ``(shapes, density) -> {path: density}`` decides.
+            `tf_tickets.pruning.at_least` leaves no tensor without weights.
         data: What the criterion scores on, for criteria that need it; see
             `tf_tickets.loss.batches.batches`.
         filters: Which weights may be pruned; see
@@ -62,6 +63,9 @@ def prune(
     Returns:
         A ticket whose start weights are the model's present weights, with the
         scores of the last drawing.
+
+    A mask that leaves a tensor without any weight is warned of: what comes
+    after that layer is constant.
 
     Raises:
         ValueError: On a sparsity out of range or below the present one, an
@@ -79,6 +83,7 @@ def prune(
     >>> list(ticket.densities().values())
     [0.25, 0.25]
     """
+    seed = checks.whole("seed", seed, least=0)
     masks, scores = draw_masks(
         model,
         sparsity,
@@ -131,10 +136,49 @@ def draw_masks(
     score = criteria.scorer(
         criterion, model, data=data, seed=seed, again=iterations > 1
     )
+    before = masks
     for target in targets:
         scores = dict(score(masks))
         masks = select(scores, _pools(target, masks), masks)
+    warn_of_collapse(masks, before)
     return masks, scores
+
+
+def warn_of_collapse(
+    masks: Mapping[str, np.ndarray],
+    before: Mapping[str, np.ndarray] | None = None,
+) -> list[str]:
+    """Warn of tensors that masks leave without any weight.
+
+    Args:
+        masks: ``{path: boolean array}``.
+        before: The masks that these follow: what they had emptied is not
+            told again.
+
+    Returns:
+        The paths of the tensors that were warned of.
+    """
+    empty = [
+        path
+        for path, mask in masks.items()
+        if mask.size
+        and not mask.any()
+        and (before is None or path not in before or before[path].any())
+    ]
+    if empty:
+        checks.warn(
+            "No weight is kept in "
+            + (
+                "any tensor"
+                if not any(mask.any() for mask in masks.values())
+                else f"{len(empty)} of {len(masks)} tensors"
+            )
+            + ": what comes after such a layer is constant. Prune less, take "
+            "scope=tf_tickets.pruning.at_least(1), another scope or "
+            f"criterion='lamp'. Received: {', '.join(empty[:8])}"
+            + (", ..." if len(empty) > 8 else "")
+        )
+    return empty
 
 
 def _pools(
@@ -166,7 +210,7 @@ def sparsity_of(masks: Mapping[str, np.ndarray]) -> float:
     """Fraction of all positions that ``masks`` prune."""
     size = sum(m.size for m in masks.values())
     kept = sum(int(np.count_nonzero(m)) for m in masks.values())
-    return (size - kept) / size
+    return (size - kept) / size if size else 0.0
 
 
 def finite_weights(
@@ -198,6 +242,8 @@ def describe(
 
 
 def _name(choice: object) -> str:
+    if isinstance(choice, scopes.AtLeast):
+        return f"at_least({choice.weights}, {_name(choice.scope)!r})"
     choice = getattr(choice, "func", choice)
     return (
         choice

@@ -9,28 +9,45 @@ or as a callable ``(shapes, density) -> {path: density}``.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from tf_tickets import checks
+from tf_tickets.selection import matches
 from tf_tickets.ticket import Ticket
 
 Shapes = Mapping[str, tuple[int, ...]]
 Densities = dict[str, float]
-Scope = (
-    str | Mapping[str, float] | Callable[[Shapes, float], Mapping[str, float]]
-)
 Variant = Literal["v1", "v2", "v3"]
 
 
+@dataclasses.dataclass(frozen=True)
+class AtLeast:
+    """The scope that `at_least` returns."""
+
+    weights: int
+    scope: str | Callable[[Shapes, float], Mapping[str, float]]
+
+
+Scope = (
+    str
+    | Mapping[str, float]
+    | Callable[[Shapes, float], Mapping[str, float]]
+    | AtLeast
+)
+
+
 class Pool(NamedTuple):
-    """Tensors that compete for ``keep`` kept weights."""
+    """Tensors that compete for ``keep`` kept weights.
+
+    Each keeps at least ``least`` of them, or all that it has left.
+    """
 
     paths: tuple[str, ...]
     keep: int
+    least: int = 0
 
 
 def uniform(shapes: Shapes, density: float) -> Densities:
@@ -247,7 +264,7 @@ class SmartRatio:
 
     def _linear(self, shapes: Shapes) -> set[str]:
         if self.linear is not None:
-            found = {p for p in shapes if re.search(self.linear, p)}
+            found = {p for p in shapes if matches(self.linear, p)}
             if not found:
                 raise ValueError(
                     f"No weight of {list(shapes)} is matched by `linear`. "
@@ -258,6 +275,48 @@ class SmartRatio:
         if len(found) == len(shapes):
             return set(list(shapes)[-1:])
         return found
+
+
+def at_least(
+    weights: int = 1,
+    scope: str | Callable[[Shapes, float], Mapping[str, float]] = "global",
+) -> AtLeast:
+    """A scope that leaves no tensor without weights.
+
+    A global ranking can empty a layer, after which the network computes a
+    constant. Here every tensor keeps its best ``weights`` first; the rest of
+    the budget is spread as ``scope`` says. The total stays what was asked.
+
+    Args:
+        weights: How many every tensor keeps at least, or all that it has.
+        scope: How the rest is spread: a name or a callable.
+
+    Returns:
+        A scope for `tf_tickets.prune` and for every callback that has one.
+
+    Raises:
+        ValueError: If ``weights`` is no positive whole number, ``scope`` is
+            unknown or a mapping; and when masks are drawn, if the budget is
+            too small.
+
+    Example:
+
+    >>> import keras, tf_tickets as tt
+    >>> model = keras.Sequential([
+    ...     keras.Input((8,)), keras.layers.Dense(8), keras.layers.Dense(8)])
+    >>> _ = model.layers[1].kernel.assign(model.layers[1].kernel * 0.001)
+    >>> ticket = tt.prune(model, 0.75, scope=tt.pruning.at_least(2))
+    >>> [int(mask.sum()) for mask in ticket.masks.values()]
+    [30, 2]
+    """
+    weights = checks.whole("weights", weights)
+    if isinstance(scope, Mapping | AtLeast):
+        raise ValueError(
+            "`scope` of at_least must be a name or a callable; a mapping says "
+            f"itself what every tensor keeps. Received: scope={scope!r}"
+        )
+    check_scope(scope)
+    return AtLeast(weights, scope)
 
 
 SCOPES: dict[str, Callable[[Shapes, float], Densities]] = {
@@ -294,6 +353,9 @@ def pools(
             request exceeds what may still be kept.
     """
     sizes = {p: int(np.prod(s, dtype=np.int64)) for p, s in shapes.items()}
+    if isinstance(scope, AtLeast):
+        found = pools(scope.scope, shapes, sparsity, capacity)
+        return _raised(found, scope.weights, capacity)
     if isinstance(scope, Mapping):
         if sparsity is not None:
             raise ValueError(
@@ -367,7 +429,7 @@ def check_scope(scope: Scope) -> None:
     """Raise unless ``scope`` is a known name, a mapping or a callable."""
     if not (
         callable(scope)
-        or isinstance(scope, Mapping)
+        or isinstance(scope, Mapping | AtLeast)
         or (isinstance(scope, str) and scope in {"global", *SCOPES})
     ):
         raise ValueError(
@@ -402,6 +464,32 @@ def apportion(
     return counts
 
 
+def _raised(
+    found: list[Pool], least: int, capacity: Mapping[str, int]
+) -> list[Pool]:
+    """The pools with a floor, which the fullest pay for.
+
+    A pool of several tensors only gets to know the floor; `select` keeps it.
+    """
+    floors = [
+        sum(min(least, capacity[p]) for p in pool.paths) for pool in found
+    ]
+    total = sum(pool.keep for pool in found)
+    if sum(floors) > total:
+        raise ValueError(
+            f"{total} weights are too few to keep at least {least} in each of "
+            f"{len(capacity)} tensors. Received: at_least({least})"
+        )
+    keeps = [max(pool.keep, f) for pool, f in zip(found, floors, strict=True)]
+    while sum(keeps) > total:
+        spare = [k - f for k, f in zip(keeps, floors, strict=True)]
+        keeps[int(np.argmax(spare))] -= 1
+    return [
+        Pool(pool.paths, keep, least)
+        for pool, keep in zip(found, keeps, strict=True)
+    ]
+
+
 def _mapped(scope: Mapping[str, float], shapes: Shapes) -> dict[str, float]:
     if not scope:
         raise ValueError(f"The mapping is empty. Received: scope={scope!r}")
@@ -412,12 +500,19 @@ def _mapped(scope: Mapping[str, float], shapes: Shapes) -> dict[str, float]:
         hits = (
             [pattern]
             if pattern in shapes
-            else [p for p in shapes if re.search(pattern, p)]
+            else [p for p in shapes if matches(pattern, p)]
         )
         if not hits:
             raise ValueError(
                 f"A pattern matches no prunable weight of {list(shapes)}. "
                 f"Received: scope={{{pattern!r}: {sparsity}}}"
+            )
+        if wanted.keys() >= set(hits):
+            checks.warn(
+                "A pattern decides nothing, because the patterns before it "
+                "take every weight that it matches: put the narrower one "
+                f"first. Received: scope={{{pattern!r}: {sparsity}}} after "
+                f"{list(scope)[: list(scope).index(pattern)]}"
             )
         for path in hits:
             wanted.setdefault(path, float(sparsity))

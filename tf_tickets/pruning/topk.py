@@ -78,7 +78,8 @@ def select(
 
     Args:
         scores: ``{path: real array}``.
-        pools: Groups of paths and how many weights each keeps.
+        pools: Groups of paths, how many weights each keeps, and how many at
+            least of every path.
         active: ``{path: mask}`` of the weights that may be kept at all.
 
     Returns:
@@ -96,7 +97,7 @@ def select(
         )
     masks: dict[str, np.ndarray] = {}
     for pool in pools:
-        ranked = []
+        ranked, allowed = [], []
         for path in pool.paths:
             score = np.asarray(scores[path])
             if score.shape != active[path].shape:
@@ -106,19 +107,62 @@ def select(
                 )
             if score.dtype.kind not in "fiu":
                 score = score.astype(np.float32)  # bfloat16
-            if not active[path].all():
-                score = np.where(active[path], score, -np.inf)
             if np.isnan(score).any():
                 raise ValueError(
                     f"Scores must not be NaN. Received: NaN in {path}"
                 )
             ranked.append(score.ravel())
-        flat = ranked[0] if len(ranked) == 1 else np.concatenate(ranked)
-        kept = keep_largest(flat, pool.keep)
+            allowed.append(active[path].ravel())
+        kept = _best(_joined(ranked), _joined(allowed), pool.keep)
         ends = np.cumsum([r.size for r in ranked])[:-1]
-        for path, part in zip(pool.paths, np.split(kept, ends), strict=True):
+        parts = np.split(kept, ends)
+        if any(
+            np.count_nonzero(part) < _least(pool, a)
+            for part, a in zip(parts, allowed, strict=True)
+        ):
+            # The best of every tensor first, then the best of the others.
+            sure = _joined(
+                [
+                    _best(r, a, _least(pool, a))
+                    for r, a in zip(ranked, allowed, strict=True)
+                ]
+            )
+            rest = pool.keep - int(np.count_nonzero(sure))
+            if rest < 0:
+                raise ValueError(
+                    f"{pool.keep} weights are too few to keep at least "
+                    f"{pool.least} in each of {len(pool.paths)} tensors. "
+                    f"Received: at_least({pool.least})"
+                )
+            others = _joined(allowed) & ~sure
+            kept = sure | _best(_joined(ranked), others, rest)
+            parts = np.split(kept, ends)
+        for path, part in zip(pool.paths, parts, strict=True):
             masks[path] = part.reshape(np.shape(scores[path]))
     return {path: masks[path] for path in scores}
+
+
+def _least(pool: Pool, allowed: np.ndarray) -> int:
+    return min(pool.least, int(np.count_nonzero(allowed)))
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _best(scores: np.ndarray, allowed: np.ndarray, keep: int) -> np.ndarray:
+    """Mask of the ``keep`` largest of those scores that are ``allowed``."""
+    if allowed.all():
+        return keep_largest(scores, keep)
+    if scores.dtype.kind == "f":
+        kept = keep_largest(np.where(allowed, scores, -np.inf), keep)
+        if not (kept & ~allowed).any():
+            return kept
+    # A score of -inf that is allowed comes before one that is not; and whole
+    # numbers have no infinity. This way takes twice the time.
+    kept = np.zeros(scores.size, bool)
+    kept[allowed] = keep_largest(scores[allowed], keep)
+    return kept
 
 
 def _tied(

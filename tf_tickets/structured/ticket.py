@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 
-from tf_tickets.masks import Masks, shapes_of
+from tf_tickets.masks import Masks
 from tf_tickets.network.kinds import kind_of
-from tf_tickets.selection import match_keys, named_weights, owners
+from tf_tickets.selection import named_weights, owners
 
 
 class ChannelTicket(Masks):
@@ -66,12 +66,10 @@ class ChannelTicket(Masks):
             ValueError: If the ticket is of another architecture.
         """
         named = named_weights(model)
+        keys = {k: k for k in self._masks}
         if self._weights is not None:
-            shapes = shapes_of(self._weights)
-            every = match_keys(shapes, named)
-            keys = {k: every.get(k, k) for k in self._masks}
-        else:
-            keys = {k: k for k in self._masks}
+            known = self._masks.keys() & self._weights.keys()
+            keys |= self._aligned(named, known)
         misfits = [
             f"{key} with {mask.size} channels"
             for key, mask in self._masks.items()

@@ -29,7 +29,7 @@ import keras
 
 from tf_tickets.masks import Arrays
 from tf_tickets.pruning.criteria.grasp import grasp
-from tf_tickets.pruning.criteria.magnitude import magnitude, random
+from tf_tickets.pruning.criteria.magnitude import lamp, magnitude, random
 from tf_tickets.pruning.criteria.prospr import prospr
 from tf_tickets.pruning.criteria.snip import snip
 from tf_tickets.pruning.criteria.synflow import synflow
@@ -38,6 +38,7 @@ Criterion = Callable[..., Arrays]
 
 CRITERIA: dict[str, Criterion] = {
     "magnitude": magnitude,
+    "lamp": lamp,
     "random": random,
     "snip": snip,
     "grasp": grasp,

@@ -34,6 +34,48 @@ def magnitude(
     return {path: np.abs(value) for path, value in values.items()}
 
 
+def lamp(
+    model: keras.Model, masks: Arrays, *, data: Any = None, seed: int = 0
+) -> dict[str, np.ndarray]:
+    r"""Layer-adaptive magnitude. Needs no data.
+
+    The score of a weight is $w_u^2 / \sum_{v \ge u} w_v^2$ over the kept
+    weights of its tensor that are as large or larger. Ranked together, the
+    scores spread the budget by themselves. The largest of every tensor has the
+    score 1, so that no layer is emptied while as many weights are kept as
+    there are tensors.
+
+    Reference:
+        Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning",
+        ICLR 2021, equation 3. Of equal weights the first counts as larger.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> _ = model.layers[0].kernel.assign([[-2.0], [1.0]])
+    >>> path = model.layers[0].kernel.path
+    >>> lamp(model, {path: np.ones((2, 1), bool)})[path].tolist()
+    [[1.0], [0.2]]
+    """
+    sizes = magnitude(model, masks, data=data, seed=seed)
+    return {path: _lamp(size, masks[path]) for path, size in sizes.items()}
+
+
+def _lamp(size: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    scores = np.zeros(mask.shape)
+    kept = size[mask].astype(np.float64)
+    if kept.size:
+        order = np.argsort(-kept, kind="stable")
+        # Scores do not change with the unit; squares of tiny ones vanish.
+        squares = (kept[order] / (kept[order[0]] or 1.0)) ** 2
+        sums = np.cumsum(squares)
+        ranked = np.empty(kept.size)
+        ranked[order] = squares / (sums if sums[0] else 1.0)
+        ranked[order[0]] = 1.0  # of a tensor of zeros, too
+        scores[mask] = ranked
+    return scores
+
+
 def random(
     model: keras.Model, masks: Arrays, *, data: Any = None, seed: int = 0
 ) -> dict[str, np.ndarray]:
