@@ -1,5 +1,7 @@
 """The ticket is found when the masks stand still, and not before."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -39,11 +41,11 @@ class Scripted(keras.callbacks.Callback):
         self.model.get_layer("norm").gamma.assign(row)
 
 
-def run(data, rows, epochs=12, start=None, **options):
+def run(data, rows, epochs=12, start=None, compare="newest", **options):
     model = classifier(len(rows[0]))
     if start is not None:
         model.get_layer("norm").gamma.assign(start)
-    early_bird = EarlyBird(slimming=0.0, **options)
+    early_bird = EarlyBird(slimming=0.0, compare=compare, **options)
     history = model.fit(
         batches(*data),
         epochs=epochs,
@@ -119,6 +121,125 @@ def test_one_jump_in_the_window_is_enough_to_wait(data):
     assert early_bird.found_at == {0.5: 3 + 5}
 
 
+@pytest.mark.parametrize(
+    "start, window, found", [(None, 5, 6), (STILL, 5, 5), (STILL, 1, 1)]
+)
+def test_the_last_five_steps_of_the_mask_must_be_small(
+    start, window, found, data
+):
+    """Distances between consecutive epochs, of which five are looked at."""
+    early_bird, history = run(
+        data, [STILL], start=start, window=window, compare="consecutive",
+        sparsities=[0.5],
+    )  # fmt: skip
+    assert early_bird.found_at == {0.5: found}
+    expected = [0.0] * found if start is not None else [1.0] + [0.0] * 5
+    assert history["mask_distance_0.5"] == expected
+
+
+def test_slow_drift_is_still_for_consecutive_epochs_alone(data):
+    """Two of ten channels change in every epoch, and it all adds up."""
+    rows = [np.roll(STILL, i) for i in range(1, 9)]
+    step, _ = run(
+        data, rows, start=STILL, epochs=8, sparsities=[0.5], epsilon=0.21,
+        compare="consecutive",
+    )  # fmt: skip
+    assert step.distances[0.5] == [0.2] * 5 and step.found_at == {0.5: 5}
+    # Below means below: 0.2 is not.
+    step, _ = run(
+        data, rows, start=STILL, epochs=8, sparsities=[0.5], epsilon=0.2,
+        compare="consecutive",
+    )  # fmt: skip
+    assert step.found_at == {}
+    queue, _ = run(
+        data, rows, start=STILL, epochs=8, sparsities=[0.5], epsilon=0.21
+    )
+    assert queue.found_at == {}
+    assert queue.distances[0.5][3:] == [0.8] * 5
+
+
+def test_one_jump_in_the_last_distances_is_enough_to_wait(data):
+    # There and back in the third epoch are two jumps, of epochs 3 and 4.
+    rows = [STILL, STILL, STILL[::-1], STILL]
+    early_bird, _ = run(
+        data, rows, start=STILL, sparsities=[0.5], compare="consecutive"
+    )
+    assert early_bird.found_at == {0.5: 4 + 5}
+
+
+def test_what_no_option_changes_is_the_paper_s():
+    """Strength of the penalty, what is looked at, and how it is compared."""
+    early_bird = EarlyBird()
+    assert early_bird.sparsities == (0.3, 0.5, 0.7)
+    assert early_bird.slimming == 1e-4
+    assert (early_bird.window, early_bird.epsilon) == (5, 0.1)
+    assert early_bird.compare == "consecutive"
+
+
+def test_a_negative_scale_is_as_large_as_a_positive_one(data):
+    scales = np.array([-9, 1, -8, 2, -7, 3, -6, 4, -5, 5.5])
+    early_bird, _ = run(data, [scales], start=scales, sparsities=[0.5])
+    [mask] = early_bird.tickets[0.5].masks.values()
+    assert mask.tolist() == [1, 0, 1, 0, 1, 0, 1, 0, 0, 1]
+
+
+def test_the_default_penalty_pulls_by_a_ten_thousandth():
+    """One step of SGD at rate 1 where the loss has no gradient for γ."""
+    moved = {}
+    for where in ("block", "search"):
+        model = classifier(optimizer=keras.optimizers.SGD(1.0))
+        scales = np.array([1, -1] * 5, np.float32)
+        model.get_layer("norm").gamma.assign(scales)
+        model.get_layer("head").kernel.assign(np.zeros((10, 4)))
+        x, y = np.ones((4, 8)), np.arange(4)
+        if where == "block":
+            with tt.structured.slimming(model):
+                model.fit(x, y, verbose=0)
+        else:
+            model.fit(x, y, verbose=0, callbacks=[EarlyBird([0.5])])
+        moved[where] = scales - model.get_layer("norm").gamma.numpy()
+    for change in moved.values():
+        np.testing.assert_allclose(change, 1e-4 * scales, atol=1e-7)
+
+
+def test_sparsities_that_look_equal_have_files_and_logs_of_their_own(
+    data, tmp_path
+):
+    close = [0.5, 0.5000001]
+
+    def search(epochs):
+        return run(
+            data, [STILL], start=STILL, sparsities=close, epochs=epochs,
+            stop=False, directory=tmp_path,
+        )  # fmt: skip
+
+    first, history = search(5)
+    assert {"mask_distance_0.5", "mask_distance_0.5000001"} <= set(history)
+    again, _ = search(6)
+    for sparsity in close:
+        for early_bird in (first, again):
+            ticket = early_bird.tickets[sparsity]
+            assert ticket.metadata["requested_sparsity"] == sparsity
+
+
+def test_an_interrupted_search_leaves_no_penalty(data):
+    model = classifier(optimizer=keras.optimizers.SGD(0.1))
+    gamma = model.get_layer("norm").gamma
+    early_bird = EarlyBird([0.5], slimming=0.5)
+    callbacks = [early_bird, DieAt(1)]
+    with contextlib.suppress(KeyboardInterrupt):
+        model.fit(batches(*data), epochs=3, verbose=0, callbacks=callbacks)
+    assert gamma.regularizer is None
+    # The step is traced anew without it: nothing else moves at rate 0, and
+    # the callback can be used again.
+    model.optimizer.learning_rate.assign(0.0)
+    after = gamma.numpy()
+    model.fit(batches(*data), verbose=0)
+    model.fit(batches(*data), verbose=0, callbacks=[early_bird])
+    np.testing.assert_array_equal(gamma.numpy(), after)
+    assert gamma.regularizer is None
+
+
 def test_the_threshold_counts_as_standing_still(data):
     swapped = STILL.copy()
     swapped[[4, 5]] = swapped[[5, 4]]  # two of ten differ
@@ -190,8 +311,8 @@ def test_a_callback_that_is_used_again_starts_again(data):
             verbose=0,
             callbacks=[Scripted([STILL]), early_bird],
         )
-        assert early_bird.found_at == {0.5: 5}
-        assert len(early_bird.drawings[0.5]) == 6
+        assert early_bird.found_at == {0.5: 6}
+        assert len(early_bird.drawings[0.5]) == 7
 
 
 def test_no_ticket_is_said(data):
@@ -233,8 +354,8 @@ def test_filters_are_ranked_where_there_is_no_normalization(data):
     )
     early_bird = EarlyBird([0.5])
     model.fit(batches(*data), epochs=6, verbose=0, callbacks=[early_bird])
-    # Filters differ from the start, so there is no tie to leave the queue.
-    assert early_bird.found_at == {0.5: 4}
+    # Filters differ from the start, so there is no tie to wait for.
+    assert early_bird.found_at == {0.5: 5}
     masks = {
         key.rsplit("/", 2)[-2]: mask
         for key, mask in early_bird.tickets[0.5].masks.items()
@@ -258,7 +379,7 @@ def test_any_model_with_normalization_is_searched(data):
     model.norm.gamma.assign(STILL)
     early_bird = EarlyBird([0.5])
     model.fit(batches(*data), epochs=8, verbose=0, callbacks=[early_bird])
-    assert early_bird.found_at == {0.5: 4}
+    assert early_bird.found_at == {0.5: 5}
     [mask] = early_bird.tickets[0.5].masks.values()
     np.testing.assert_array_equal(mask, STILL > 5)
     early_bird.tickets[0.5].apply(model, weights="keep")
@@ -344,7 +465,10 @@ def test_diverged_weights_stop_the_search_at_once(data):
         ({"sparsities": [0.5, 0.5]}, "different"),
         ({"sparsities": [1.0]}, "sparsities"),
         ({"sparsities": 0.5}, "sparsities"),
-        ({"window": 1}, "window"),
+        ({"window": 0}, "window"),
+        ({"window": 1, "compare": "newest"}, "window"),
+        ({"epsilon": 0}, "epsilon"),  # nothing is below it
+        ({"compare": "oldest"}, "compare"),
         ({"epsilon": -0.1}, "epsilon"),
         ({"epsilon": True}, "epsilon"),
         ({"criterion": "taylor"}, "criterion"),

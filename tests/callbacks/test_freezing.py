@@ -1,6 +1,8 @@
 """Iterative freezing: the published rates, exact counts, what stays frozen."""
 
+import contextlib
 import math
+import warnings
 
 import keras
 import numpy as np
@@ -389,6 +391,61 @@ def half_frozen():
         }
     )
     return miner
+
+
+@pytest.mark.parametrize(
+    "target, exact", [(0.8, True), (0.9, True), (0.8, False)]
+)
+def test_a_search_whose_target_is_reached_goes_on(
+    target, exact, data, tmp_path
+):
+    """Whether the count of kept weights rounds down, 31.2, or up, 15.6."""
+
+    def run(die_at=None, directory=tmp_path):
+        miner = compiled(tt.supermask(mlp(13)), keras.optimizers.SGD(0.5))
+        freezing = IterativeFreezing(
+            target, every=1, exact=exact, directory=directory
+        )
+        with contextlib.suppress(KeyboardInterrupt):
+            miner.fit(
+                batches(*data), epochs=5, verbose=0,
+                callbacks=[freezing, DieAt(die_at)],
+            )  # fmt: skip
+        return miner
+
+    sizes = 8 * 13 + 13 * 4
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Training ended")
+        run(4)
+        miner = run()
+        kept = tt.Ticket.from_supermask(miner, "frozen").kept
+        assert kept == round((1 - target) * sizes) or not exact
+        if exact:  # a new run on a miner that has its target
+            miner.fit(
+                batches(*data), epochs=2, verbose=0,
+                callbacks=[IterativeFreezing(target, every=1)],
+            )  # fmt: skip
+            again = tt.Ticket.from_supermask(miner, "frozen").kept
+            assert again == kept
+
+
+def test_freezes_that_no_epoch_is_left_for_are_said(data):
+    miner = compiled(tt.supermask(mlp()))
+    with pytest.raises(ValueError, match="No freeze .* left.*from epoch 3"):
+        miner.fit(
+            batches(*data), initial_epoch=3, epochs=4, verbose=0,
+            callbacks=[IterativeFreezing(0.5, every=2)],
+        )  # fmt: skip
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+
+    with pytest.warns(UserWarning, match="before the last freeze.*0.5"):
+        miner.fit(
+            batches(*data), epochs=4, verbose=0,
+            callbacks=[IterativeFreezing(0.5, every=2), Stop()],
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(

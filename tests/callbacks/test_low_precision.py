@@ -79,7 +79,7 @@ def levels(kernel, axis):
     blocks = np.moveaxis(np.asarray(kernel, np.float64), axis, 0)
     blocks = blocks.reshape(len(blocks), -1)
     needed = 0
-    for block in blocks:
+    for block in blocks[blocks.any(1)]:
         exponent = np.floor(np.log2(np.abs(block).max()))
         for bits in range(2, 25):
             whole = block / 2.0 ** (exponent - (bits - 2))
@@ -159,6 +159,56 @@ def test_low_precision_keeps_masks_and_restores_constraints(data):
     assert kernel.constraint is constraint
     assert (kernel.numpy()[~ticket.masks[kernel.path]] == 0).all()
     assert levels(kernel, 1) <= 8
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("before", [True, False])
+def test_masks_made_in_the_same_fit_stay(first, before, data):
+    """Whichever callback comes first, with or without a mask before."""
+    model = compiled(mlp(16), keras.optimizers.SGD(0.1))
+    kernels = list(tt.prunable_weights(model).values())
+    own = keras.constraints.Constraint()  # changes nothing
+    kernels[0].constraint = own
+    if before:
+        tt.prune(model, 0.25).apply(model)
+    seen = []
+
+    class Seen(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            masks = tt.masking.attached_masks(self.model).values()
+            seen.append(sum(int(m.sum()) for m in masks))
+            assert levels(kernels[0], 1) <= 8
+
+    pruning = tt.callbacks.GradualPruning(target_sparsity=0.75, end_step=6)
+    callbacks = [LowPrecision(), pruning]
+    model.fit(
+        batches(*data), epochs=2, verbose=0,
+        callbacks=[*(callbacks if first else callbacks[::-1]), Seen()],
+    )  # fmt: skip
+    assert seen[-1] == 48
+    for _ in range(2):
+        assert sum(int((k.numpy() != 0).sum()) for k in kernels) == 48
+        assert kernels[0].constraint.inner is own
+        assert kernels[1].constraint.inner is None
+        model.fit(batches(*data), verbose=0)
+    assert levels(kernels[0], 1) > 8
+    tt.release(model)
+    assert kernels[0].constraint is own and kernels[1].constraint is None
+
+
+def test_what_is_released_or_nested_in_the_block_ends_in_full_precision():
+    model = conv_net()
+    kernel = model.get_layer("one").kernel
+    tt.prune(model, 0.5).apply(model)
+    with low_precision(model):
+        tt.release(model)
+        with low_precision(model, bits=4):
+            pass
+        assert kernel.constraint is not None
+        assert "call" in vars(model.get_layer("one"))
+    assert kernel.constraint is None
+    assert "call" not in vars(model.get_layer("one"))
+    assert "apply" not in vars(model.optimizer)
 
 
 def test_low_precision_ends_with_an_exception():

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import inspect
 import os
 import re
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,8 +48,9 @@ class TicketCallback(keras.callbacks.Callback):
     itself in `begin`, `epoch_begin`, `epoch_end` and `end`. What it changes for
     the time of a training it registers in ``_undo``, a `contextlib.ExitStack`
     that is closed when training ends or one of these methods raises. Keras
-    tells nobody that a `fit` was interrupted; then the stack is closed when the
-    next training begins.
+    tells nobody that a `fit` was interrupted; then the stack is closed with the
+    last trace of that `fit`, or when the next training with this callback
+    begins. (A traceback is such a trace. Notebooks keep the last one.)
 
     A subclass that counts steps overrides `on_train_batch_end` itself. The base
     does not: Keras waits for every step when a callback in the list has one.
@@ -82,6 +85,9 @@ class TicketCallback(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self._undo.close()
+        # One for each training: the end of an old one must not end this.
+        self._undo = contextlib.ExitStack()
+        _close_with_fit(self._undo, self)
         with self._undone_on_error():
             self.begin()
 
@@ -111,6 +117,29 @@ class TicketCallback(keras.callbacks.Callback):
         except BaseException:
             self._undo.close()
             raise
+
+
+def _close_with_fit(
+    undo: contextlib.ExitStack, callback: keras.callbacks.Callback
+) -> None:
+    """Close ``undo`` when the `fit` that calls ``callback`` is gone.
+
+    Only `fit` holds its `keras.callbacks.CallbackList`, which is the caller
+    here. After an interrupt it goes when nobody looks at the traceback more.
+    """
+    frame = inspect.currentframe()
+    try:
+        while frame is not None:
+            frame = frame.f_back
+            caller = None if frame is None else frame.f_locals.get("self")
+            if (
+                isinstance(caller, keras.callbacks.CallbackList)
+                and callback in caller.callbacks
+            ):
+                weakref.finalize(caller, undo.close).atexit = False
+                return
+    finally:
+        del frame  # a frame that is held holds all that called it
 
 
 class ResumableCallback(TicketCallback):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -21,31 +21,42 @@ from tf_tickets.structured.draw import (
 )
 from tf_tickets.structured.ticket import ChannelTicket
 
+Compare = Literal["consecutive", "newest"]
+COMPARISONS = get_args(Compare)
+
 
 class EarlyBird(ResumableCallback):
     r"""Draw a channel ticket as soon as the channels to keep stand still.
 
     Before the first epoch and after each one, the channels of all
     normalization layers are ranked together by :math:`|\gamma|`, and the
-    lowest are masked. The last ``window`` masks wait in a queue. Once it is
-    full, the newest mask is compared with all older ones; when the largest
-    normalized Hamming distance is at most ``epsilon``, the ticket is drawn:
-    its masks, and the weights of that moment to inherit.
-    `tf_tickets.structured.shrink` makes the small network of it.
+    lowest are masked. Distances between masks, the normalized Hamming
+    distances, say how much still moves; ``compare`` says between which. When
+    they are small, the ticket is drawn: its masks, and the weights of that
+    moment to inherit. `tf_tickets.structured.shrink` makes the small network
+    of it.
 
     Several sparsities are followed in one run, each with its own ticket. A
     channel whose fate only a tie decides counts as different in every
     comparison: before training, when all scales are equal, any mask would do,
-    and no mask has been found. The first ticket can thus come after as many
-    epochs as the window is long, and one epoch earlier if the scales differ
-    from the start.
+    and no mask has been found. The first ticket can thus come one epoch later
+    from equal scales than from scales that differ from the start: after six
+    epochs instead of five, and with ``compare="newest"`` after five instead of
+    four.
 
     Args:
         sparsities: Fractions of the channels that go, each in [0, 1); 0.3, 0.5
             and 0.7 by default.
-        window: How many masks wait in the queue, at least 2; 5 by default.
-        epsilon: Largest distance that still counts as standing still, in
-            [0, 1]; 0.1 by default.
+        compare: `"consecutive"`, the default, is how the method is told: the
+            distance is that from one epoch's mask to the next one's, and the
+            last ``window`` of them must all be below ``epsilon``. `"newest"`
+            is what the published code does, which is stricter about slow
+            drift: the last ``window`` masks wait in a queue, and the newest
+            must lie no further than ``epsilon`` from each older one.
+        window: How many distances, or with `"newest"` how many masks (at least
+            2), are looked at; 5 by default.
+        epsilon: How far counts as standing still, in (0, 1], with `"newest"`
+            in [0, 1]; 0.1 by default.
         stop: Whether to stop training once every sparsity has its ticket,
             which is the default. `False` trains on, to the end.
         criterion: As in `tf_tickets.structured.draw_channels`: `"gamma"`,
@@ -63,8 +74,8 @@ class EarlyBird(ResumableCallback):
         ticket: The sparsest ticket found, or `None`.
         tickets: ``{sparsity: ticket}`` of those found.
         found_at: For each of them, after how many epochs it was drawn.
-        distances: ``{sparsity: largest distance after each epoch}``; also in
-            the logs, as ``"mask_distance_<sparsity>"``.
+        distances: ``{sparsity: distance after each epoch}``, with `"newest"`
+            the largest; also in the logs, as ``"mask_distance_<sparsity>"``.
         drawings: ``{sparsity: one ticket of masks alone for each state}``,
             from before the first epoch on: what the heat map of
             `tf_tickets.analysis.mask_distance_matrix` shows.
@@ -77,7 +88,7 @@ class EarlyBird(ResumableCallback):
         You et al., "Drawing Early-Bird Tickets: Towards More Efficient
         Training of Deep Networks", ICLR 2020, algorithm 1. The published code
         keeps what is strictly above its threshold, which is fewer by one and
-        by all ties; here the count is exact.
+        by all ties; here the count is exact, with both ways to compare.
 
     Example:
 
@@ -90,13 +101,14 @@ class EarlyBird(ResumableCallback):
     ...     keras.layers.Dense(2),
     ... ])
     >>> model.compile("sgd", "mse")
-    >>> early_bird = EarlyBird([0.5], epsilon=1.0, window=3)
+    >>> early_bird = EarlyBird([0.5], epsilon=0.5, window=2)
+    >>> _ = model.layers[1].gamma.assign(np.arange(1, 17) / 16)
     >>> history = model.fit(
     ...     np.ones((8, 8)), np.ones((8, 2)), epochs=10, verbose=0,
     ...     callbacks=[early_bird],
     ... )
-    >>> len(history.history["mask_distance_0.5"])
-    2
+    >>> history.history["mask_distance_0.5"]
+    [0.0, 0.0]
     >>> tt.structured.shrink(model, early_bird.tickets[0.5]).layers[0].units
     8
     """
@@ -105,6 +117,7 @@ class EarlyBird(ResumableCallback):
         self,
         sparsities: Sequence[float] = (0.3, 0.5, 0.7),
         *,
+        compare: Compare = "consecutive",
         window: int = 5,
         epsilon: float = 0.1,
         stop: bool = True,
@@ -124,12 +137,17 @@ class EarlyBird(ResumableCallback):
                 "`sparsities` must be a list of different numbers. "
                 f"Received: sparsities={sparsities!r}"
             )
-        for sparsity in sparsities:
-            checks.sparsity(sparsity, "sparsities")
+        checks.choice("compare", compare, COMPARISONS)
         checks.choice("criterion", criterion, CRITERIA)
-        self.sparsities = tuple(sparsities)
-        self.window = checks.whole("window", window, least=2)
-        self.epsilon = checks.number("epsilon", epsilon, "[0, 1]")
+        newest = compare == "newest"
+        self.sparsities = tuple(
+            checks.sparsity(sparsity, "sparsities") for sparsity in sparsities
+        )
+        self.compare = compare
+        self.window = checks.whole("window", window, least=2 if newest else 1)
+        self.epsilon = checks.number(
+            "epsilon", epsilon, "[0, 1]" if newest else "(0, 1]"
+        )
         self.stop = stop
         self.criterion = criterion
         self.coupled = coupled
@@ -139,7 +157,8 @@ class EarlyBird(ResumableCallback):
             directory,
             {
                 "source": "EarlyBird",
-                "sparsities": [float(s) for s in self.sparsities],
+                "sparsities": list(self.sparsities),
+                "compare": compare,
                 "window": self.window,
                 "epsilon": self.epsilon,
                 "criterion": criterion,
@@ -161,7 +180,10 @@ class EarlyBird(ResumableCallback):
             s: [] for s in self.sparsities
         }
         self._queues: dict[float, collections.deque[Drawing]] = {
-            s: collections.deque(maxlen=self.window) for s in self.sparsities
+            s: collections.deque(
+                maxlen=self.window if self.compare == "newest" else 2
+            )
+            for s in self.sparsities
         }
 
     @property
@@ -188,9 +210,8 @@ class EarlyBird(ResumableCallback):
             drawing, scores = self._ranking.draw(sparsity)
             distance = self._push(sparsity, drawing)
             self.distances[sparsity].append(distance)
-            logs[f"mask_distance_{sparsity:g}"] = distance
-            full = len(self._queues[sparsity]) == self.window
-            if full and distance <= self.epsilon:
+            logs[f"mask_distance_{_digits(sparsity)}"] = distance
+            if self._stands_still(sparsity):
                 self._found(sparsity, drawing, scores, epoch + 1)
         if self._done:
             self.model.stop_training = True
@@ -209,7 +230,7 @@ class EarlyBird(ResumableCallback):
             )
 
     def _push(self, sparsity: float, drawing: Drawing) -> float:
-        """Queue a mask; the largest distance to the older ones, or NaN."""
+        """Queue a mask; its largest distance to the others there, or NaN."""
         queue = self._queues[sparsity]
         queue.append(drawing)
         self.drawings[sparsity].append(ChannelTicket(drawing.masks))
@@ -217,6 +238,14 @@ class EarlyBird(ResumableCallback):
             self._history[sparsity].append(drawing)
         older = list(queue)[:-1]
         return max((drawing.distance(o) for o in older), default=np.nan)
+
+    def _stands_still(self, sparsity: float) -> bool:
+        distances = self.distances[sparsity]
+        if self.compare == "newest":
+            full = len(self._queues[sparsity]) == self.window
+            return full and distances[-1] <= self.epsilon
+        last = distances[-self.window :]
+        return len(last) == self.window and max(last) < self.epsilon
 
     @property
     def _done(self) -> bool:
@@ -273,6 +302,7 @@ class EarlyBird(ResumableCallback):
                 "source": "EarlyBird",
                 "requested_sparsity": float(sparsity),
                 "epoch": epoch,
+                "compare": self.compare,
                 "window": self.window,
                 "epsilon": float(self.epsilon),
                 "criterion": self._ranking.criterion,
@@ -283,7 +313,12 @@ class EarlyBird(ResumableCallback):
 
 
 def _file(sparsity: float) -> str:
-    return f"ticket_{sparsity:g}.npz"
+    return f"ticket_{_digits(sparsity)}.npz"
+
+
+def _digits(sparsity: float) -> str:
+    """The shortest decimal that is this number and no other."""
+    return np.format_float_positional(sparsity, trim="-")
 
 
 def _as_text(masks: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:

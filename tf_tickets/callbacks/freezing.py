@@ -13,6 +13,7 @@ from tf_tickets import checks
 from tf_tickets.callbacks.base import Directory, Logs, ResumableCallback
 from tf_tickets.layers import Supermask
 from tf_tickets.pruning import scopes
+from tf_tickets.pruning.prune import excess
 from tf_tickets.pruning.topk import select
 from tf_tickets.selection import layers_of, values_of
 
@@ -166,6 +167,7 @@ class IterativeFreezing(ResumableCallback):
         self._supermasks: list[Supermask] = []
         # Sparsities after the freezes to come, by epoch.
         self._plan: dict[int, float] | None = None
+        self._to_come = False
         self._fraction = 0.0
         self._remembered: dict[str, Any] = {}
         self._keep_in(
@@ -183,6 +185,7 @@ class IterativeFreezing(ResumableCallback):
     def begin(self) -> None:
         self.collapsed = False
         self._plan = None
+        self._to_come = True
         self._remembered = self._resume()
         self._supermasks = [
             layer
@@ -200,12 +203,13 @@ class IterativeFreezing(ResumableCallback):
         freezing_rate(
             target, epochs=self._epochs, every=self.every, rate=self.rate
         )
-        density = self._density("frozen")
-        if not self._top_k and 1 - target > density:
+        # A run that goes on may be beyond it: without `exact` a tie can take
+        # more than was asked.
+        if not self._remembered and self._excess(target) < 0:
             raise ValueError(
                 "The target is below the current sparsity: frozen weights do "
                 f"not come back. Received: target_sparsity={target}, sparsity "
-                f"{1 - density:.6f} now"
+                f"{1 - self._density('frozen'):.6f} now"
             )
         if self._top_k and any(
             isinstance(layer.options.scope, Mapping)
@@ -228,11 +232,18 @@ class IterativeFreezing(ResumableCallback):
                 "first_density": self._density("frozen"),
             }
         self._make_plan(**self._remembered)
+        if not self._plan and self._excess(self._target()) > 0:
+            raise ValueError(
+                "No freeze fits into the epochs that are left: train longer, "
+                "or freeze more often. Received: a training from epoch "
+                f"{epoch} to {self._epochs}, every={self.every}"
+            )
 
     def epoch_end(self, epoch: int, logs: Logs) -> None:
         plan = self._plan or {}
         if epoch in plan:
             self._freeze(plan[epoch])
+        self._to_come = any(later > epoch for later in plan)
         if not self._top_k and self._density("effective") == 0:
             self._collapse()
         if not self._top_k:
@@ -240,6 +251,16 @@ class IterativeFreezing(ResumableCallback):
         logs["density_effective"] = self._density("effective")
         if not self.collapsed:
             self._save(epoch + 1, self._remembered)
+
+    def end(self) -> None:
+        if self._to_come and not self.collapsed:
+            which = "effective" if self._top_k else "frozen"
+            warnings.warn(
+                "Training ended before the last freeze: the sparsity is "
+                f"{1 - self._density(which):.4f}, the target "
+                f"{self._target():g}.",
+                stacklevel=3,  # Keras, which called
+            )
 
     @property
     def _epochs(self) -> int:
@@ -278,7 +299,8 @@ class IterativeFreezing(ResumableCallback):
             else 1 / max(len(epochs), 1)
         )
         fall = (1 - target) / start
-        self._fraction = 1 - fall**share
+        # Whole counts may have met the target from below.
+        self._fraction = max(0.0, 1 - fall**share)
         self._plan = {
             e: 1 - start * fall ** (share * i) for i, e in enumerate(epochs, 1)
         }
@@ -343,6 +365,15 @@ class IterativeFreezing(ResumableCallback):
     def _assign(self, kept: Arrays) -> None:
         for i, layer in enumerate(self._supermasks):
             layer.freeze({key: kept[f"{i}:{key}"] for key in layer.scores})
+
+    def _excess(self, sparsity: float) -> int:
+        """How many weights are still to go on the way to a sparsity."""
+        if self._top_k:  # each with a budget of its own
+            return sum(
+                excess(layer.masks("effective"), sparsity)
+                for layer in self._supermasks
+            )
+        return excess(self._arrays()[1], sparsity)
 
     def _density(self, which: str) -> float:
         masks = [

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from tf_tickets import checks
 from tf_tickets.callbacks.base import (
@@ -15,18 +17,34 @@ from tf_tickets.callbacks.base import (
     StepCounter,
 )
 from tf_tickets.pruning import criteria, scopes
-from tf_tickets.pruning.prune import describe, sparsity_of
-from tf_tickets.pruning.schedules import Polynomial, Schedule, sparsity_at
+from tf_tickets.pruning.prune import current_masks, describe, excess
+from tf_tickets.pruning.schedules import (
+    Polynomial,
+    Schedule,
+    climb_of,
+    sparsity_at,
+)
 from tf_tickets.selection import Filters
 from tf_tickets.ticket import Ticket
+
+CountFrom = Literal["fit", "optimizer"]
+_FROM = ("fit", "optimizer")
+# By default: so many drawings on the way, and never further apart than this,
+# which is what the TensorFlow Model Optimization toolkit does.
+_DRAWINGS = 20
+_APART = 100
 
 
 class GradualPruning(DrawingCallback):
     """Raise the sparsity by a schedule during one training run.
 
-    Masks are drawn every ``every`` steps from the weights of that moment;
-    pruned weights stay pruned. Steps count on from the optimizer's iteration
-    when `fit` begins, so that a second `fit` goes on where the first ended.
+    Masks are drawn every ``every`` steps from the weights of that moment, the
+    first time at the schedule's first step and the last time at its last one,
+    whatever lies between; pruned weights stay pruned.
+
+    Steps count from where this `fit` begins, so that a trained model is pruned
+    as gently as a new one. A training that goes on after a kill, from
+    ``directory`` or `keras.callbacks.BackupAndRestore`, goes on with its count.
 
     Args:
         schedule: A callable ``step -> sparsity``, such as
@@ -36,9 +54,15 @@ class GradualPruning(DrawingCallback):
             sparsity between ``begin_step`` and ``end_step``.
         begin_step: First step of that climb; 0 by default.
         end_step: Last step of that climb.
-        every: How many steps lie from one drawing to the next; 100 by default.
-            A schedule that says itself when to prune is asked at every step
+        every: How many steps lie from one drawing to the next, counted from
+            the schedule's first step. By default a twentieth of the climb, or
+            of the training where the schedule has no end; 100 at most. A
+            schedule that says itself when to prune is asked at every step
             instead.
+        count_from: `"fit"`, the default, counts steps from where this `fit`
+            begins; `"optimizer"` counts on from the optimizer's iteration, so
+            that a second `fit` goes on where the first ended. On a trained
+            model that can mean to begin at the end.
         criterion: As in `tf_tickets.prune`; `"magnitude"` by default.
         scope: As in `tf_tickets.prune`, but not a mapping; `"global"` by
             default.
@@ -55,6 +79,10 @@ class GradualPruning(DrawingCallback):
     Attributes:
         ticket: After `fit`: the masks, and the trained weights as start
             weights.
+
+    Warns:
+        UserWarning: When training begins, if it is too short for the schedule,
+            and when it has ended, if the sparsity was not reached.
 
     Raises:
         ValueError: On bad arguments; when training begins, if the model has
@@ -86,7 +114,8 @@ class GradualPruning(DrawingCallback):
         target_sparsity: float | None = None,
         begin_step: int = 0,
         end_step: int | None = None,
-        every: int = 100,
+        every: int | None = None,
+        count_from: CountFrom = "fit",
         criterion: str | criteria.Criterion = "magnitude",
         scope: scopes.Scope = "global",
         data: Any = None,
@@ -120,57 +149,115 @@ class GradualPruning(DrawingCallback):
                 "A mapping fixes each tensor's sparsity and leaves nothing to "
                 f"a schedule. Received: scope={scope!r}"
             )
+        checks.choice("count_from", count_from, _FROM)
         self.schedule = schedule
-        self.every = checks.whole("every", every)
+        self.every = None if every is None else checks.whole("every", every)
+        self.count_from = count_from
         self.ticket: Ticket | None = None
         # A toolkit schedule answers (should_prune, sparsity): it has a
         # rhythm of its own.
         self._own_rhythm = isinstance(schedule(begin_step), tuple)
+        self._climb = climb_of(schedule)
+        self._every = _APART
         self._steps = StepCounter()
-        self._sparsity = 0.0
-        self._keep_in(directory, self._provenance())
+        self._counted_to: int | None = None
+        self._begun = False
+        self._kept = self._size = 0
+        self._keep_in(
+            directory, {**self._provenance(), "count_from": count_from}
+        )
 
     def begin(self) -> None:
         self.ticket = None
-        self._resume()
-        self._sparsity = sparsity_of(self._check())
-        # A model may train with optimizers of its own and have none here.
-        optimizer = getattr(self.model, "optimizer", None)
-        done = 0 if optimizer is None else int(optimizer.iterations.numpy())
-        self._steps = StepCounter(done)
-        target = getattr(self.schedule, "target_sparsity", 1.0)
-        if target < self._sparsity:
+        self._begun = False
+        self._counted_to = self._resume().get("step")
+        masks = self._check()
+        self._size = sum(mask.size for mask in masks.values())
+        self._kept = sum(int(np.count_nonzero(m)) for m in masks.values())
+        target = self._climb.target
+        if target is not None and excess(masks, target) < 0:
             raise ValueError(
                 "The model is sparser than the schedule's target. Received: "
                 f"target_sparsity={target}, sparsity {self._sparsity:.6f} now"
             )
         # Even where nothing is to be pruned yet, this meets every error
         # before training and lets the first step be traced with its masks.
-        asked = self._asked([self._steps.step])
-        self._raise_to(max(self._sparsity, asked or 0.0))
+        self._draw(self._sparsity, self.scope, self.seed)
 
     def epoch_begin(self, epoch: int) -> None:
         self._steps.new_epoch()
+        if not self._begun:
+            # Only now is it known with which epoch this training begins.
+            self._begun = True
+            self._begin_at(epoch)
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         asked = self._asked(self._steps.advance(batch))
-        if asked is not None and asked > self._sparsity:
+        if asked is not None:
             with self._undone_on_error():
                 self._raise_to(asked)
 
     def epoch_end(self, epoch: int, logs: Logs) -> None:
-        self._save(epoch + 1)
+        self._save(epoch + 1, {"step": self._steps.step})
 
     def end(self) -> None:
         self.ticket = Ticket.from_model(self.model, metadata=self._provenance())
-        end = getattr(self.schedule, "end_step", -1)
-        if self._steps.step < end:
+        wanted = self._climb.target
+        if wanted is None:
+            wanted = sparsity_at(self.schedule, self._steps.step)
+        masks = current_masks(self.model, self.filters)
+        if wanted is not None and excess(masks, wanted) > 0:
             warnings.warn(
-                f"Training ended at step {self._steps.step}, before the "
-                f"schedule's end at step {end}: the sparsity is "
-                f"{self.ticket.sparsity:.4f}.",
+                f"Training ended at step {self._steps.step} of the schedule, "
+                f"and its last drawing was before it reached {wanted:g}: the "
+                f"sparsity is {self._sparsity:.4f}.",
                 stacklevel=3,  # Keras, which called
             )
+
+    @property
+    def _sparsity(self) -> float:
+        return 1 - self._kept / self._size
+
+    def _begin_at(self, epoch: int) -> None:
+        """The first epoch of this training begins, at some step."""
+        start = self._first_step(epoch)
+        self._steps = StepCounter(start)
+        steps = self.params.get("steps")
+        last = None
+        if steps is not None:
+            last = start + steps * (self.params["epochs"] - epoch)
+        length = self._climb.length or last or _APART * _DRAWINGS
+        self._every = self.every or min(_APART, max(1, length // _DRAWINGS))
+        end = self._climb.end
+        if last is not None and last < end:
+            warnings.warn(
+                f"This fit ends at step {last} of the schedule, which goes on "
+                f"to step {end}: the sparsity will not be reached. Train for "
+                "more epochs, or let it end earlier.",
+                stacklevel=5,  # Keras, which called
+            )
+        asked = self._asked(range(start, start + 1))
+        if start and asked is None and not self._own_rhythm:
+            # What goes on has its last drawing behind it.
+            asked = sparsity_at(self.schedule, self._drawn_before(start))
+        if asked is not None:
+            self._raise_to(asked)
+
+    def _first_step(self, epoch: int) -> int:
+        if self._counted_to is not None:
+            return self._counted_to
+        # What BackupAndRestore has brought back began earlier than this fit.
+        restored = epoch and epoch == getattr(
+            self.model, "_initial_epoch", None
+        )
+        if self.count_from == "fit" and not restored:
+            return 0
+        steps = self.params.get("steps")
+        if self.count_from == "fit" and steps is not None:
+            return epoch * int(steps)
+        # A model may train with optimizers of its own and have none here.
+        optimizer = getattr(self.model, "optimizer", None)
+        return 0 if optimizer is None else int(optimizer.iterations.numpy())
 
     def _provenance(self) -> dict[str, Any]:
         return {
@@ -184,14 +271,28 @@ class GradualPruning(DrawingCallback):
         """The last sparsity that the schedule asks for in ``steps``."""
         asked = None
         for step in steps:
-            if self._own_rhythm or step % self.every == 0:
+            if self._own_rhythm or self._is_drawn_at(step):
                 answer = sparsity_at(self.schedule, step)
                 asked = asked if answer is None else answer
         return asked
 
+    def _is_drawn_at(self, step: int) -> bool:
+        return step >= self._climb.begin and (
+            step == self._climb.end or step == self._drawn_before(step)
+        )
+
+    def _drawn_before(self, step: int) -> int:
+        """The last step up to ``step`` with a drawing by the rhythm."""
+        begin, end = self._climb.begin, self._climb.end
+        if begin < end <= step:
+            begin = end
+        return max(step - (step - begin) % self._every, begin)
+
     def _raise_to(self, sparsity: float) -> None:
-        self._draw(sparsity, self.scope, self.seed)
-        self._sparsity = sparsity
+        kept = scopes.kept_count(sparsity, self._size)
+        if kept < self._kept:
+            self._draw(sparsity, self.scope, self.seed)
+            self._kept = kept
 
 
 def _described(schedule: Schedule) -> str:

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tf_tickets import checks
 from tf_tickets.callbacks.base import TicketCallback
+from tf_tickets.masking import MaskConstraint
 from tf_tickets.selection import check_model, layers_of, own_weights
 from tf_tickets.tracing import retrace
 
@@ -135,9 +136,8 @@ class LowPrecision(TicketCallback):
     """`low_precision` from the beginning to the end of one ``model.fit``.
 
     Put it before `EarlyBird` in the list to search in eight bits; the next
-    ``fit`` is in full precision again. An interrupted run leaves the model in
-    low precision until this callback is used again; use the ``with`` block
-    where that matters.
+    ``fit`` is in full precision again. Masks that are drawn or released in the
+    same ``fit`` stay what they are when it ends.
 
     Args:
         bits: Bits per value, from 2 to 16; 8 by default.
@@ -246,13 +246,16 @@ def _rounded_both_ways(
 
 
 class _RoundedKernel(keras.constraints.Constraint):
-    """Q(c(w)) after each update, with the variable's own constraint c."""
+    """c(Q(w)) after each update, with the variable's own constraint c.
+
+    A mask stands around it: zero is zero in any precision.
+    """
 
     def __init__(
         self,
         rounding: _Rounding,
         axis: int,
-        inner: Callable[..., Any] | None,
+        inner: Callable[..., Any] | None = None,
     ) -> None:
         self.rounding = rounding
         self.axis = axis
@@ -260,7 +263,6 @@ class _RoundedKernel(keras.constraints.Constraint):
 
     def __call__(self, w: Any) -> tf.Tensor:
         rounded = self.rounding(tf.convert_to_tensor(w), self.axis)
-        # A mask has the last word; zero is zero in any precision.
         return rounded if self.inner is None else self.inner(rounded)
 
 
@@ -286,15 +288,41 @@ def _round_kernels(
             )
             axis = len(variable.shape) - (2 if depthwise else 1)
             axes[id(variable)] = axis
-            inner = variable.constraint
-            variable.constraint = _RoundedKernel(rounding, axis, inner)
-            undo.callback(setattr, variable, "constraint", inner)
+            rounded = _RoundedKernel(rounding, axis)
+            _put_under_mask(variable, rounded)
+            undo.callback(_take_out, variable, rounded)
     return axes
+
+
+def _put_under_mask(
+    variable: keras.Variable, constraint: _RoundedKernel
+) -> None:
+    """Constrain a variable, but leave its mask, if it has one, on top."""
+    top = variable.constraint
+    if isinstance(top, MaskConstraint):
+        constraint.inner, top.inner = top.inner, constraint
+    else:
+        constraint.inner, variable.constraint = top, constraint
+
+
+def _take_out(variable: keras.Variable, constraint: _RoundedKernel) -> None:
+    """Remove a constraint alone, whatever came or went around it since."""
+    if variable.constraint is constraint:
+        variable.constraint = constraint.inner
+        return
+    outer = variable.constraint
+    while outer is not None:
+        if getattr(outer, "inner", None) is constraint:
+            outer.inner = constraint.inner
+            return
+        outer = getattr(outer, "inner", None)
 
 
 def _replace(
     thing: Any, name: str, value: Any, undo: contextlib.ExitStack
 ) -> None:
+    if name in vars(thing):
+        undo.callback(setattr, thing, name, vars(thing)[name])
+    else:  # the class's own method shows again
+        undo.callback(delattr, thing, name)
     setattr(thing, name, value)
-    # The class's own method shows again.
-    undo.callback(delattr, thing, name)

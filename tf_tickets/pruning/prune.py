@@ -213,6 +213,30 @@ def sparsity_of(masks: Mapping[str, np.ndarray]) -> float:
     return (size - kept) / size if size else 0.0
 
 
+def excess(masks: Mapping[str, np.ndarray], sparsity: float) -> int:
+    """How many weights more ``masks`` keep than a sparsity allows.
+
+    Whether masks are as sparse as asked is a question of counts: 38 of 192
+    weights are what a sparsity of 0.8 keeps, and more than 0.8 as a fraction.
+
+    Args:
+        masks: ``{path: boolean array}``.
+        sparsity: In [0, 1).
+
+    Returns:
+        0 where they are exactly as sparse as asked; less where sparser.
+
+    Example:
+
+    >>> masks = {"kernel": np.arange(192) < 38}
+    >>> excess(masks, 0.8), excess(masks, 0.9)
+    (0, 19)
+    """
+    size = sum(m.size for m in masks.values())
+    kept = sum(int(np.count_nonzero(m)) for m in masks.values())
+    return kept - scopes.kept_count(sparsity, size)
+
+
 def finite_weights(
     model: keras.Model, filters: Filters = None
 ) -> dict[str, np.ndarray]:

@@ -8,8 +8,9 @@ are taken as they are.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -118,6 +119,49 @@ class Geometric:
             return self.target_sparsity
         first, last = 1 - self.initial_sparsity, 1 - self.target_sparsity
         return 1 - first ** (1 - t) * last**t
+
+
+class Climb(NamedTuple):
+    """What a schedule tells of itself.
+
+    Attributes:
+        begin: The first step that it prunes at; 0 if it does not say.
+        end: The step that has its last sparsity; ``begin`` if it has no end.
+        target: That sparsity, or `None` if it does not say.
+    """
+
+    begin: int
+    end: int
+    target: float | None
+
+    @property
+    def length(self) -> int:
+        """How many steps lie from its begin to its end."""
+        return self.end - self.begin
+
+
+def climb_of(schedule: Schedule) -> Climb:
+    """Where a schedule begins and ends, by the attributes that it has.
+
+    Args:
+        schedule: One of this module, of the TensorFlow Model Optimization
+            toolkit, or a callable with the same attributes, or with none.
+
+    Example:
+
+    >>> climb_of(Polynomial(0.8, end_step=100, begin_step=20))
+    Climb(begin=20, end=100, target=0.8)
+    >>> climb_of(lambda step: 0.5)
+    Climb(begin=0, end=0, target=None)
+    """
+    begin = math.ceil(getattr(schedule, "begin_step", 0))
+    target = None
+    for name in ("target_sparsity", "final_sparsity", "sparsity"):
+        if target is None:
+            target = getattr(schedule, name, None)
+    # In the toolkit -1 is no end.
+    end = max(math.ceil(getattr(schedule, "end_step", -1)), begin)
+    return Climb(begin, end, None if target is None else float(target))
 
 
 def sparsity_at(schedule: Schedule, step: int) -> float | None:

@@ -366,15 +366,14 @@ def pools(
         return [
             Pool(
                 (p,),
-                _checked(round((1 - wanted[p]) * sizes[p]), capacity[p], p)
+                _checked(kept_count(wanted[p], sizes[p]), capacity[p], p)
                 if p in wanted
                 else capacity[p],
             )
             for p in shapes
         ]
     check_scope(scope)
-    checks.sparsity(sparsity)
-    total = round((1 - sparsity) * sum(sizes.values()))  # type: ignore[operator]
+    total = kept_count(checks.sparsity(sparsity), sum(sizes.values()))
     _checked(total, sum(capacity.values()), "all tensors")
     if scope == "global":
         return [Pool(tuple(shapes), total)]
@@ -395,6 +394,25 @@ def pools(
         Pool((p,), keep)
         for p, keep in apportion(ideal, total, capacity).items()
     ]
+
+
+def kept_count(sparsity: float, size: int) -> int:
+    """How many of ``size`` weights a sparsity keeps, everywhere here.
+
+    Sparsities are compared by these counts. A fraction that was asked for is
+    seldom one that a whole number of weights can have, so that masks which
+    meet it may lie on either side.
+
+    Args:
+        sparsity: In [0, 1).
+        size: How many weights there are.
+
+    Example:
+
+    >>> kept_count(0.8, 192)  # a sparsity of 0.802
+    38
+    """
+    return round((1 - sparsity) * size)
 
 
 def at_progress(
