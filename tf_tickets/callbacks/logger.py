@@ -43,7 +43,7 @@ class SparsityLogger(TicketCallback):
     def begin(self) -> None:
         prunable_weights(self.model, self.filters)  # fail before training
 
-    def epoch_end(self, epoch: int, logs: Logs) -> None:
+    def log(self, epoch: int, logs: Logs) -> None:
         zeros = total = 0
         for path, variable in prunable_weights(
             self.model, self.filters
