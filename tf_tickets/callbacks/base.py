@@ -639,10 +639,23 @@ def _best(
             pass  # it knows none for this metric
         else:
             return float(judge.best)
-    return (max if _HIGHER.search(name) else min)(values)
+    known = f"{name} {_class_of(name, model)}"
+    return (max if _HIGHER.search(known) else min)(values)
 
 
-_HIGHER = re.compile(r"acc|auc|precision|recall|f1|f_?beta|iou|r2|cosine")
+def _class_of(name: str, model: keras.Model | None) -> str:
+    """The class of a compiled metric, which may go by any name."""
+    for group in getattr(model, "metrics", ()):
+        for metric in getattr(group, "metrics", ()):
+            if metric.name == name.removeprefix("val_"):
+                return type(metric).__name__
+    return ""
+
+
+_HIGHER = re.compile(
+    r"acc|auc|precision|recall|f1|f_?beta|iou|r2|cosine|true_?(posi|nega)tives",
+    re.IGNORECASE,
+)
 
 
 def _check_trained(epoch: int, logs: Mapping[str, Any] | None) -> None:

@@ -531,8 +531,6 @@ class IterativeMagnitudePruning(DrawingCallback):
 
     def _identity(self) -> dict[str, Any]:
         plan = self.plan
-        # Left out where there are none, as in runs that were kept before.
-        filters = {} if self.filters is None else {"filters": self.filters}
         return {
             **describe(
                 plan.target_sparsity, self.criterion, plan.scope, self.seed
@@ -543,9 +541,7 @@ class IterativeMagnitudePruning(DrawingCallback):
             "rewind": self.rewind,
             "rewind_epoch": plan.skipped_epochs,
             "rewind_step": self.rewind_step,
-            **(
-                {} if self.filters is None else {"filters": _text(self.filters)}
-            ),
+            "filters": _text(self.filters),
         }
 
 
@@ -655,11 +651,11 @@ class RoundPlan:
 
 def _text(filters: Filters) -> Any:
     """Filters as JSON values."""
-    if isinstance(filters, str):
+    if filters is None or isinstance(filters, str):
         return filters
     if callable(filters):
         return getattr(filters, "__qualname__", type(filters).__qualname__)
-    return [_text(one) for one in filters or ()]
+    return [_text(one) for one in filters]
 
 
 def _file(number: int) -> str:
