@@ -14,7 +14,8 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,8 @@ class TicketCallback(keras.callbacks.Callback):
             edge.set_params(self.params)
             edge.set_model(self.model)
         found.callbacks = [edges[0], *inner, edges[1]]
-        self._undo.callback(setattr, found, "callbacks", inner)
+        # What is to be undone must not keep the list, and its `fit`, alive.
+        self._undo.callback(_stand_alone, weakref.ref(found), inner)
 
     @contextlib.contextmanager
     def _undone_on_error(self) -> Iterator[None]:
@@ -198,6 +200,15 @@ class _Last(keras.callbacks.Callback):
 
 
 _EDGES = (_First, _Last)
+
+
+def _stand_alone(
+    found: Callable[[], keras.callbacks.CallbackList | None],
+    inner: list[keras.callbacks.Callback],
+) -> None:
+    alive = found()
+    if alive is not None:
+        alive.callbacks = inner
 
 
 def _list_of(
