@@ -11,10 +11,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import inspect
+import math
 import os
 import re
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,13 @@ class TicketCallback(keras.callbacks.Callback):
 
     Keras calls `on_train_begin`, `on_epoch_begin`, `on_epoch_end` and
     `on_train_end`, which are written here, once. A subclass says what it does
-    itself in `begin`, `epoch_begin`, `epoch_end` and `end`. What it changes for
-    the time of a training it registers in ``_undo``, a `contextlib.ExitStack`
-    that is closed when training ends or one of these methods raises. Keras
-    tells nobody that a `fit` was interrupted; then the stack is closed with the
-    last trace of that `fit`, or when the next training with this callback
-    begins. (A traceback is such a trace. Notebooks keep the last one.)
+    itself in `begin`, `epoch_begin`, `log`, `epoch_end` and `end`. What it
+    changes for the time of a training it registers in ``_undo``, a
+    `contextlib.ExitStack` that is closed when training ends or one of these
+    methods raises. Keras tells nobody that a `fit` was interrupted; then the
+    stack is closed with the last trace of that `fit`, or when the next training
+    with this callback begins. (A traceback is such a trace. Notebooks keep the
+    last one.)
 
     A subclass that counts steps overrides `on_train_batch_end` itself. The base
     does not: Keras waits for every step when a callback in the list has one.
@@ -64,12 +66,25 @@ class TicketCallback(keras.callbacks.Callback):
     def __init__(self) -> None:
         super().__init__()
         self._undo = contextlib.ExitStack()
+        self._has_logged = False
+        # The other callbacks of the list, and those of them that come later.
+        self._beside: list[keras.callbacks.Callback] = []
+        self._behind: list[keras.callbacks.Callback] = []
 
     def begin(self) -> None:
         """Training begins: meet every error here, before time is spent."""
 
     def epoch_begin(self, epoch: int) -> None:
         """The epoch of this index begins."""
+
+    def log(self, epoch: int, logs: Logs) -> None:
+        """The epoch has ended, and no callback has changed the model yet.
+
+        Args:
+            epoch: As for `epoch_end`.
+            logs: Its metrics. What is added here is seen by all callbacks,
+                wherever they stand in the list, and by the history of `fit`.
+        """
 
     def epoch_end(self, epoch: int, logs: Logs) -> None:
         """The epoch of this index, and its validation, has ended.
@@ -87,8 +102,13 @@ class TicketCallback(keras.callbacks.Callback):
         self._undo.close()
         # One for each training: the end of an old one must not end this.
         self._undo = contextlib.ExitStack()
-        _close_with_fit(self._undo, self)
+        found = _list_of(self)
+        if found is not None:
+            # Only `fit` holds its list. After an interrupt the list goes when
+            # nobody looks at the traceback any more.
+            weakref.finalize(found, self._undo.close).atexit = False
         with self._undone_on_error():
+            self._join(found)
             self.begin()
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
@@ -96,12 +116,14 @@ class TicketCallback(keras.callbacks.Callback):
             self.epoch_begin(epoch)
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        if not self._has_logged:
+            self.log_first(epoch, logs)
+        self._has_logged = False
         with self._undone_on_error():
             if self.keeps_masks:
                 # Inside a step the mask is a constraint; other callbacks may
                 # have written weights past it.
                 masking.project(self.model)
-                _check_trained(epoch, logs)
             self.epoch_end(epoch, {} if logs is None else logs)
 
     def on_train_end(self, logs: Logs | None = None) -> None:
@@ -109,6 +131,44 @@ class TicketCallback(keras.callbacks.Callback):
             if self.keeps_masks:
                 masking.project(self.model)
             self.end()
+
+    def log_first(self, epoch: int, logs: Logs | None) -> None:
+        """Look at the epoch before any callback of the list does.
+
+        Args:
+            epoch: As for `epoch_end`.
+            logs: Its metrics.
+        """
+        with self._undone_on_error():
+            if self.keeps_masks:
+                _check_trained(epoch, logs)
+            self.log(epoch, {} if logs is None else logs)
+        self._has_logged = True
+
+    def _join(self, found: keras.callbacks.CallbackList | None) -> None:
+        """Find the callbacks beside this one, and stand around them all.
+
+        What is logged must be seen by whoever stands earlier in the list, and
+        masks must be put right after whoever stands later has written weights.
+        So one callback goes before all others and one behind them, until
+        training ends.
+        """
+        self._has_logged = False
+        self._beside = []
+        self._behind = []
+        if found is None:
+            return
+        # The list that Keras goes through at this moment stays as it is.
+        inner = [c for c in found.callbacks if not isinstance(c, _EDGES)]
+        self._beside = [c for c in inner if c is not self]
+        self._behind = inner[inner.index(self) + 1 :]
+        edges: list[keras.callbacks.Callback] = [_First(inner), _Last(inner)]
+        for edge in edges:
+            edge.set_params(self.params)
+            edge.set_model(self.model)
+        found.callbacks = [edges[0], *inner, edges[1]]
+        # What is to be undone must not keep the list, and its `fit`, alive.
+        self._undo.callback(_stand_alone, weakref.ref(found), inner)
 
     @contextlib.contextmanager
     def _undone_on_error(self) -> Iterator[None]:
@@ -119,25 +179,64 @@ class TicketCallback(keras.callbacks.Callback):
             raise
 
 
-def _close_with_fit(
-    undo: contextlib.ExitStack, callback: keras.callbacks.Callback
-) -> None:
-    """Close ``undo`` when the `fit` that calls ``callback`` is gone.
+class _First(keras.callbacks.Callback):
+    """Stands before all others: what is logged here, everybody sees."""
 
-    Only `fit` holds its `keras.callbacks.CallbackList`, which is the caller
-    here. After an interrupt it goes when nobody looks at the traceback more.
+    def __init__(self, others: Sequence[keras.callbacks.Callback]) -> None:
+        super().__init__()
+        self.others = [c for c in others if isinstance(c, TicketCallback)]
+
+    def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
+        # Those first that refuse an epoch without data: the others add to what
+        # tells them.
+        for other in sorted(self.others, key=lambda c: not c.keeps_masks):
+            other.log_first(epoch, logs)
+
+
+class _Last(keras.callbacks.Callback):
+    """Stands behind all others: no weight is written after the masks."""
+
+    def __init__(self, others: Sequence[keras.callbacks.Callback]) -> None:
+        super().__init__()
+        self.keeps_masks = any(
+            isinstance(c, TicketCallback) and c.keeps_masks for c in others
+        )
+
+    def on_train_end(self, logs: Logs | None = None) -> None:
+        if self.keeps_masks:
+            masking.project(self.model)
+
+
+_EDGES = (_First, _Last)
+
+
+def _stand_alone(
+    found: Callable[[], keras.callbacks.CallbackList | None],
+    inner: list[keras.callbacks.Callback],
+) -> None:
+    alive = found()
+    if alive is not None:
+        alive.callbacks = inner
+
+
+def _list_of(
+    callback: keras.callbacks.Callback,
+) -> keras.callbacks.CallbackList | None:
+    """The list that is calling ``callback``, or `None`.
+
+    Keras tells a callback nothing of those beside it. The list is a public
+    class, and while it calls it stands among the frames of the call.
     """
     frame = inspect.currentframe()
     try:
         while frame is not None:
-            frame = frame.f_back
-            caller = None if frame is None else frame.f_locals.get("self")
-            if (
-                isinstance(caller, keras.callbacks.CallbackList)
-                and callback in caller.callbacks
+            owner = frame.f_locals.get("self")
+            if isinstance(owner, keras.callbacks.CallbackList) and any(
+                c is callback for c in owner.callbacks
             ):
-                weakref.finalize(caller, undo.close).atexit = False
-                return
+                return owner
+            frame = frame.f_back
+        return None
     finally:
         del frame  # a frame that is held holds all that called it
 
@@ -222,13 +321,23 @@ class ResumableCallback(TicketCallback):
 
     def _check_start(self, epoch: int) -> None:
         start, self._start = self._start, None
-        self.model._initial_epoch = None
-        if epoch != start and self._run is not None:
+        asked, self.model._initial_epoch = self.model._initial_epoch, None
+        if epoch == start or self._run is None:
+            return
+        where = (
+            f"Received: a start at epoch {epoch}, where "
+            f"{str(self._run.path)!r} goes on at {start}"
+        )
+        if asked == start:
+            # Keras takes a start at epoch 0 for none.
             raise ValueError(
-                "Another callback has restored this training, too: list it "
-                "before the one with `directory`. Received: a start at epoch "
-                f"{epoch}, where {str(self._run.path)!r} goes on at {start}"
+                "The run in `directory` began at another epoch: call fit with "
+                f"initial_epoch={start}. {where}"
             )
+        raise ValueError(
+            "Another callback has restored this training, too: list it "
+            f"before the one with `directory`. {where}"
+        )
 
     def _save(
         self,
@@ -283,6 +392,7 @@ class DrawingCallback(ResumableCallback):
             ValueError: If nothing is prunable, a weight is not finite, or the
                 criterion needs data and there is none that it could read.
         """
+        self._check_beside()
         finite_weights(self.model, self.filters)
         if criteria.needs_data(self.criterion):
             name = describe(None, self.criterion, self.scope, 0)["criterion"]
@@ -295,6 +405,16 @@ class DrawingCallback(ResumableCallback):
                 )
             )
         return current_masks(self.model, self.filters)
+
+    def _check_beside(self) -> None:
+        """Meet callbacks that would draw masks on the same model."""
+        others = [c for c in self._beside if isinstance(c, ResumableCallback)]
+        if others:
+            raise ValueError(
+                "Each of these callbacks draws masks of its own: give them a "
+                "`fit` each, one after the other. Received: "
+                f"{[type(c).__name__ for c in (self, *others)]}"
+            )
 
     def _draw(
         self,
@@ -382,13 +502,13 @@ class RunDirectory:
             return None
         state, record = Snapshot.load(file)
         found = record.get("identity")
-        if found != self.identity:
-            there = found if isinstance(found, dict) else {}
-            differ = {
-                key: (there.get(key), self.identity.get(key))
-                for key in sorted({*there, *self.identity})
-                if there.get(key) != self.identity.get(key)
-            }
+        there = found if isinstance(found, dict) else {}
+        differ = {
+            key: (there.get(key), self.identity.get(key))
+            for key in sorted({*there, *self.identity})
+            if there.get(key) != self.identity.get(key)
+        }
+        if differ or not there:
             raise ValueError(
                 f"{str(self.path)!r} holds a run with other arguments. Choose "
                 f"another directory. Received (there, here): {differ}"
@@ -481,31 +601,83 @@ def hold(directory: Directory) -> filelock.BaseFileLock:
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
-def history_row(epochs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def history_row(
+    epochs: Sequence[Mapping[str, Any]], model: keras.Model | None = None
+) -> dict[str, Any]:
     """Several epochs as one row: each metric's last and best value.
 
     Args:
         epochs: The logs of each epoch, at least one.
+        model: The compiled model that was trained. Keras knows of its metrics
+            whether they are best when high.
 
     Returns:
-        ``{metric: last value, "best_" + metric: best value}``. Accuracies and
-        their like are best when high, all else (losses, errors) when low.
+        ``{metric: last value, "best_" + metric: best value}`` of JSON values.
+        Where Keras knows no direction, accuracies and their like are best when
+        high, all else (losses, errors) when low. What is no single number has
+        no best, and what is no number, array or string is left out.
 
     Example:
 
     >>> history_row([{"loss": 0.5}, {"loss": 0.25}, {"loss": 0.75}])
     {'loss': 0.75, 'best_loss': 0.25}
     """
-    row: dict[str, float] = {}
-    for name in epochs[-1]:
-        values = [float(logs[name]) for logs in epochs if name in logs]
-        pick = max if _HIGHER.search(name) else min
-        row[name] = values[-1]
-        row[f"best_{name}"] = pick(values)
+    row: dict[str, Any] = {}
+    for name, value in epochs[-1].items():
+        last = _as_json(value)
+        if last is not None:
+            row[name] = last
+        values = [_as_json(logs.get(name)) for logs in epochs]
+        numbers = [v for v in values if isinstance(v, float)]
+        if isinstance(last, float):
+            row[f"best_{name}"] = _best(name, numbers, model)
     return row
 
 
-_HIGHER = re.compile(r"acc|auc|precision|recall|f1|f_?beta|iou|r2|cosine")
+def _as_json(value: Any) -> float | str | list[Any] | None:
+    if value is None or isinstance(value, str):
+        return value
+    try:
+        array = np.asarray(keras.ops.convert_to_numpy(value), "float64")
+    except (TypeError, ValueError):
+        return None
+    number: float | list[Any] = array.tolist()
+    return number
+
+
+def _best(
+    name: str, values: Sequence[float], model: keras.Model | None
+) -> float:
+    values = [v for v in values if not math.isnan(v)] or values
+    if model is not None:
+        # The public one of Keras's callbacks that know the direction.
+        judge = keras.callbacks.EarlyStopping(name, patience=len(values) + 1)
+        judge.set_model(model)
+        judge.on_train_begin()
+        try:
+            for epoch, value in enumerate(values):
+                judge.on_epoch_end(epoch, {name: value})
+        except ValueError:
+            pass  # it knows none for this metric
+        else:
+            return float(judge.best)
+    known = f"{name} {_class_of(name, model)}"
+    return (max if _HIGHER.search(known) else min)(values)
+
+
+def _class_of(name: str, model: keras.Model | None) -> str:
+    """The class of a compiled metric, which may go by any name."""
+    for group in getattr(model, "metrics", ()):
+        for metric in getattr(group, "metrics", ()):
+            if metric.name == name.removeprefix("val_"):
+                return type(metric).__name__
+    return ""
+
+
+_HIGHER = re.compile(
+    r"acc|auc|precision|recall|f1|f_?beta|iou|r2|cosine|true_?(posi|nega)tives",
+    re.IGNORECASE,
+)
 
 
 def _check_trained(epoch: int, logs: Mapping[str, Any] | None) -> None:

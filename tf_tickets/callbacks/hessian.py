@@ -87,7 +87,7 @@ class HessianEigenvalue(TicketCallback):
             **self.options,
         )
 
-    def epoch_end(self, epoch: int, logs: Logs) -> None:
+    def log(self, epoch: int, logs: Logs) -> None:
         if self._function is None:
             return
         if epoch % self.every == 0 or not self.values:

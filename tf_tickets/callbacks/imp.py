@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import keras
 import numpy as np
 
 from tf_tickets import checks, masking
@@ -17,7 +18,9 @@ from tf_tickets.callbacks.base import (
     Logs,
     history_row,
 )
+from tf_tickets.callbacks.enforce import EnforceTicket
 from tf_tickets.callbacks.rewind import Rewind
+from tf_tickets.callbacks.rounds import OF_A_ROUND, Round, RoundCallbacks
 from tf_tickets.pruning import criteria, scopes
 from tf_tickets.pruning.prune import (
     current_masks,
@@ -69,24 +72,37 @@ class IterativeMagnitudePruning(DrawingCallback):
             round is saved there; the same call after a kill goes on with the
             round it was in. List the callback after
             `keras.callbacks.BackupAndRestore` then.
+        round_callbacks: Callbacks of Keras that live inside a round, as in a
+            `fit` of its own: each round calls their ``on_train_begin`` and,
+            before it prunes, their ``on_train_end``; epochs are those of the
+            training schedule; ``model.stop_training``, set by one of them,
+            ends the round, and the next one begins with the next epoch of
+            `fit`. A list, or a function from the number of the round, from 1,
+            to a list. Epochs beyond the last round are one more training with
+            them, of the last ticket.
         seed: For criteria that draw at random; 0 by default.
 
     Attributes:
-        epochs: How many epochs to ask `fit` for. A resumed run skips those
-            that are done.
+        epochs: How many epochs to ask `fit` for: an upper bound where rounds
+            end early. A resumed run skips those that are done.
         ticket: The last ticket drawn, or `None`.
         tickets: One ticket for each round.
         found_at: For each ticket, after how many epochs it was drawn.
         history: One row for each round: ``round``, ``trained_sparsity`` (of the
             network that was trained), ``sparsity`` (of the ticket drawn from
             it), the metrics at the end of the round, the best of each as
-            ``best_<metric>``, and ``seconds``.
+            ``best_<metric>``, ``epochs`` and ``seconds``. Metrics that are no
+            single number have no best.
+
+    The logs of every epoch get ``round`` and ``sparsity``, that of the network
+    which was trained, for the progress bar, `History` and all other callbacks.
 
     Raises:
         ValueError: On bad arguments. When training begins: if `fit` has too
             few epochs, nothing is prunable, a weight is not finite, the
             criterion needs ``data``, the target is below the present sparsity,
-            or ``directory`` holds another run. After a round: if its weights
+            ``directory`` holds another run, or another callback of the list
+            draws masks, too. After a round: if its weights
             are not finite.
 
     Reference:
@@ -129,6 +145,7 @@ class IterativeMagnitudePruning(DrawingCallback):
         data: Any = None,
         filters: Filters = None,
         directory: Directory | None = None,
+        round_callbacks: RoundCallbacks | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(criterion, scope, data, filters, seed)
@@ -150,6 +167,11 @@ class IterativeMagnitudePruning(DrawingCallback):
         )
         self.rewind = rewind
         self.rewind_step = rewind_step
+        self._round = Round(round_callbacks)
+        if round_callbacks:
+            # Only then: Keras waits for every step of validation where a
+            # callback of the list has this.
+            setattr(self, "on_test_batch_end", self._on_test_batch_end)  # noqa: B010
         self._point = Rewind(
             epoch=rewind_epoch,
             step=rewind_step,
@@ -169,7 +191,12 @@ class IterativeMagnitudePruning(DrawingCallback):
         self._initial_sparsity = 0.0
         self._first_epoch: int | None = None
         self._resumed = False
+        self._extra = 0
+        self._last_logs: Logs = {}
+        self._trained_sparsity = 0.0
         self._epoch_logs: list[Logs] = []
+        self._asked_schedule = False
+        self._looked_beside = False
         self._at_rewind_point = False
 
     @property
@@ -180,40 +207,61 @@ class IterativeMagnitudePruning(DrawingCallback):
     @property
     def found_at(self) -> list[int]:
         """For each ticket, after how many epochs it was drawn."""
-        drawn = range(1, len(self.tickets) + 1)
-        return [self.plan.epochs_before(done) for done in drawn]
+        return np.cumsum(self._lengths, dtype=int).tolist()
+
+    @property
+    def _lengths(self) -> list[int]:
+        """Epochs of the rounds that are done."""
+        return [
+            row.get("epochs", self.plan.epochs_of(index))
+            for index, row in enumerate(self.history)
+        ]
+
+    @property
+    def _position(self) -> int:
+        """The epoch of the training schedule."""
+        skipped = self.plan.skipped_epochs if self.tickets else 0
+        return skipped + len(self._epoch_logs)
 
     @property
     def epochs(self) -> int:
-        """How many epochs to ask `fit` for."""
+        """How many epochs to ask `fit` for, an upper bound."""
         return self.plan.epochs_before(self.plan.rounds)
 
     def schedule_epoch(self, epoch: int) -> int:
         """The epoch of the training schedule at epoch ``epoch`` of `fit`.
 
-        Learning rates that are set by epoch, not by the optimizer's
-        iteration, do not rewind by themselves. Wrap them::
+        For callbacks beside this one that set something by epoch; those of
+        ``round_callbacks`` need none of it::
 
             LearningRateScheduler(lambda e, lr: f(imp.schedule_epoch(e)))
 
         Args:
             epoch: As Keras counts.
         """
-        return self.plan.schedule_epoch(epoch - (self._first_epoch or 0))
+        self._asked_schedule = True
+        return self.plan.schedule_epoch(
+            epoch - (self._first_epoch or 0), self._lengths
+        )
 
     def begin(self) -> None:
         self._reset()
+        self._round.reset()
         self._check_epochs(0)
+        self._check_order()
         remembered = self._resume()
         # After the state is restored: point 0 is where the run began.
         self._point.set_model(self.model)
         self._point.on_train_begin()
         masks = self._check()
         self._resumed = bool(remembered)
+        self._trained_sparsity = sparsity_of(masks)
         if remembered:
             self._recall(remembered, align=True)
+            self._round.recall(remembered.get("best", []))
+            self._skip_finished()
         else:
-            self._initial_sparsity = sparsity_of(masks)
+            self._initial_sparsity = self._trained_sparsity
         self._check_reachable(masks)
         # Also where they keep everything: the first step is traced with them.
         masking.enforce(self.model, masks)
@@ -221,27 +269,81 @@ class IterativeMagnitudePruning(DrawingCallback):
 
     def epoch_begin(self, epoch: int) -> None:
         if self._first_epoch is None:
-            done = self.plan.epochs_before(len(self.tickets))
-            self._first_epoch = epoch - done
+            self._first_epoch = epoch - sum(self._lengths)
             self._check_epochs(self._first_epoch)
+            self._extra = self._epochs_beyond(self._first_epoch)
             if not self._resumed:
                 self._remember(epoch, {})
+        self._round.unswap()
         if self.rewind is not None and not self.tickets:
             self._point.on_epoch_begin(epoch - self._first_epoch)
+        if not self._round.is_open:
+            last = (
+                self.plan.epochs_per_round
+                if len(self.tickets) < self.plan.rounds
+                else self.plan.skipped_epochs + self._extra
+            )
+            self._round.begin(
+                len(self.tickets) + 1,
+                self.model,
+                {**self.params, "epochs": last},
+            )
+        self._round.call("on_epoch_begin", self._position)
+
+    def on_train_batch_begin(
+        self, batch: int, logs: Logs | None = None
+    ) -> None:
+        if not self._looked_beside:
+            self._look_beside()
+        self._round.call("on_train_batch_begin", batch, logs)
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         if self.rewind is not None and not self.tickets:
             self._point.on_train_batch_end(batch)
+        self._round.call("on_train_batch_end", batch, logs)
+
+    def on_test_begin(self, logs: Logs | None = None) -> None:
+        self._round.call("on_test_begin", logs)
+
+    def on_test_end(self, logs: Logs | None = None) -> None:
+        self._round.call("on_test_end", logs)
+
+    def on_test_batch_begin(self, batch: int, logs: Logs | None = None) -> None:
+        self._round.call("on_test_batch_begin", batch, logs)
+
+    def _on_test_batch_end(self, batch: int, logs: Logs | None = None) -> None:
+        self._round.call("on_test_batch_end", batch, logs)
+
+    def log(self, epoch: int, logs: Logs) -> None:
+        logs["round"] = len(self.tickets) + 1
+        # A SparsityLogger may have measured it already.
+        logs.setdefault("sparsity", self._trained_sparsity)
 
     def epoch_end(self, epoch: int, logs: Logs) -> None:
         self._at_rewind_point = False
+        self._round.call("on_epoch_end", self._position, logs)
+        self._last_logs = logs
+        self._epoch_logs.append(
+            {k: v for k, v in logs.items() if k not in ("round", "sparsity")}
+        )
+        done = len(self._epoch_logs)
         if len(self.tickets) == self.plan.rounds:
-            return  # epochs beyond the last round train the last ticket
-        self._epoch_logs.append(dict(logs))
-        if len(self._epoch_logs) == self.plan.epochs_of(len(self.tickets)):
+            # Epochs beyond the last round train the last ticket. Rounds that
+            # ended early do not make them more.
+            if done >= self._extra:
+                self.model.stop_training = True
+            return
+        if self._round.stopped:
+            self.model.stop_training = False
+        if self._round.stopped or done == self.plan.epochs_of(
+            len(self.tickets)
+        ):
             self._end_round(epoch)
 
     def end(self) -> None:
+        if self._round.is_open:
+            self._round.end(self._last_logs)
+            masking.project(self.model)
         if len(self.tickets) < self.plan.rounds:
             warnings.warn(
                 f"Training ended in round {len(self.tickets) + 1} of "
@@ -257,15 +359,20 @@ class IterativeMagnitudePruning(DrawingCallback):
         if self.rewind is not None and self._point.snapshot is None:
             raise ValueError(
                 "The first round ended before the rewind point. Received: "
+                f"rewind_epoch={self.plan.skipped_epochs}, "
                 f"rewind_step={self.rewind_step}"
             )
         done = len(self.tickets) + 1
+        self._round.end(self._last_logs)
+        masking.project(self.model)  # weights may have been restored
         trained_sparsity = sparsity_of(current_masks(self.model, self.filters))
         weights = self._start_weights() or values_of(named_weights(self.model))
         sparsity, scope = self.plan.demand(done, self._initial_sparsity)
         masks = self._draw(sparsity, scope, self.seed + done - 1)
+        self._round.unswap()
         if self.rewind is not None:
             self._point.rewind()
+        masking.project(self.model)
         ticket = Ticket(
             masks,
             weights,
@@ -281,10 +388,12 @@ class IterativeMagnitudePruning(DrawingCallback):
                 "round": done,
                 "trained_sparsity": trained_sparsity,
                 "sparsity": ticket.sparsity,
-                **history_row(self._epoch_logs),
+                **history_row(self._epoch_logs, self.model),
+                "epochs": len(self._epoch_logs),
                 "seconds": time.perf_counter() - self._round_start,
             }
         )
+        self._trained_sparsity = ticket.sparsity
         self._at_rewind_point = True
         self._epoch_logs = []
         files: dict[str, Ticket | Snapshot] = {_file(done): ticket}
@@ -292,6 +401,59 @@ class IterativeMagnitudePruning(DrawingCallback):
             files["rewind_point.npz"] = self._point.snapshot
         self._remember(epoch + 1, files)
         self._round_start = time.perf_counter()
+        if done == self.plan.rounds and not self._extra:
+            # Rounds that ended early leave epochs that nobody has asked for.
+            self.model.stop_training = True
+
+    def _epochs_beyond(self, first: int) -> int:
+        """How many epochs `fit` is asked for beyond those of the rounds."""
+        needed = first + self.epochs
+        given: int = self.params.get("epochs", needed)
+        return given - needed
+
+    def _skip_finished(self) -> None:
+        """A run whose rounds are all done trains only what is asked beyond."""
+        if len(self.tickets) < self.plan.rounds or self._start is None:
+            return
+        # As after the last round.
+        self._at_rewind_point = True
+        if self._epochs_beyond(self._start - sum(self._lengths)) <= 0:
+            self._start_at(max(self._start, self.params.get("epochs", 0)))
+
+    def _check_order(self) -> None:
+        """Meet a ticket that would be applied over the masks drawn here."""
+        if any(
+            isinstance(c, EnforceTicket) and c.ticket is not None
+            for c in self._behind
+        ):
+            raise ValueError(
+                "A ticket that is applied when training begins must be there "
+                "before its masks are pruned further: list EnforceTicket "
+                "before IterativeMagnitudePruning. Received: EnforceTicket "
+                "behind it"
+            )
+
+    def _look_beside(self) -> None:
+        """Warn of Keras's callbacks that should be told of rounds."""
+        self._looked_beside = True
+        found = [
+            type(c).__name__
+            for c in self._beside
+            if isinstance(c, OF_A_ROUND)
+            and not (
+                # It asks what epoch of the schedule this is.
+                isinstance(c, keras.callbacks.LearningRateScheduler)
+                and self._asked_schedule
+            )
+        ]
+        if found:
+            warnings.warn(
+                f"{', '.join(found)} beside IterativeMagnitudePruning knows "
+                "nothing of rounds: it compares, counts, stops and restores "
+                "across them. Give it to IterativeMagnitudePruning as "
+                "`round_callbacks`, and each round is a training of its own.",
+                stacklevel=3,  # Keras, which called
+            )
 
     def _remember(
         self, epoch: int, files: dict[str, Ticket | Snapshot]
@@ -299,6 +461,7 @@ class IterativeMagnitudePruning(DrawingCallback):
         remembered = {
             "initial_sparsity": self._initial_sparsity,
             "history": self.history,
+            "best": self._round.remembered(),
         }
         self._save(epoch, remembered, files)
 
@@ -378,6 +541,7 @@ class IterativeMagnitudePruning(DrawingCallback):
             "rewind": self.rewind,
             "rewind_epoch": plan.skipped_epochs,
             "rewind_step": self.rewind_step,
+            "filters": _text(self.filters),
         }
 
 
@@ -442,11 +606,22 @@ class RoundPlan:
         """Epochs of all rounds before round ``index``."""
         return sum(self.epochs_of(i) for i in range(index))
 
-    def schedule_epoch(self, epoch: int) -> int:
-        """Epoch of the training schedule after ``epoch`` epochs in all."""
+    def schedule_epoch(self, epoch: int, done: Sequence[int] = ()) -> int:
+        """Epoch of the training schedule after ``epoch`` epochs in all.
+
+        Args:
+            epoch: Epochs since the first round began.
+            done: How many epochs the first rounds took, where they may have
+                ended early.
+        """
+        planned = (
+            self.epochs_of(index) for index in range(len(done), self.rounds)
+        )
         index = 0
-        while index < self.rounds and epoch >= self.epochs_of(index):
-            epoch -= self.epochs_of(index)
+        for length in (*done, *planned):
+            if epoch < length:
+                break
+            epoch -= length
             index += 1
         return epoch + (self.skipped_epochs if index else 0)
 
@@ -472,6 +647,15 @@ class RoundPlan:
             initial_sparsity,
             done / self.rounds,
         )
+
+
+def _text(filters: Filters) -> Any:
+    """Filters as JSON values."""
+    if filters is None or isinstance(filters, str):
+        return filters
+    if callable(filters):
+        return getattr(filters, "__qualname__", type(filters).__qualname__)
+    return [_text(one) for one in filters]
 
 
 def _file(number: int) -> str:

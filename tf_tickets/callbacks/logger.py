@@ -11,9 +11,10 @@ from tf_tickets.selection import Filters, prunable_weights, view_of
 class SparsityLogger(TicketCallback):
     """Add the measured sparsity to the logs of every epoch.
 
-    It counts the zeros that are there, whatever masks say. The History that
-    `fit` returns and the progress bar show it; `keras.callbacks.TensorBoard`
-    and `CSVLogger` do too when they stand after this callback in the list.
+    It counts the zeros that are there, whatever masks say, when an epoch ends
+    and before any callback prunes. The History that `fit` returns, the progress
+    bar, `keras.callbacks.TensorBoard` and `CSVLogger` show it, wherever they
+    stand in the list.
 
     Args:
         per_layer: Whether to log one number for each weight, too, as
@@ -43,7 +44,7 @@ class SparsityLogger(TicketCallback):
     def begin(self) -> None:
         prunable_weights(self.model, self.filters)  # fail before training
 
-    def epoch_end(self, epoch: int, logs: Logs) -> None:
+    def log(self, epoch: int, logs: Logs) -> None:
         zeros = total = 0
         for path, variable in prunable_weights(
             self.model, self.filters

@@ -1,0 +1,168 @@
+"""Callbacks of Keras that live inside a round of iterative pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+
+from tf_tickets.callbacks.base import Logs, ResumableCallback
+
+Callbacks = Sequence[keras.callbacks.Callback]
+RoundCallbacks = Callbacks | Callable[[int], Callbacks]
+
+
+class Round:
+    """What the callbacks of a round are told: a whole training of their own.
+
+    Keras's callbacks know nothing of rounds: they count the epochs of `fit`,
+    keep the best of all rounds and stop the run. Here each round calls their
+    ``on_train_begin`` and ``on_train_end``, epochs are those of the training
+    schedule, and ``model.stop_training``, set by one of them, is `stopped`,
+    which ends the round.
+
+    Args:
+        callbacks: A list, or a function from the number of the round, from 1,
+            to a list.
+
+    Attributes:
+        stopped: Whether one of them has asked to stop this round.
+
+    Raises:
+        ValueError: If this is not a list of callbacks, or one of them cannot
+            live in a round. For a function, when the round begins.
+    """
+
+    def __init__(self, callbacks: RoundCallbacks | None) -> None:
+        self.given = callbacks
+        self.stopped = False
+        self._is_open = False
+        # Whether each round makes its own: then none has a past.
+        self._fresh = callable(callbacks)
+        self._callbacks: list[keras.callbacks.Callback] = []
+        self._appends: dict[int, bool] = {}
+        if not self._fresh:
+            self._callbacks = _checked([] if callbacks is None else callbacks)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a round has begun and not ended."""
+        return self._is_open
+
+    def reset(self) -> None:
+        """Forget a round that was broken off."""
+        self._is_open = self.stopped = False
+
+    def begin(
+        self, number: int, model: keras.Model, params: Mapping[str, Any]
+    ) -> None:
+        """The round of this number begins.
+
+        Args:
+            number: From 1.
+            model: What is trained.
+            params: As Keras gives them to callbacks, ``epochs`` being those of
+                the schedule.
+        """
+        if callable(self.given):
+            self._callbacks = _checked(self.given(number))
+        self._is_open, self.stopped = True, False
+        self._model = model
+        for index, callback in enumerate(self._callbacks):
+            if isinstance(callback, keras.callbacks.CSVLogger):
+                # One file holds all rounds: only the first may empty it.
+                append = self._appends.setdefault(index, callback.append)
+                callback.append = append or (number > 1 and not self._fresh)
+            callback.set_params(dict(params))
+            callback.set_model(model)
+        self.call("on_train_begin", None)
+
+    def call(self, hook: str, *args: Any) -> None:
+        """Call a hook of each, in order; note whether one of them stops."""
+        if not self._is_open:
+            return
+        before = self._model.stop_training
+        for callback in self._callbacks:
+            getattr(callback, hook)(*args)
+        self.stopped |= bool(self._model.stop_training) and not before
+
+    def end(self, logs: Logs) -> None:
+        """The round has ended: ``on_train_end``, as at the end of a `fit`."""
+        averaged = any(
+            isinstance(callback, keras.callbacks.SwapEMAWeights)
+            and callback.swap_on_epoch
+            for callback in self._callbacks
+        )
+        optimizer = getattr(self._model, "optimizer", None)
+        if not averaged and isinstance(optimizer, keras.optimizers.Optimizer):
+            # As `fit` does before it tells anybody: it writes the averages of
+            # an optimizer with use_ema=True into the model.
+            optimizer.finalize_variable_values(self._model.trainable_weights)
+        self.call("on_train_end", logs)
+        self._is_open = False
+
+    def unswap(self) -> None:
+        """Let `SwapEMAWeights` put back the weights that are trained.
+
+        It keeps the averages in the model between two epochs and swaps them
+        when the next one begins, which must not happen after a rewind.
+        """
+        for callback in self._callbacks:
+            if isinstance(callback, keras.callbacks.SwapEMAWeights):
+                callback.on_test_end()
+
+    def remembered(self) -> list[float | None]:
+        """The best values of checkpoints, which outlive a round."""
+        if self._fresh:
+            return []
+        best = (getattr(c, "best", None) for c in _checkpoints(self._callbacks))
+        return [None if value is None else float(value) for value in best]
+
+    def recall(self, remembered: Sequence[float | None]) -> None:
+        """Go on with what `remembered` returned in another process."""
+        if self._fresh:
+            return
+        for callback, best in zip(
+            _checkpoints(self._callbacks), remembered, strict=False
+        ):
+            if best is not None:
+                callback.best = best
+
+
+# Beside iterative pruning these give wrong results: what they keep, compare or
+# count does not stop at the end of a round.
+OF_A_ROUND = (
+    keras.callbacks.EarlyStopping,
+    keras.callbacks.ModelCheckpoint,
+    keras.callbacks.LearningRateScheduler,
+    keras.callbacks.ReduceLROnPlateau,
+    keras.callbacks.SwapEMAWeights,
+)
+
+
+def _checkpoints(callbacks: Callbacks) -> list[keras.callbacks.Callback]:
+    return [
+        c for c in callbacks if isinstance(c, keras.callbacks.ModelCheckpoint)
+    ]
+
+
+def _checked(callbacks: Any) -> list[keras.callbacks.Callback]:
+    if not isinstance(callbacks, Sequence) or not all(
+        isinstance(c, keras.callbacks.Callback) for c in callbacks
+    ):
+        raise ValueError(
+            "`round_callbacks` must be a list of Keras callbacks, or a "
+            "function from the number of a round to such a list. "
+            f"Received: {callbacks!r}"
+        )
+    for callback in callbacks:
+        if isinstance(
+            callback, (ResumableCallback, keras.callbacks.BackupAndRestore)
+        ):
+            raise ValueError(
+                "This callback keeps a run of its own and cannot live inside a "
+                "round. To go on after a kill, give `directory`. "
+                f"Received: {type(callback).__name__} in round_callbacks"
+            )
+    return list(callbacks)
