@@ -14,7 +14,8 @@ class EnforceTicket(TicketCallback):
 
     After `Ticket.apply` a plain ``model.fit`` keeps the zeros of every step.
     This callback also repairs weights that other callbacks load during
-    training, when it stands after them in the list.
+    training, when it stands after them in the list, and, wherever it stands,
+    those that they restore when training ends.
 
     Args:
         ticket: The ticket to apply when training begins. The default, `None`,

@@ -102,8 +102,7 @@ class IterativeMagnitudePruning(DrawingCallback):
             few epochs, nothing is prunable, a weight is not finite, the
             criterion needs ``data``, the target is below the present sparsity,
             ``directory`` holds another run, or another callback of the list
-            draws masks, too. After a round: if its weights
-            are not finite.
+            draws masks, too. After a round: if its weights are not finite.
 
     Reference:
         Frankle and Carbin, "The Lottery Ticket Hypothesis", ICLR 2019;
