@@ -99,7 +99,7 @@ def attempt(method: str, directory: Path, delay: float | None) -> float:
 
 def ended(directory: Path) -> bytes:
     """Everything that a run ended with."""
-    return (directory / "final.npz").read_bytes()
+    return (directory / "final.safetensors").read_bytes()
 
 
 def train(method: str, directory: Path) -> None:
@@ -151,7 +151,7 @@ def train(method: str, directory: Path) -> None:
         callbacks=[announce, callback],
     )
     # Masks, weights, optimizer: everything that training can leave behind.
-    tt.Snapshot.take(model).save(directory / "final.npz")
+    tt.Snapshot.take(model).save(directory / "final.safetensors")
     print(DONE, flush=True)
 
 

@@ -48,7 +48,7 @@ def test_a_directory_that_cannot_be_written_stops_before_training(
     # No user, root included, can make a directory there.
     for place in ("/proc/tickets/run", "/proc/self/tickets"):
         with pytest.raises(OSError, match="/proc"):
-            tt.prune(model, 0.5).save(f"{place}.npz")
+            tt.prune(model, 0.5).save(f"{place}.safetensors")
         for callback in (
             tt.callbacks.IterativeMagnitudePruning(
                 target_sparsity=0.5, epochs_per_round=1, directory=place

@@ -89,7 +89,7 @@ def test_pruned_weights_are_zero_on_every_worker(runs):
 
 def test_only_the_chief_writes_files(runs):
     first, second, alone = runs
-    assert "ticket_02.npz" in first["imp/files"]
+    assert "ticket_02.safetensors" in first["imp/files"]
     assert list(first["imp/files"]) == list(alone["imp/files"])
     assert second["imp/files"].size == 0
 

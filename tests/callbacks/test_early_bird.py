@@ -328,8 +328,8 @@ def test_the_whole_way_search_draw_shrink_train(data, jit_compile, tmp_path):
     early_bird = EarlyBird([0.5], epsilon=0.3)
     model.fit(batches(*data), epochs=30, verbose=0, callbacks=[early_bird])
     ticket = early_bird.tickets[0.5]
-    ticket.save(tmp_path / "ticket.npz")
-    ticket = tt.structured.ChannelTicket.load(tmp_path / "ticket.npz")
+    ticket.save(tmp_path / "ticket.safetensors")
+    ticket = tt.structured.ChannelTicket.load(tmp_path / "ticket.safetensors")
     assert ticket.metadata["source"] == "EarlyBird" and ticket.kept == 16
     small = tt.structured.shrink(model, ticket, weights="start")
     assert small.get_layer("hidden").units == 16

@@ -32,7 +32,7 @@ def test_enforce_ticket_needs_a_ticket_or_a_mask(data):
     with pytest.raises(ValueError, match="no mask to enforce"):
         model.fit(batches(*data), verbose=0, callbacks=[EnforceTicket()])
     with pytest.raises(ValueError, match="must be a tf_tickets.Ticket"):
-        EnforceTicket("ticket.npz")
+        EnforceTicket("ticket.safetensors")
     with pytest.raises(ValueError, match="Received: weights='init'"):
         EnforceTicket(weights="init")
     with pytest.raises(ValueError, match="do not fit"):

@@ -96,7 +96,7 @@ def test_a_run_ends_with_its_result_and_is_not_repeated(
     assert unit.result(tmp_path) is None
     found = unit.run(tmp_path)
     assert whole(found, unit) and unit.result(tmp_path) == found
-    ticket = tt.Ticket.load(tmp_path / "ticket.npz")
+    ticket = tt.Ticket.load(tmp_path / "ticket.safetensors")
     assert ticket.kept == 6128
     monkeypatch.setattr(experiments.experiment, "Trial", None)  # no training
     assert unit.run(tmp_path) == found
@@ -281,7 +281,7 @@ OWN = {
 
 def follows(directory, found):
     """The run used each of the functions."""
-    ticket = tt.Ticket.load(directory / "ticket.npz")
+    ticket = tt.Ticket.load(directory / "ticket.safetensors")
     densities = {path.split("/")[-2]: path for path in ticket.masks}
     assert set(densities) == {"hidden", "head"}
     head = ticket.masks[densities["head"]].ravel()

@@ -465,7 +465,7 @@ class StepCounter:
 class RunDirectory:
     """The state of one run, each file whole or absent.
 
-    ``progress.npz`` is what counts: it holds the full training state, the epoch
+    ``progress.safetensors`` is what counts: it holds the full training state, the epoch
     to go on with and what the callback must remember, and is replaced in one
     step. Whatever else belongs to a state is written before it, under a name
     of its own. So a kill at any moment leaves the last whole state.
@@ -497,7 +497,7 @@ class RunDirectory:
             ValueError: If the directory holds a run with other arguments, or
                 a file of it is damaged.
         """
-        file = self.path / "progress.npz"
+        file = self.path / "progress.safetensors"
         if not file.exists():
             return None
         state, record = Snapshot.load(file)
@@ -531,14 +531,14 @@ class RunDirectory:
             files: ``{name: whatever has a save}`` that belong to the state.
         """
         masks = masking.attached_masks(model)
-        name = f"masks_{epoch:05d}.npz" if masks else None
+        name = f"masks_{epoch:05d}.safetensors" if masks else None
         if name is not None:
             files = {**files, name: Ticket(masks)}
         self.path.mkdir(parents=True, exist_ok=True)
         for file, value in files.items():
             value.save(self.path / file)
         Snapshot.take(model).save(
-            self.path / "progress.npz",
+            self.path / "progress.safetensors",
             {
                 "epoch": epoch,
                 "masks": name,
@@ -546,7 +546,7 @@ class RunDirectory:
                 "identity": self.identity,
             },
         )
-        for old in self.path.glob("masks_*.npz"):
+        for old in self.path.glob("masks_*.safetensors"):
             if old.name != name:
                 old.unlink(missing_ok=True)
 

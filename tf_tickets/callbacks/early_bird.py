@@ -313,7 +313,7 @@ class EarlyBird(ResumableCallback):
 
 
 def _file(sparsity: float) -> str:
-    return f"ticket_{_digits(sparsity)}.npz"
+    return f"ticket_{_digits(sparsity)}.safetensors"
 
 
 def _digits(sparsity: float) -> str:

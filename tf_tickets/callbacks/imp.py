@@ -322,9 +322,7 @@ class IterativeMagnitudePruning(DrawingCallback):
         self._at_rewind_point = False
         self._round.call("on_epoch_end", self._position, logs)
         self._last_logs = logs
-        self._epoch_logs.append(
-            {k: v for k, v in logs.items() if k not in ("round", "sparsity")}
-        )
+        self._epoch_logs.append(dict(logs))
         done = len(self._epoch_logs)
         if len(self.tickets) == self.plan.rounds:
             # Epochs beyond the last round train the last ticket. Rounds that
@@ -382,12 +380,16 @@ class IterativeMagnitudePruning(DrawingCallback):
             },
         )
         self.tickets.append(ticket)
+        row = {
+            "round": done,
+            "trained_sparsity": trained_sparsity,
+            "sparsity": ticket.sparsity,
+        }
+        logged = history_row(self._epoch_logs, self.model)
         self.history.append(
             {
-                "round": done,
-                "trained_sparsity": trained_sparsity,
-                "sparsity": ticket.sparsity,
-                **history_row(self._epoch_logs, self.model),
+                **row,
+                **{k: v for k, v in logged.items() if k not in row},
                 "epochs": len(self._epoch_logs),
                 "seconds": time.perf_counter() - self._round_start,
             }
@@ -397,7 +399,7 @@ class IterativeMagnitudePruning(DrawingCallback):
         self._epoch_logs = []
         files: dict[str, Ticket | Snapshot] = {_file(done): ticket}
         if done == 1 and self._point.snapshot is not None:
-            files["rewind_point.npz"] = self._point.snapshot
+            files["rewind_point.safetensors"] = self._point.snapshot
         self._remember(epoch + 1, files)
         self._round_start = time.perf_counter()
         if done == self.plan.rounds and not self._extra:
@@ -487,7 +489,7 @@ class IterativeMagnitudePruning(DrawingCallback):
                 ticket = Ticket(ticket.masks, weights, ticket.metadata)
             self.tickets.append(ticket)
         if self.rewind is not None and self.tickets:
-            file = self._run.path / "rewind_point.npz"
+            file = self._run.path / "rewind_point.safetensors"
             self._point.snapshot, _ = Snapshot.load(file)
 
     def _start_weights(self) -> Mapping[str, np.ndarray] | None:
@@ -658,7 +660,7 @@ def _text(filters: Filters) -> Any:
 
 
 def _file(number: int) -> str:
-    return f"ticket_{number:02d}.npz"
+    return f"ticket_{number:02d}.safetensors"
 
 
 def _aligned(ticket: Ticket, named: Mapping[str, Any]) -> Ticket:

@@ -187,7 +187,7 @@ class Trial(Task):
 
     def spend(self, ticket: Ticket) -> dict[str, Any]:
         """Trains a ticket in a new network; see `numbers`."""
-        ticket.save(self.directory / "ticket.npz")
+        ticket.save(self.directory / "ticket.safetensors")
         self.begin()
         ticket.apply(self.model)
         self.train(self.epochs)
@@ -236,7 +236,7 @@ def _gradual(trial: Trial) -> dict[str, Any]:
     )
     trial.train(trial.epochs, pruning)
     ticket = Ticket.from_model(trial.model)
-    ticket.save(trial.directory / "ticket.npz")
+    ticket.save(trial.directory / "ticket.safetensors")
     return trial.numbers(ticket)
 
 
