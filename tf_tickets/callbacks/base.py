@@ -465,10 +465,10 @@ class StepCounter:
 class RunDirectory:
     """The state of one run, each file whole or absent.
 
-    ``progress.safetensors`` is what counts: it holds the full training state, the epoch
-    to go on with and what the callback must remember, and is replaced in one
-    step. Whatever else belongs to a state is written before it, under a name
-    of its own. So a kill at any moment leaves the last whole state.
+    ``progress.safetensors`` is what counts: it holds the full training state,
+    the epoch to go on with and what the callback must remember, and is replaced
+    in one step. Whatever else belongs to a state is written before it, under a
+    name of its own. So a kill at any moment leaves the last whole state.
 
     Args:
         path: The directory; made when it is first held or saved to.
