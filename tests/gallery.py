@@ -248,7 +248,7 @@ def several() -> keras.Model:
     return keras.Model({"image": image, "numbers": numbers}, outputs)
 
 
-@keras.saving.register_keras_serializable(package="tests")
+@keras.saving.register_keras_serializable(package="gallery")
 class Subclassed(keras.Model):
     """A model that is a class: layers in attributes and in a list.
 
@@ -310,7 +310,7 @@ def subclassed_attention() -> keras.Model:
     return model
 
 
-@keras.saving.register_keras_serializable(package="tests")
+@keras.saving.register_keras_serializable(package="gallery")
 class Around(keras.Model):
     """A class around a whole model, as a task of KerasHub is around its body.
 
@@ -337,7 +337,7 @@ def around() -> keras.Model:
     return model
 
 
-@keras.saving.register_keras_serializable(package="tests")
+@keras.saving.register_keras_serializable(package="gallery")
 class Projection(layers.Layer):
     """A layer whose weight has a name of its own.
 

@@ -146,7 +146,9 @@ def project(model: keras.Model) -> None:
     """
     _know_optimizers([getattr(model, "optimizer", None)])
     _warn_of_dense_updates(model)
-    for variable in _masked_weights(model).values():
+    for variable in model.weights:
+        if not isinstance(variable.constraint, MaskConstraint):
+            continue
         # A product would flush the smallest weights that are kept to zero.
         mask = tf.cast(variable.constraint.mask, "bool")
         variable.assign(masked(variable.value, mask))
@@ -184,7 +186,10 @@ def _detach(variables: Iterable[keras.Variable]) -> bool:
 
 
 def _warn_of_dense_updates(model: keras.Model) -> None:
-    layers = {k.rpartition("/")[0] for k in named_weights(model) if _LORA in k}
+    paths = [variable.path for variable in model.weights]
+    layers = {path.rpartition("/")[0] for path in paths if _LORA in path}
+    if not layers:
+        return
     updated = [
         key
         for key in _masked_weights(model)

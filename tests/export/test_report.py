@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import tf_tickets as tt
-from tests.export.conftest import close, nested, prune_at_random
+from tests.export.conftest import close, nested, prune_at_random, subclassed
 from tf_tickets.__main__ import main
 from tf_tickets.export import Report
 from tf_tickets.export.choosing import Latency
@@ -117,17 +117,15 @@ def test_load_sparse_is_the_ticket_of_the_model(
 
 
 def test_unpack_of_nested_and_subclassed_models(tmp_path):
-    from tests import gallery
-
     model = prune_at_random(nested(), 0.1)
     path = tt.export.saved_model(model, tmp_path / "nested")
     x = {k: tf.random.normal((2, 80)) for k in "ab"}
     close(tt.export.unpack(path)(x), model(x))
-    model = prune_at_random(gallery.around(), 0.1)
+    model = prune_at_random(subclassed(), 0.1)
     path = tt.export.saved_model(model, tmp_path / "subclassed")
     with pytest.raises(ValueError, match="give `model`"):
         tt.export.unpack(path)
-    other = gallery.around()
+    other = subclassed()
     tt.export.unpack(path, other)
     x = tf.random.normal((2, 80))
     close(other(x), model(x))
@@ -141,6 +139,7 @@ def test_an_exports_report_is_in_the_export(format, model, tmp_path):
         pytest.importorskip("ai_edge_litert")
     made = tt.export.write(model, tmp_path / "m", format=format)
     assert os.fspath(made) == str(tmp_path / "m") and not made.latencies
+    assert made / "saved_model.pb" == tmp_path / "m" / "saved_model.pb"
     found = tt.export.report(tmp_path / "m")
     assert [dataclasses.replace(r, gzip_bytes=None) for r in found.rows] == [
         *made.rows

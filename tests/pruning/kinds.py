@@ -5,16 +5,31 @@ import contextlib
 import keras
 import numpy as np
 
-from tests import gallery
-from tests.conftest import compiled
-from tests.gallery import mlp
+from tests.conftest import compiled, mlp
 
 X = np.random.default_rng(0).normal(size=(12, 8)).astype("float32")
 Y = np.arange(12) % 4
 
 
 def functional():
-    model = gallery.pairs()
+    """A branch, a nested model with a shared layer, two inputs, two outputs."""
+    a, b = keras.Input((8,), name="a"), keras.Input((8,), name="b")
+    inner = keras.Sequential(
+        [
+            keras.Input((8,)),
+            keras.layers.Dense(6, activation="gelu", use_bias=False),
+            keras.layers.LayerNormalization(),
+        ],
+        name="inner",
+    )
+    joined = keras.layers.Add()([inner(a), inner(b)])
+    norm = keras.layers.BatchNormalization()(joined)
+    drop = keras.layers.Dropout(0.3, seed=2)(norm)
+    outputs = {
+        "class": keras.layers.Dense(4, name="class")(drop),
+        "size": keras.layers.Dense(1, name="size")(keras.layers.ReLU()(drop)),
+    }
+    model = keras.Model({"a": a, "b": b}, outputs)
     model.compile(
         "sgd",
         {
@@ -24,19 +39,46 @@ def functional():
         loss_weights={"class": 1.0, "size": 0.5},
         metrics={"class": ["accuracy"]},
     )
-    return model, ({"a": X, "b": -X}, {"class": Y, "size": X[:, :1]})
+    data = {"a": X, "b": -X}, {"class": Y, "size": X[:, :1]}
+    return model, data
+
+
+class Own(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.body = mlp()
+        self.head = keras.layers.Dense(
+            4, activation="softmax", kernel_regularizer="l2"
+        )
+
+    def call(self, x):
+        return self.head(keras.ops.relu(self.body(x)))
 
 
 def subclassed():
-    model = gallery.around()
+    model = Own()
+    model(X)
     model.compile("adam", "sparse_categorical_crossentropy")
     return model, (X, Y)
 
 
 def convolutional():
-    model = gallery.smooth()
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 2)),
+            keras.layers.Rescaling(1 / 127.5, offset=-1.0),
+            keras.layers.Conv2D(4, 3, activation="swish", use_bias=False),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(max_value=6.0),
+            keras.layers.DepthwiseConv2D(3, padding="same", use_bias=False),
+            keras.layers.MaxPooling2D(2),
+            keras.layers.Flatten(),
+            keras.layers.Dense(4, activation="softmax", use_bias=False),
+        ]
+    )
     model.compile("sgd", "sparse_categorical_crossentropy")
-    return model, (gallery.inputs(model, 12, seed=1), Y)
+    x = np.random.default_rng(1).normal(size=(12, 6, 6, 2)).astype("float32")
+    return model, (x, Y)
 
 
 def sequential():

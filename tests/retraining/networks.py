@@ -4,6 +4,28 @@ import keras
 import numpy as np
 
 
+def block_net(activation="relu"):
+    """A stem, one basic block with strides and padding as in ResNets."""
+    image = keras.Input((8, 8, 3), name="image")
+    x = keras.layers.Conv2D(4, 3, padding="same", use_bias=False, name="stem")(
+        image
+    )
+    x = keras.layers.Activation(activation, name="stem_act")(x)
+    shortcut = keras.layers.Conv2D(6, 1, strides=2, name="shortcut")(x)
+    x = keras.layers.ZeroPadding2D(1, name="conv1_pad")(x)
+    x = keras.layers.Conv2D(6, 3, strides=2, use_bias=False, name="conv1")(x)
+    x = keras.layers.BatchNormalization(momentum=0.9, name="conv1_bn")(x)
+    x = keras.layers.ReLU(name="conv1_relu")(x)
+    x = keras.layers.Conv2D(6, 3, padding="same", use_bias=False, name="conv2")(
+        x
+    )
+    x = keras.layers.BatchNormalization(momentum=0.9, name="conv2_bn")(x)
+    x = keras.layers.Add(name="add")([x, shortcut])
+    x = keras.layers.ReLU(name="relu")(x)
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    return keras.Model(image, keras.layers.Dense(3, name="head")(x), name="net")
+
+
 @keras.saving.register_keras_serializable(package="tests")
 class Fixed(keras.layers.Layer):
     """A user's layer whose activations are fixed in its code."""

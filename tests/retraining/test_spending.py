@@ -296,9 +296,16 @@ def test_models_that_cannot_be_spent_so_are_refused_with_the_reason():
     with pytest.raises(ValueError, match="cross-entropy of Keras"):
         spend(ticket, dense, "labels")
 
-    from tests import gallery
+    class Mine(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = keras.layers.Dense(4)
 
-    mine = gallery.subclassed()
+        def call(self, x):
+            return self.dense(x)
+
+    mine = Mine()
+    mine(np.ones((1, 4), "float32"))
     with pytest.raises(ValueError, match="use the tweaks one by one"):
         spend(tt.prune(mine, sparsity=0.5), mine, "activations")
 

@@ -7,7 +7,6 @@ from keras import layers
 
 import tf_tickets as tt
 from tests.conftest import batches, compiled
-from tests.gallery import Subclassed
 from tests.structured.networks import (
     NETWORKS,
     coupled_masks,
@@ -431,6 +430,15 @@ def test_tickets_bring_their_own_weights():
     )
 
 
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(2)
+
+    def call(self, x):
+        return self.dense(x)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -479,4 +487,4 @@ def test_a_subclassed_model_is_refused():
     model = Subclassed()
     model(np.ones((1, 3)))
     with pytest.raises(ValueError, match="subclassed .* Received: Subclassed"):
-        shrink(model, {model.stem.kernel.path: [1, 0]})
+        shrink(model, {model.dense.kernel.path: [1, 0]})

@@ -332,7 +332,7 @@ def test_values_are_checked(options):
         (("early_bird", "vgg16"), {"slimming": -1.0}),
         (("early_bird", "vgg16"), {"epsilon": 1.5}),
         (("early_bird", "vgg16"), {"initial_scale": -0.5}),
-        (("early_bird", "vgg16"), {"window": 1}),
+        (("early_bird", "vgg16"), {"window": 0}),
         (("gem_miner", "vgg16", 0.05), {"every": 0}),
         (("gem_miner", "vgg16", 0.05), {"score_penalty": -1.0}),
         (("gem_miner", "vgg16", 0.05), {"target_sparsity": 5.0}),

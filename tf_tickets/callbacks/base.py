@@ -229,13 +229,13 @@ def _list_of(
     """
     frame = inspect.currentframe()
     try:
-        while frame is not None:
+        # Not this frame itself: its locals, once read, would hold it.
+        while frame is not None and (frame := frame.f_back) is not None:
             owner = frame.f_locals.get("self")
             if isinstance(owner, keras.callbacks.CallbackList) and any(
                 c is callback for c in owner.callbacks
             ):
                 return owner
-            frame = frame.f_back
         return None
     finally:
         del frame  # a frame that is held holds all that called it

@@ -281,6 +281,9 @@ class Report:
             described["batch_size"],
         )
 
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
     def __fspath__(self) -> str:
         return str(self.path)
 

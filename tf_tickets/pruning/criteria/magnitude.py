@@ -57,6 +57,11 @@ def lamp(
     >>> lamp(model, {path: np.ones((2, 1), bool)})[path].tolist()
     [[1.0], [0.2]]
     """
+    unknown = [path for path in masks if path not in named_weights(model)]
+    if unknown:
+        raise ValueError(
+            f"`masks` must name weights of the model. Received: {unknown}"
+        )
     sizes = magnitude(model, masks, data=data, seed=seed)
     return {path: _lamp(size, masks[path]) for path, size in sizes.items()}
 
