@@ -11,7 +11,7 @@ import numpy as np
 
 from tf_tickets import checks
 from tf_tickets.callbacks.base import Directory, Logs, ResumableCallback
-from tf_tickets.layers import Supermask
+from tf_tickets.layers import Supermask, steering
 from tf_tickets.pruning import scopes
 from tf_tickets.pruning.prune import excess
 from tf_tickets.pruning.topk import select
@@ -19,6 +19,9 @@ from tf_tickets.selection import layers_of, values_of
 
 RateKind = Literal["code", "paper"]
 RATES = ("code", "paper")
+# The share of mining after which a steered density is at its target. Later
+# leaves no time to learn under the final mask, and steps too small to steer.
+REACHED = 0.8
 Arrays = dict[str, np.ndarray]
 
 
@@ -76,10 +79,17 @@ class IterativeFreezing(ResumableCallback):
     (Edge-Popup): the sparsity of the mask rises along the same curve, from 0
     when training begins; weights may come back. No step is traced again.
 
+    A supermask with ``score_penalty="auto"``, or with none given, has its λ
+    steered here: every training step moves it so that the effective density
+    falls by equal factors to the target within four fifths of the epochs, and
+    stays there. In the end the scores that freezing has left are lifted over
+    the threshold, so that the effective mask has the target to the weight, too.
+    In a later `fit` without this callback λ is what it was at last.
+
     The logs get ``density_effective``, of the mask that the model computes
-    with, and ``density_frozen``, of q, which is at least as large; both after
-    the freeze of that epoch, if there was one. (An epoch's other logs are from
-    before it.)
+    with, ``density_frozen``, of q, which is at least as large, and, where it is
+    steered, λ as ``score_penalty``; all after the freeze of that epoch, if
+    there was one. (An epoch's other logs are from before it.)
 
     If the score penalty has pushed every score under the threshold, the mask
     is empty and training cannot go on. Then, as in the published runs, q is
@@ -165,6 +175,7 @@ class IterativeFreezing(ResumableCallback):
         self.scope = scope
         self.collapsed = False
         self._supermasks: list[Supermask] = []
+        self._helm: steering.Helm | None = None
         # Sparsities after the freezes to come, by epoch.
         self._plan: dict[int, float] | None = None
         self._to_come = False
@@ -219,10 +230,21 @@ class IterativeFreezing(ResumableCallback):
                 "The scope of a top-k mask that becomes sparser must be no "
                 "mapping. Received: a mapping"
             )
+        self._helm = steering.Helm(self.model, self._supermasks)
+        if self._helm:
+            self._undo.callback(self._helm.hold)
 
     def epoch_begin(self, epoch: int) -> None:
-        if self._plan is not None:
-            return
+        if self._plan is None:
+            self._begin_at(epoch)
+        if self._helm:
+            # Keras may not know how many steps an epoch has, before it had one.
+            steps = self._remembered.get("steps", self.params.get("steps"))
+            self._helm.aim(
+                self._goal(epoch), self._goal(epoch + 1), self._speed(), steps
+            )
+
+    def _begin_at(self, epoch: int) -> None:
         if not self._remembered:
             if self._top_k and epoch == 0:
                 for layer in self._supermasks:
@@ -230,8 +252,13 @@ class IterativeFreezing(ResumableCallback):
             self._remembered = {
                 "first_epoch": epoch,
                 "first_density": self._density("frozen"),
+                "first_effective": self._density("effective"),
             }
-        self._make_plan(**self._remembered)
+            if self._helm:
+                self._helm.start(self._density("effective"), self._goal(epoch))
+        self._make_plan(
+            self._remembered["first_epoch"], self._remembered["first_density"]
+        )
         if not self._plan and self._excess(self._target()) > 0:
             raise ValueError(
                 "No freeze fits into the epochs that are left: train longer, "
@@ -246,6 +273,11 @@ class IterativeFreezing(ResumableCallback):
         self._to_come = any(later > epoch for later in plan)
         if not self._top_k and self._density("effective") == 0:
             self._collapse()
+        if self._helm:
+            self._remembered["steps"] = self._helm.hold()
+            logs["score_penalty"] = self._helm.penalty
+            if epoch == self._epochs - 1:
+                self._fill_up()
         if not self._top_k:
             logs["density_frozen"] = self._density("frozen")
         logs["density_effective"] = self._density("effective")
@@ -253,6 +285,7 @@ class IterativeFreezing(ResumableCallback):
             self._save(epoch + 1, self._remembered)
 
     def end(self) -> None:
+        self._fill_up()
         if self._to_come and not self.collapsed:
             which = "effective" if self._top_k else "frozen"
             warnings.warn(
@@ -306,6 +339,30 @@ class IterativeFreezing(ResumableCallback):
         }
         if epochs:
             self._plan[epochs[-1]] = target  # with no rounding
+
+    def _goal(self, epoch: int) -> float:
+        """The effective density that is wanted when this epoch begins."""
+        first = self._remembered["first_epoch"]
+        progress = (epoch - first) / (REACHED * (self._epochs - first))
+        fall = self._fall()
+        return (1 - self._target()) * math.exp(fall * max(1 - progress, 0.0))
+
+    def _fall(self) -> float:
+        """How much the logarithm of the goal falls in this training."""
+        target = 1 - self._target()
+        return math.log(max(self._remembered["first_effective"] / target, 1.0))
+
+    def _speed(self) -> float:
+        """How fast the density may be expected to move, by the epoch."""
+        epochs = self._epochs - self._remembered["first_epoch"]
+        # Where the goal hardly falls, weights still come and go.
+        return (self._fall() + 0.5) / (REACHED * epochs)
+
+    def _fill_up(self) -> None:
+        if not (self._to_come or self.collapsed):
+            for layer in self._supermasks:
+                if layer.state.steering is not None:
+                    layer.fill_up()
 
     def _freeze(self, sparsity: float) -> None:
         if self._top_k:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_tickets import checks, initialization
-from tf_tickets.layers import initializers
+from tf_tickets.layers import initializers, steering
 from tf_tickets.layers.masked import serialized_filters
 from tf_tickets.pruning import scopes
 from tf_tickets.pruning.topk import select
@@ -41,7 +41,7 @@ class SupermaskOptions:
     mask: str = "threshold"
     sparsity: float | None = None
     scope: scopes.Scope = "layer"
-    score_penalty: float = 0.0
+    score_penalty: float | str | None = None
     penalty: str = "l2"
     filters: Filters = None
     seed: int = 0
@@ -66,7 +66,7 @@ class SupermaskOptions:
                 )
         elif not isinstance(self.scope, Mapping):
             checks.sparsity(self.sparsity)
-        checks.number("score_penalty", self.score_penalty, "[0, inf)")
+        self._check_penalty()
         checks.whole("seed", self.seed, least=0)
         # Unknown names raise here, before anything is made.
         _ = self.score_initializer, self.weight_initializer
@@ -87,8 +87,20 @@ class SupermaskOptions:
         return initializers.get(self.weights, initializers.WEIGHTS, "weights")
 
     @property
-    def regularizer(self) -> keras.regularizers.Regularizer | None:
-        """The penalty on a tensor of scores: λ times a sum."""
+    def steers(self) -> bool:
+        """Whether λ is a variable that `IterativeFreezing` may steer."""
+        return self.mask != "top_k" and self.score_penalty in (None, "auto")
+
+    def regularizer(
+        self, steered: steering.Steering | None
+    ) -> keras.regularizers.Regularizer | None:
+        """The penalty on a tensor of scores: λ times a sum.
+
+        Args:
+            steered: Where λ is, if it is steered.
+        """
+        if steered is not None:
+            return steering.Penalty(self.penalty, steered.penalty)
         if not self.score_penalty:
             return None
         return (
@@ -96,6 +108,23 @@ class SupermaskOptions:
             if self.penalty == "l1"
             else keras.regularizers.L2(self.score_penalty)
         )
+
+    def _check_penalty(self) -> None:
+        if self.score_penalty is None:
+            return
+        if not isinstance(self.score_penalty, str):
+            checks.number("score_penalty", self.score_penalty, "[0, inf)")
+        elif self.score_penalty != "auto":
+            raise ValueError(
+                "`score_penalty` must be 'auto' or a number of at least 0. "
+                f"Received: score_penalty={self.score_penalty!r}"
+            )
+        elif self.mask == "top_k":
+            raise ValueError(
+                "score_penalty='auto' steers a density, and that of a 'top_k' "
+                "mask is given: take a number, or another mask. "
+                f"Received: score_penalty='auto', mask={self.mask!r}"
+            )
 
     def as_config(self, keys: Sequence[str]) -> dict[str, Any]:
         """JSON values from which `from_config` makes the options again.
@@ -139,6 +168,7 @@ class SupermaskState:
         pools: The tensors that compete in a top-k mask, with the counts they
             start from; empty for other masks.
         keep: How many weights each pool keeps now.
+        steering: λ and what steers it, unless λ is a number.
     """
 
     lent: dict[str, keras.Variable]
@@ -147,6 +177,7 @@ class SupermaskState:
     kept: dict[str, keras.Variable]
     pools: list[scopes.Pool]
     keep: keras.Variable | None
+    steering: steering.Steering | None
 
     @property
     def positions(self) -> list[list[int]]:
@@ -234,6 +265,7 @@ def make(
         return draw
 
     copies, scores, kept = {}, {}, {}
+    steered = steering.variables(add_weight) if options.steers else None
     for key, variable in lent.items():
         redrawn = key in kernels and options.weight_initializer is not None
         copies[key] = add(
@@ -261,7 +293,7 @@ def make(
             initializer=drawing(key, "scores"),
             dtype="float32",
             trainable=True,
-            regularizer=options.regularizer,
+            regularizer=options.regularizer(steered),
             constraint=None if pools else UnitInterval(),
         )
     keep = None
@@ -277,7 +309,7 @@ def make(
             autocast=False,
             name="keep",
         )
-    return SupermaskState(lent, copies, scores, kept, pools, keep)
+    return SupermaskState(lent, copies, scores, kept, pools, keep, steered)
 
 
 def top_k_pools(

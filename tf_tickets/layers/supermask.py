@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets.layers import estimators, ranking
+from tf_tickets.layers import estimators, ranking, steering
 from tf_tickets.layers.masked import call_with
 from tf_tickets.layers.state import (
     SupermaskOptions,
@@ -33,6 +33,13 @@ class _Lent:
     """Hides a layer from Keras, which would track its variables."""
 
     layer: keras.layers.Layer
+
+
+@dataclasses.dataclass(frozen=True)
+class _Together:
+    """Hides layers from Keras, too."""
+
+    layers: tuple[Supermask, ...]
 
 
 @keras.saving.register_keras_serializable("tf_tickets")
@@ -71,8 +78,11 @@ class Supermask(keras.layers.Wrapper):
         scope: Among which weights a top-k mask chooses: `"layer"`, the
             default, each tensor for itself, `"global"`, or as in
             `tf_tickets.prune`.
-        score_penalty: λ ≥ 0 of a penalty that is added to the loss; 0 by
-            default.
+        score_penalty: λ ≥ 0 of a penalty that is added to the loss. `"auto"`:
+            `tf_tickets.callbacks.IterativeFreezing` steers λ so that the
+            density falls to its target; training without that callback is
+            refused. `None`, the default: the same where the callback is there,
+            and 0 where it is not and for top-k masks.
         penalty: `"l2"`, the default: $\lambda \sum p^2$; `"l1"`: $\lambda
             \sum |p|$. A sum over every score, frozen ones too, not a mean.
         filters: Which weights get a mask, as in
@@ -110,7 +120,7 @@ class Supermask(keras.layers.Wrapper):
         mask: str = "threshold",
         sparsity: float | None = None,
         scope: scopes.Scope = "layer",
-        score_penalty: float = 0.0,
+        score_penalty: float | str | None = None,
         penalty: str = "l2",
         filters: Filters = None,
         seed: int = 0,
@@ -139,6 +149,9 @@ class Supermask(keras.layers.Wrapper):
         self.options = options
         self.supports_jit = all(one.supports_jit for one in layers_of(layer))
         self._state: SupermaskState | None = None
+        # The supermasks of which this one steers the density.
+        self._steers = _Together(())
+        self._is_steered = False
         if mask == "random":
             self._seeds = keras.random.SeedGenerator(seed)
         if layer.built:
@@ -182,6 +195,8 @@ class Supermask(keras.layers.Wrapper):
     ) -> Any:
         """The wrapped layer's outputs under the mask of the moment."""
         state = self.state
+        if training:
+            self._steer()
         weights = self._effective_weights(bool(training))
         values = [
             (variable, weights.get(key, state.copies[key].value))
@@ -240,6 +255,37 @@ class Supermask(keras.layers.Wrapper):
             variable = self.state.kept[key]
             variable.assign(keras.ops.convert_to_numpy(variable) & mask)
 
+    def score_penalty(self) -> float:
+        """λ of the moment."""
+        if self.state.steering is not None:
+            return float(self.state.steering.penalty.value)
+        return float(self.options.score_penalty or 0.0)
+
+    def steer(self, layers: Sequence[Supermask]) -> bool:
+        """Let λ be steered as part of the training steps.
+
+        Args:
+            layers: All supermasks of the model, if the call of this one is to
+                steer λ of them all, by their density; else none.
+
+        Returns:
+            Whether that is new, and steps must be traced again.
+        """
+        new = not self._is_steered or self._steers.layers != tuple(layers)
+        self._steers = _Together(tuple(layers))
+        self._is_steered = True
+        return new
+
+    def fill_up(self) -> None:
+        """Lift scores over the threshold, of all weights that are not frozen.
+
+        The effective mask is then q.
+        """
+        for key, q in self.masks("frozen").items():
+            p = keras.ops.convert_to_numpy(self.scores[key])
+            above = np.nextafter(p.dtype.type(0.5), p.dtype.type(1))
+            self.scores[key].assign(np.where(q & (p <= 0.5), above, p))
+
     def set_sparsity(self, sparsity: float) -> None:
         """Change the sparsity of a top-k mask, with no new trace.
 
@@ -280,6 +326,21 @@ class Supermask(keras.layers.Wrapper):
             **super().get_config(),
             **self.options.as_config(keys),
         }
+
+    def _steer(self) -> None:
+        if self.options.score_penalty == "auto" and not self._is_steered:
+            raise ValueError(
+                "score_penalty='auto' is steered by the callback "
+                "IterativeFreezing, which knows the target: add it to fit, or "
+                "give a number. Received: score_penalty='auto', no callback"
+            )
+        states = [layer.state for layer in self._steers.layers]
+        if states:
+            steering.advance(
+                [s.steering for s in states if s.steering is not None],
+                [p for s in states for p in s.scores.values()],
+                [q for s in states for q in s.kept.values()],
+            )
 
     def _effective_weights(self, training: bool) -> dict[str, tf.Tensor]:
         """w ⊙ m(p) ⊙ q of each prunable weight."""
