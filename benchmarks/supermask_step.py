@@ -1,10 +1,11 @@
 """Time of a step that trains scores against the dense step that trains weights.
 
 For a convolutional network and a parameter-bound MLP, with and without
-``jit_compile``: a Gem-Miner step with its penalty against the dense step, and
-an Edge-Popup step, which selects its k largest scores anew in every step,
-against the same step with a mask that stays; beside it one that selects by
-sorting. All take turns in one process.
+``jit_compile``: a Gem-Miner step with its penalty against the dense step; the
+same with a penalty that is steered in the step; and an Edge-Popup step, which
+selects its k largest scores anew in every step, against the same step with a
+mask that stays; beside it one that selects by sorting. All take turns in one
+process.
 
     python -m benchmarks.supermask_step
 """
@@ -20,7 +21,7 @@ from absl import app
 
 import tf_tickets as tt
 from benchmarks import networks, script, timing
-from tf_tickets.layers import ranking
+from tf_tickets.layers import ranking, steering
 
 FLAGS = script.define(
     __name__,
@@ -34,7 +35,7 @@ FLAGS = script.define(
     mlp_batch=(128, "Batch size of the MLP."),
 )
 
-DENSE, THRESHOLD = "dense", "threshold"
+DENSE, THRESHOLD, STEERED = "dense", "threshold", "threshold, λ steered"
 
 Largest = Callable[..., list[tf.Tensor]]
 
@@ -84,8 +85,9 @@ def time_network(name: str, jit_compile: bool) -> list[timing.Row]:
     steps = {
         DENSE: step(networks.build(name, smoke=FLAGS.smoke)),
         THRESHOLD: step(tt.supermask(model, score_penalty=1e-4)),
+        STEERED: step(steered(model)),
     }
-    pairs = [(THRESHOLD, DENSE)]
+    pairs = [(THRESHOLD, DENSE), (STEERED, THRESHOLD)]
     masks: dict[str, list[tf.Variable]] = {}  # a traced step keeps none alive
     for scope in FLAGS.scope:
         selected, fixed, sort = (
@@ -107,6 +109,15 @@ def time_network(name: str, jit_compile: bool) -> list[timing.Row]:
     times = timing.interleaved(steps, rounds=3 if FLAGS.smoke else FLAGS.rounds)
     case = f"{name}, {'XLA' if jit_compile else 'no XLA'}"
     return [timing.compare(times, *pair, case=case) for pair in pairs]
+
+
+def steered(model: keras.Model) -> keras.Model:
+    """A miner as it is while `IterativeFreezing` steers its penalty."""
+    miner = tt.supermask(model)
+    helm = steering.Helm(miner, [miner.supermask])
+    helm.start(density=0.5, goal=0.5)
+    helm.aim(goal=0.5, then=0.4, speed=0.25, steps=1000)
+    return miner
 
 
 def chosen_once(masks: Sequence[tf.Variable]) -> Largest:

@@ -15,6 +15,7 @@ from absl import flags
 from benchmarks import (
     masked_step,
     retraces,
+    score_penalty,
     script,
     selection,
     supermask_step,
@@ -124,10 +125,58 @@ def test_supermask_step(run, jit_compile):
     )
     assert {what for _, what in table} == {
         "threshold",
+        "threshold, λ steered",
         "top-k, global",
         "top-k by sorting, global",
     }
     assert sound(table, written)
+
+
+def test_score_penalties_are_chosen_on_validation_and_a_run_is_made_once(
+    tmp_path, monkeypatch, capsys
+):
+    made = []
+
+    def measure(run):
+        made.append(run)
+        if run.penalty == "0.001":  # is lost here at once, and later on test
+            raise KeyboardInterrupt
+        found = {"after_frozen": 0.5, "kept_effective": 7, "kept_frozen": 9}
+        # The best fixed one, and something better that must not be chosen.
+        if (run.penalty, run.rate) == ("0.0003", 4.0):
+            found["after_frozen"] = 0.8
+        if run.penalty == "auto" or run.split == "test":
+            found["after_frozen"] = 0.9
+        return {"before_effective": 0.1, "before_frozen": 0.1,
+                "after_effective": 0.2, **found}  # fmt: skip
+
+    monkeypatch.setattr(score_penalty, "measure", measure)
+    score_penalty.FLAGS.unparse_flags()
+    score_penalty.FLAGS(
+        ["score_penalty", "--seeds=2", f"--rows={tmp_path / 'rows.csv'}",
+         "--stage=search", "--stage=test"]
+    )  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        score_penalty.main([])
+    lost = made[-1]
+    monkeypatch.setattr(
+        score_penalty, "PENALTIES", [1e-4, 3e-4]
+    )  # what there is by now
+    score_penalty.main([])
+    assert made.count(lost) == 1 and len(set(made)) == len(made)
+    tests = [run for run in made if run.split == "test"]
+    assert {run.penalty for run in tests} == {
+        "auto", "0.0003", "0.00045", "0.0002"
+    }  # fmt: skip
+    assert {run.rate for run in tests if run.penalty != "auto"} == {4.0}
+    assert {run.seed for run in tests} == {10, 11}
+    printed = capsys.readouterr().out
+    assert "| test | 0.0144 | 40 | 4 | 0.0003 | signed_constant | 2 | 7 |" in (
+        printed
+    )
+    before = len(made)
+    score_penalty.main([])
+    assert len(made) == before
 
 
 @pytest.mark.skipif(

@@ -180,7 +180,10 @@ class Helm:
         steered = [one for one in layers if one.state.steering is not None]
         self._steerings = [one.state.steering for one in steered]
         # The first steers all: its call is part of every training step.
-        if any([one.steer(layers * (one is steered[0])) for one in steered]):
+        new = [
+            one.steer(layers if one is steered[0] else ()) for one in steered
+        ]
+        if any(new):
             retrace(model, "train")
 
     def __bool__(self) -> bool:
