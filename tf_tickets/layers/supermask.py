@@ -456,19 +456,20 @@ def supermask(model: keras.Model, **options: Any) -> SupermaskModel:
 
     Example:
 
-    Gem-Miner, in the published setting:
+    Gem-Miner, with a penalty that steers itself (the published one is fixed,
+    ``score_penalty=1e-4``):
 
     >>> import tf_tickets as tt
     >>> model = keras.Sequential([
     ...     keras.Input((8,)), keras.layers.Dense(32, activation="relu"),
     ...     keras.layers.Dense(2)])
-    >>> miner = tt.supermask(model, score_penalty=1e-4)
+    >>> miner = tt.supermask(model)
     >>> miner.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
     >>> freezing = tt.callbacks.IterativeFreezing(
     ...     target_sparsity=0.9, every=1)
     >>> _ = miner.fit(np.ones((8, 8)), np.ones((8, 2)), epochs=4, verbose=0,
     ...     callbacks=[freezing])
-    >>> tt.Ticket.from_supermask(miner, mask="frozen").density
+    >>> tt.Ticket.from_supermask(miner).density
     0.1
 
     Edge-Popup, with 10 % of each layer:
