@@ -8,8 +8,14 @@ import pytest
 import tensorflow as tf
 
 import tf_tickets as tt
-from tests.conftest import DieAt, ZerosHold, batches, compiled, mlp
-from tests.layers.architectures import two_replicas
+from tests.conftest import (
+    DieAt,
+    ZerosHold,
+    batches,
+    compiled,
+    mlp,
+    two_replicas,
+)
 from tf_tickets.callbacks.imp import RoundPlan
 from tf_tickets.selection import named_weights
 

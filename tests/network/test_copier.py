@@ -17,7 +17,7 @@ import tensorflow as tf
 from keras import layers
 
 import tf_tickets as tt
-from tests.layers.architectures import two_replicas
+from tests.conftest import two_replicas
 from tf_tickets import masking
 from tf_tickets.export.report import read_manifest
 from tf_tickets.network.copier import compile_like
