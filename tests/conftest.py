@@ -29,6 +29,13 @@ def _fresh_seed():
     keras.mixed_precision.set_global_policy("float32")
 
 
+# Twelve points in eight dimensions, three of each class.
+POINTS = (
+    np.random.default_rng(0).normal(size=(12, 8)).astype("float32"),
+    np.arange(12) % 4,
+)
+
+
 @pytest.fixture
 def data():
     """Sixty-four points in eight dimensions, four classes."""
