@@ -6,7 +6,8 @@ import pytest
 from keras import layers
 
 import tf_tickets as tt
-from tests.structured.networks import NETWORKS, outputs, random_graph, settle
+from tests import gallery
+from tests.conftest import outputs, settle
 from tf_tickets.selection import named_weights
 from tf_tickets.structured import remove_dead_channels
 from tf_tickets.zoo import models
@@ -44,11 +45,11 @@ def assert_same_outputs(model, x, tolerance=1e-5):
     return small, report
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", gallery.names("channels"))
 def test_no_output_changes(name, float64):
     removed = 0
     for seed in range(4):
-        model = NETWORKS[name]()
+        model = gallery.GALLERY[name]()
         x = settle(model, seed)
         kill(model, 0.3, seed)
         small, report = assert_same_outputs(model, x, 1e-9)
@@ -60,7 +61,7 @@ def test_no_output_changes(name, float64):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_no_output_of_a_random_graph_changes(seed, float64):
-    model = random_graph(seed)
+    model = gallery.random_graph(seed)
     x = settle(model, seed)
     kill(model, 0.25, seed)
     assert_same_outputs(model, x, 1e-9)
