@@ -342,6 +342,8 @@ def subclassed_attention() -> keras.Model:
 class Around(keras.Model):
     """A class around a whole model, as a task of KerasHub is around its body.
 
+    No configuration says how to make it again.
+
     Args:
         body: The model.
     """
@@ -358,9 +360,9 @@ class Around(keras.Model):
 
 
 @tagged("subclassed", "nested", "dense", "normalized", "vector")
-def around() -> keras.Model:
+def around(hidden: int = 32) -> keras.Model:
     """A class around a model, with probabilities and a regularizer."""
-    model = Around(mlp())
+    model = Around(mlp(hidden))
     model(keras.ops.zeros((1, 8)))
     return model
 
@@ -752,6 +754,7 @@ def chain() -> keras.Model:
             layers.Conv1D(6, 3, use_bias=False, name="two"),
             layers.BatchNormalization(name="two_bn"),
             layers.LeakyReLU(),
+            layers.Conv1D(5, 3, name="three"),  # constants fold into its bias
             layers.Flatten(),
             layers.Dense(8, use_bias=False, name="dense"),
             layers.BatchNormalization(name="dense_bn"),
