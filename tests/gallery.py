@@ -754,7 +754,9 @@ def chain() -> keras.Model:
             layers.Conv1D(6, 3, use_bias=False, name="two"),
             layers.BatchNormalization(name="two_bn"),
             layers.LeakyReLU(),
-            layers.Conv1D(5, 3, name="three"),  # constants fold into its bias
+            layers.Conv1D(6, 3, use_bias=False, name="three"),
+            layers.BatchNormalization(name="three_bn"),
+            layers.ReLU(),
             layers.Flatten(),
             layers.Dense(8, use_bias=False, name="dense"),
             layers.BatchNormalization(name="dense_bn"),

@@ -194,6 +194,18 @@ def test_a_shared_layer_folds_only_what_all_its_calls_agree_on(float64):
     assert report.removed == 1
 
 
+def test_channels_of_an_output_stay_whoever_reads_them():
+    image = keras.Input((6,))
+    inside = layers.Dense(4, activation="relu", name="inside")(image)
+    head = layers.Dense(2, name="head")
+    model = keras.Model(image, {"head": head(inside), "inside": inside})
+    x = settle(model)
+    head.kernel.assign(head.kernel * [[0.0], [1.0], [1.0], [1.0]])
+    silence(model.get_layer("inside"), 1)
+    small, report = assert_same_outputs(model, x)
+    assert report.removed == 0 and small.get_layer("inside").units == 4
+
+
 def test_nothing_to_remove_is_no_error():
     model = chain()
     x = settle(model)
