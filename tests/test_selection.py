@@ -6,7 +6,7 @@ import pytest
 
 import tf_tickets as tt
 from tests import gallery
-from tests.conftest import batches, compiled
+from tests.conftest import ZerosHold, batches, compiled
 from tf_tickets.selection import (
     match_keys,
     named_weights,
@@ -180,6 +180,9 @@ def test_one_code_prunes_trains_and_holds_every_kind_of_model(name):
     assert [v.path for v in model.weights] == names
     for path, variable in tt.prunable_weights(model).items():
         assert (variable.numpy()[~imp.ticket.masks[path]] == 0).all()
+    hold = ZerosHold(imp.ticket.masks)  # not at the end of an epoch alone
+    model.fit(batches(x, np.arange(8) % 2, 4), verbose=0, callbacks=[hold])
+    assert hold.checked == 2 * len(imp.ticket.masks)
 
 
 class Var:
