@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 import tf_tickets as tt
-from tests.conftest import DieAt, batches, compiled, mlp
-from tests.layers.architectures import two_replicas
+from tests.conftest import DieAt, batches, compiled, two_replicas
+from tests.gallery import mlp
 from tf_tickets.callbacks import IterativeFreezing
 from tf_tickets.layers import Supermask, steering
 from tf_tickets.selection import values_of
