@@ -3,7 +3,8 @@
 Both sides get the same learning rates on the validation split and one seed;
 the fixed side a grid of λ besides. Then fresh seeds, on the test split: the
 fixed λ that was best, its neighbours, and the steered one at every learning
-rate; other densities, lengths and options after that.
+rate; other densities, lengths and options after that. On validation, too: other
+rules to steer by.
 
     python -m benchmarks.score_penalty
 
@@ -20,6 +21,7 @@ import pathlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
@@ -27,6 +29,7 @@ from absl import app
 
 import tf_tickets as tt
 from benchmarks import script
+from tf_tickets.layers import steering
 from tf_tickets.zoo import datasets, models
 
 FLAGS = script.define(
@@ -34,7 +37,10 @@ FLAGS = script.define(
     rows=("score_penalty.csv", "CSV file of the runs."),
     dataset=("digits", "Of tf_tickets.zoo.datasets."),
     network=("digits_cnn", "Of tf_tickets.zoo.models."),
-    stage=(("search", "test", "range", "options"), "Which runs to make."),
+    stage=(
+        ("search", "test", "range", "options", "rules"),
+        "Which runs to make.",
+    ),
     density=("0.0144", "Kept share of the weights."),
     epochs=(40, "Of mining."),
     seeds=(5, "Fresh seeds of the test."),
@@ -42,6 +48,15 @@ FLAGS = script.define(
 RATES = (1.0, 4.0, 10.0)
 PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3)
 STEERED = "auto"
+# Other rules: how much an error and its change count, and the largest steps of
+# log λ down and up.
+RULES: dict[str, dict[str, float]] = {
+    "auto, half": {"PROPORTIONAL": 4.0, "INTEGRAL": 8.0},
+    "auto, double": {"PROPORTIONAL": 16.0, "INTEGRAL": 32.0},
+    # λ times (density / goal)^0.3, whatever the density is doing.
+    "auto, density alone": {"PROPORTIONAL": 0.0, "INTEGRAL": 43.0},
+    "auto, as slow down as up": {"FALL": 0.3},
+}
 FIRST_FRESH_SEED = 10
 KINDS = ("effective", "frozen")
 
@@ -138,11 +153,20 @@ def options(rows: dict[Run, Row]) -> Iterable[Run]:
             yield one(start=start, seed=seed)
 
 
+def rules(rows: dict[Run, Row]) -> Iterable[Run]:
+    """Other rules to steer by."""
+    del rows
+    for penalty in RULES:
+        for rate in (RATES[0], RATES[-1]):
+            yield one(split="validation", penalty=penalty, rate=rate)
+
+
 STAGES: dict[str, Callable[[dict[Run, Row]], Iterable[Run]]] = {
     "search": search,
     "test": fresh,
     "range": wide,
     "options": options,
+    "rules": rules,
 }
 
 
@@ -202,7 +226,9 @@ def measure(run: Run) -> Row:
     miner = tt.supermask(
         model,
         weights="keep" if warm else run.start,
-        score_penalty="auto" if run.penalty == STEERED else float(run.penalty),
+        score_penalty="auto"
+        if run.penalty.startswith(STEERED)
+        else float(run.penalty),
         seed=run.seed,
     )
     rate = keras.optimizers.schedules.CosineDecay(
@@ -213,9 +239,15 @@ def measure(run: Run) -> Row:
     freezing = tt.callbacks.IterativeFreezing(
         1 - run.density, every=max(1, run.epochs // 20)
     )
-    history = miner.fit(
-        data.train, epochs=run.epochs, verbose=0, callbacks=[ends, freezing]
-    ).history
+    rule = {"START": steering.START, **RULES.get(run.penalty, {})}
+    # The first step is traced with the rule.
+    with mock.patch.multiple(steering, **rule):
+        history = miner.fit(
+            data.train,
+            epochs=run.epochs,
+            verbose=0,
+            callbacks=[ends, freezing],
+        ).history
     frozen = tt.Ticket.from_supermask(miner, "frozen")
     masks = {
         key: q & (score > 0.5)
