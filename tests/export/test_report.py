@@ -16,7 +16,7 @@ import tf_tickets as tt
 from tests.export.conftest import close, nested, prune_at_random, subclassed
 from tf_tickets.__main__ import main
 from tf_tickets.export import Report
-from tf_tickets.export.choosing import Latency
+from tf_tickets.export.timing import Latency
 
 SHAPE = (300, 500)
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tf_tickets import archive, checks, masking
 from tf_tickets.export import digests
-from tf_tickets.export.choosing import Latency, compared, difference
+from tf_tickets.export.choosing import compared, difference
 from tf_tickets.export.litert import LiteRT
 from tf_tickets.export.report import (
     PLACE,
@@ -32,6 +32,7 @@ from tf_tickets.export.source import (
     batch_sizes_of,
     signature_of,
 )
+from tf_tickets.export.timing import Latency
 
 # Writers: functions, or objects that have more methods.
 FORMATS: dict[str, Any] = {
