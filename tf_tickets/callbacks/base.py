@@ -109,6 +109,8 @@ class TicketCallback(keras.callbacks.Callback):
             weakref.finalize(found, self._undo.close).atexit = False
         with self._undone_on_error():
             self._join(found)
+            if self.keeps_masks:
+                masking.warn_of_written(self.model)
             self.begin()
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
