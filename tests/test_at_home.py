@@ -737,3 +737,217 @@ def test_the_steps_of_the_readme(name, tmp_path):
 def predict(model: keras.Model, x: Any) -> Any:
     """What a model predicts; left alone, augmentation would train."""
     return model(x) if isinstance(model, GAN) else model(x, training=False)
+
+
+# --- what nobody is told otherwise -------------------------------------------
+
+
+def two_layers() -> keras.Model:
+    return keras.Sequential(
+        [
+            keras.Input((8,)),
+            layers.Dense(16, activation="relu", name="hidden"),
+            layers.Dense(4, name="head"),
+        ]
+    )
+
+
+def test_what_is_served_does_not_train(tmp_path):
+    """Augmentation trains by default, and with it all that comes after."""
+    inputs = keras.Input((4, 4, 3))
+    x = layers.RandomFlip("horizontal_and_vertical", seed=1)(inputs)
+    x = layers.Flatten()(x)
+    model = keras.Model(inputs, layers.Dense(4)(layers.Dropout(0.5)(x)))
+    part = keras.Model(inputs, x)
+    x = tf.constant(numbers(8, 4, 4, 3))
+    for format in ("dense", "packed"):
+        path = tmp_path / format
+        tt.export.saved_model(
+            model, path, format=format, endpoints={"part": part}
+        )
+        served = tf.saved_model.load(path)
+        close(served.serve(x), model(x, training=False), atol=1e-6)
+        close(served.part(x), part(x, training=False), atol=1e-6)
+
+
+def test_a_lookup_without_unknown_words_is_exported_and_not_measured(
+    tmp_path, monkeypatch
+):
+    inputs = keras.Input((1,), dtype="string")
+    lookup = layers.StringLookup(vocabulary=list(WORDS), num_oov_indices=0)
+    x = layers.Embedding(4, 64)(lookup(inputs))
+    x = layers.Dense(128, name="wide")(layers.Flatten()(x))
+    model = keras.Model(inputs, x)
+    tt.prune(model, 0.95).apply(model)
+    x = tf.constant([["good"], ["poor"]])
+    # Whatever this machine is faster at: a sparse kernel is chosen.
+    monkeypatch.setattr("tf_tickets.export.choosing.NOISE", -1e9, raising=True)
+    made = tt.export.saved_model(model, tmp_path / "m", format="auto")
+    served = tf.saved_model.load(made)
+    close(served.serve(x), model(x))
+    assert any("not measured, so served densely" in n for n in made.notes)
+    with pytest.raises(ValueError, match="refuses the inputs that latency"):
+        tt.export.report(made, model, batch_sizes=(1,))
+
+
+def test_an_export_says_which_layers_are_all_zero(tmp_path, recwarn):
+    model = two_layers()
+    tt.export.saved_model(model, tmp_path / "whole")
+    assert not [w for w in recwarn if "No weight is kept" in str(w.message)]
+    model.get_layer("hidden").kernel.assign(np.zeros((8, 16)))
+    with pytest.warns(UserWarning, match="1 of 2 tensors.*hidden/kernel"):
+        made = tt.export.saved_model(
+            model, tmp_path / "packed", format="packed"
+        )
+    recwarn.clear()
+    tt.export.report(made, model, batch_sizes=(1,), runs=1)
+    assert not recwarn.list
+
+
+def test_weights_written_past_a_mask_are_told_of_and_put_right(
+    tmp_path, recwarn
+):
+    model = two_layers()
+    model.save_weights(tmp_path / "dense.weights.h5")
+    model.compile("sgd", "mse")
+    ticket = tt.prune(model, 0.75)
+    ticket.apply(model)
+    x, y = numbers(8, 8), numbers(8, 4)
+    sparse = model.evaluate(x, y, verbose=0)
+    how = {
+        "callback": lambda: model.fit(
+            x, y, verbose=0, callbacks=[tt.callbacks.EnforceTicket()]
+        ),
+        "ticket": lambda: tt.Ticket.from_model(model),
+        "export": lambda: tt.export.saved_model(model, tmp_path / "model"),
+    }
+    for name, act in how.items():
+        recwarn.clear()
+        ticket.apply(model)
+        model.load_weights(tmp_path / "dense.weights.h5")
+        with pytest.warns(UserWarning, match="written them past") as told:
+            act()
+        assert len(told) == 1 and "head/kernel" in str(told[0].message), name
+        assert __file__ in (told[0].filename, __file__)
+        if name != "ticket":  # which only reads
+            assert tt.Ticket.from_model(model).kept == ticket.kept
+            kernels = [model.layers[0].kernel, model.layers[1].kernel]
+            kept = sum(np.count_nonzero(kernel) for kernel in kernels)
+            assert kept == ticket.kept
+    # Before the first batch of `evaluate` and `predict`, too.
+    for ask in (model.evaluate, model.predict):
+        ticket.apply(model)
+        model.load_weights(tmp_path / "dense.weights.h5")
+        given = (x, y) if ask == model.evaluate else (x,)
+        found = ask(*given, verbose=0, callbacks=[tt.callbacks.EnforceTicket()])
+        expected = sparse if ask == model.evaluate else model(x)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_branches_laid_twice_have_names_of_their_own():
+    model = keras.Sequential(
+        [
+            keras.Input((6, 6, 3)),
+            layers.Conv2D(4, 3, padding="same", name="one"),
+            layers.Conv2D(4, 3, padding="same", name="two"),
+            layers.BatchNormalization(name="norm"),
+            layers.Conv2D(4, 3, padding="same", name="two_2"),
+        ]
+    )
+    once = tt.retraining.inject_skip_connections(model, filters="two/", scale=1)
+    twice = tt.retraining.inject_skip_connections(once, scale=1)
+    names = [layer.name for layer in twice.layers]
+    assert len(set(names)) == len(names)
+    assert {"two_skip_add", "two_2_skip_add", "two_2_2_skip_add"} <= {*names}
+    x = numbers(2, 6, 6, 3)
+    merged = tt.retraining.merge_skip_connections(twice)
+    merged = tt.retraining.merge_skip_connections(merged)
+    assert not [one for one in merged.layers if "skip" in one.name]
+    close(merged(x), twice(x), atol=1e-4)
+
+
+def test_tickets_from_before_and_after_loading_can_be_compared(tmp_path):
+    model = keras.Sequential([layers.Dense(8), layers.Dense(8)])
+    model(numbers(2, 8))
+    one = tt.prune(model, 0.5)
+    one.apply(model)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    other = tt.enforce_zeros(loaded)
+    assert one.hamming_distance(other) == other.hamming_distance(one) == 0
+    # Masks alone, under the paths of another process.
+    bare = tt.Ticket(
+        {f"sequential/dense_{i}/kernel": m for i, m in enumerate(
+            one.shuffle(1).masks.values())}
+    )  # fmt: skip
+    direct = one.hamming_distance(one.shuffle(1))
+    assert one.hamming_distance(bare) == direct > 0
+    with pytest.raises(ValueError, match="cover different weights. Received"):
+        one.hamming_distance(tt.prune(two_layers(), 0.5))
+
+
+# --- tuners ------------------------------------------------------------------
+
+
+def tuned(hp: Any) -> keras.Model:
+    model = two_layers()
+    model.compile("sgd", "mse")
+    return model
+
+
+def trial(hp: Any, model: keras.Model, train: Any, val: Any, callbacks: Any):
+    """As docs/other_callbacks.md has it."""
+    imp = tt.callbacks.IterativeMagnitudePruning(
+        target_sparsity=hp.Float("sparsity", 0.5, 0.75, step=0.25),
+        rounds=2,
+        epochs_per_round=1,
+    )
+    model.fit(train, epochs=imp.epochs, verbose=0, callbacks=[imp])
+    return model.fit(
+        train, epochs=2, verbose=0, validation_data=val, callbacks=callbacks
+    )
+
+
+@pytest.mark.parametrize("tuner", ["keras_tuner", "loop"])
+def test_the_best_model_of_a_tuner_is_what_was_scored(tuner, tmp_path):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(32, 8)).astype("float32")
+    train = val = tf.data.Dataset.from_tensor_slices(
+        (x, x @ rng.normal(size=(8, 4)).astype("float32"))
+    ).batch(16)
+    if tuner == "keras_tuner":
+        keras_tuner = pytest.importorskip("keras_tuner")
+
+        class Sparse(keras_tuner.HyperModel):
+            def build(self, hp):
+                return tuned(hp)
+
+            def fit(self, hp, model, train, val, **kwargs):
+                return trial(hp, model, train, val, kwargs["callbacks"])
+
+        search = keras_tuner.GridSearch(
+            Sparse(), "val_loss", max_trials=2, directory=tmp_path
+        )
+        search.search(train, val, verbose=0)
+        (best,) = search.get_best_models(1)
+        (found,) = search.oracle.get_best_trials(1)
+        score, sparsity = found.score, found.hyperparameters.get("sparsity")
+    else:
+        trials = []
+        for number, chosen in enumerate((0.5, 0.75)):
+
+            class Chosen:
+                def Float(self, name, *range, _chosen=chosen, **options):
+                    return _chosen
+
+            path = tmp_path / f"{number}.weights.h5"
+            keep = keras.callbacks.ModelCheckpoint(
+                path, "val_loss", save_best_only=True, save_weights_only=True
+            )
+            history = trial(Chosen(), tuned(None), train, val, [keep])
+            trials.append((min(history.history["val_loss"]), chosen, path))
+        score, sparsity, path = min(trials)
+        best = tuned(None)
+        best.load_weights(path)
+    assert best.evaluate(val, verbose=0) == pytest.approx(score, rel=1e-5)
+    assert tt.enforce_zeros(best).sparsity == sparsity

@@ -98,6 +98,10 @@ class TicketCallback(keras.callbacks.Callback):
     def end(self) -> None:
         """Training has ended; nothing is undone yet."""
 
+    def settle(self) -> None:
+        """All callbacks have ended, and masks are right: what is there now is
+        what the user gets. Only called in a `fit`, after `end`."""
+
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self._undo.close()
         # One for each training: the end of an old one must not end this.
@@ -200,13 +204,14 @@ class _Last(keras.callbacks.Callback):
 
     def __init__(self, others: Sequence[keras.callbacks.Callback]) -> None:
         super().__init__()
-        self.keeps_masks = any(
-            isinstance(c, TicketCallback) and c.keeps_masks for c in others
-        )
+        self.others = [c for c in others if isinstance(c, TicketCallback)]
+        self.keeps_masks = any(c.keeps_masks for c in self.others)
 
     def on_train_end(self, logs: Logs | None = None) -> None:
         if self.keeps_masks:
             masking.project(self.model)
+        for other in self.others:
+            other.settle()
 
 
 _EDGES = (_First, _Last)

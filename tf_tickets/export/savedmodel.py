@@ -91,11 +91,13 @@ class SavedModel:
             choices, measured = choosing.choose(source, batch_sizes)
         packed = self._save(source, target, stored, choices)
         if self.whole and choices:
-            slower = _slower_than_dense(target, dense, batch_sizes)
+            try:
+                slower = _slower_than_dense(target, dense, batch_sizes)
+                why = f"as a whole not faster, so served densely: {slower}"
+            except ValueError as error:
+                slower = why = f"not measured, so served densely: {error}"
             if slower:
-                notes.append(
-                    f"as a whole not faster, so served densely: {slower}"
-                )
+                notes.append(why)
                 choices = {}
                 shutil.rmtree(target)
                 packed = self._save(source, target, stored, choices)
