@@ -93,11 +93,11 @@ class SavedModel:
         if self.whole and choices:
             try:
                 slower = _slower_than_dense(target, dense, batch_sizes)
-                why = f"as a whole not faster, so served densely: {slower}"
+                why = f"as a whole not faster: {slower}" if slower else ""
             except ValueError as error:
-                slower = why = f"not measured, so served densely: {error}"
-            if slower:
-                notes.append(why)
+                why = f"cannot be measured: {error}"
+            if why:
+                notes.append(f"served densely, {why}")
                 choices = {}
                 shutil.rmtree(target)
                 packed = self._save(source, target, stored, choices)
