@@ -46,10 +46,12 @@ def kept(weights):
 class Fitted:
     """A `fit` whose sparsity has reached its end after the second epoch."""
 
-    def __init__(self, mode, data, callback, die_at=None, nan=False):
+    def __init__(
+        self, mode, data, callback, die_at=None, nan=False, directory=None
+    ):
         self.model = fresh(mode)
         self.gradual = tt.callbacks.GradualPruning(
-            target_sparsity=0.75, end_step=4, every=1
+            target_sparsity=0.75, end_step=4, every=1, directory=directory
         )
         self.val = x, y = data[0][32:], data[1][32:]
         self.after = []
@@ -67,7 +69,9 @@ class Fitted:
                 train, epochs=EPOCHS, verbose=0,
                 validation_data=batches(x, y),
                 callbacks=[
-                    self.gradual, callback, keep, DieAt(die_at),
+                    *([callback, self.gradual] if directory else []),
+                    *([] if directory else [self.gradual, callback]),
+                    keep, DieAt(die_at),
                     tt.callbacks.SparsityLogger(),
                 ],
             ).history  # fmt: skip
@@ -173,6 +177,19 @@ class TestGradualPruning:
         np.testing.assert_allclose(
             found.logs["learning_rate"], [0.1, 0.1, 0.05, 0.025]
         )
+
+    def test_a_kill_between_swaps_changes_nothing(self, mode, data, tmp_path):
+        def fitted(name, die_at=None):
+            swap = C.SwapEMAWeights(swap_on_epoch=True)
+            return Fitted(
+                mode, data, swap, die_at, directory=tmp_path / name
+            ).holds()
+
+        whole = fitted("whole")
+        with pytest.raises(KeyboardInterrupt):
+            fitted("killed", die_at=3)
+        for one, other in zip(whole, fitted("killed"), strict=True):
+            np.testing.assert_array_equal(one, other)
 
     # The last one: Keras lets each later `fit` of the model begin there, too.
     def test_backup_and_restore_goes_on_to_the_end(self, mode, data, tmp_path):

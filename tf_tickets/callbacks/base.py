@@ -361,7 +361,28 @@ class ResumableCallback(TicketCallback):
                 that belong to the state.
         """
         if self._run is not None and is_chief(self.model.distribute_strategy):
-            self._run.save(self.model, epoch, remembered or {}, files or {})
+            with _unswapped(self._beside):
+                self._run.save(self.model, epoch, remembered or {}, files or {})
+
+
+@contextlib.contextmanager
+def _unswapped(callbacks: Sequence[keras.callbacks.Callback]) -> Iterator[None]:
+    """Inside, a model has the weights that are trained, not their averages.
+
+    `SwapEMAWeights` keeps the averages in the model between two epochs. It
+    alone knows, and a new one, in the process that goes on, does not.
+    """
+    swapped = [
+        c
+        for c in callbacks
+        if isinstance(c, keras.callbacks.SwapEMAWeights)
+        and getattr(c, "_ema_weights_in_model", False)
+    ]
+    for callback in swapped:
+        callback.on_test_end()
+    yield
+    for callback in reversed(swapped):
+        callback.on_test_begin()
 
 
 class DrawingCallback(ResumableCallback):
