@@ -52,8 +52,9 @@ def mask_distance_matrix(tickets: Sequence[HasMasks]) -> np.ndarray:
         )
     first = tickets[0]
     rows = []
-    for ticket in tickets:
-        keys = keys_between(first, ticket)
+    for index, ticket in enumerate(tickets):
+        named = f"weights, ticket 0 and ticket {index}"
+        keys = keys_between(first, ticket, named)
         parts = [ticket.masks[keys[key]].ravel() for key in first.masks]
         rows.append(np.concatenate(parts))
     bits = np.stack(rows)
