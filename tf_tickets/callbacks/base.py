@@ -97,6 +97,10 @@ class TicketCallback(keras.callbacks.Callback):
     def end(self) -> None:
         """Training has ended; nothing is undone yet."""
 
+    def settle(self) -> None:
+        """All callbacks have ended, and masks are right: what is there now is
+        what the user gets. Only called in a `fit`, after `end`."""
+
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self._undo.close()
         # One for each training: the end of an old one must not end this.
@@ -108,6 +112,8 @@ class TicketCallback(keras.callbacks.Callback):
             weakref.finalize(found, self._undo.close).atexit = False
         with self._undone_on_error():
             self._join(found)
+            if self.keeps_masks:
+                masking.warn_of_written(self.model)
             self.begin()
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
@@ -197,13 +203,14 @@ class _Last(keras.callbacks.Callback):
 
     def __init__(self, others: Sequence[keras.callbacks.Callback]) -> None:
         super().__init__()
-        self.keeps_masks = any(
-            isinstance(c, TicketCallback) and c.keeps_masks for c in others
-        )
+        self.others = [c for c in others if isinstance(c, TicketCallback)]
+        self.keeps_masks = any(c.keeps_masks for c in self.others)
 
     def on_train_end(self, logs: Logs | None = None) -> None:
         if self.keeps_masks:
             masking.project(self.model)
+        for other in self.others:
+            other.settle()
 
 
 _EDGES = (_First, _Last)
@@ -372,7 +379,28 @@ class ResumableCallback(TicketCallback):
                 that belong to the state.
         """
         if self._run is not None and is_chief(self.model.distribute_strategy):
-            self._run.save(self.model, epoch, remembered or {}, files or {})
+            with _unswapped(self._beside):
+                self._run.save(self.model, epoch, remembered or {}, files or {})
+
+
+@contextlib.contextmanager
+def _unswapped(callbacks: Sequence[keras.callbacks.Callback]) -> Iterator[None]:
+    """Inside, a model has the weights that are trained, not their averages.
+
+    `SwapEMAWeights` keeps the averages in the model between two epochs. It
+    alone knows, and a new one, in the process that goes on, does not.
+    """
+    swapped = [
+        c
+        for c in callbacks
+        if isinstance(c, keras.callbacks.SwapEMAWeights)
+        and getattr(c, "_ema_weights_in_model", False)
+    ]
+    for callback in swapped:
+        callback.on_test_end()
+    yield
+    for callback in reversed(swapped):
+        callback.on_test_begin()
 
 
 class DrawingCallback(ResumableCallback):

@@ -11,6 +11,7 @@ import numpy as np
 
 from tf_tickets import checks
 from tf_tickets.callbacks.base import Directory, Logs, ResumableCallback
+from tf_tickets.callbacks.rounds import warn_of_comparing
 from tf_tickets.layers import Supermask
 from tf_tickets.pruning import scopes
 from tf_tickets.pruning.prune import describe, excess
@@ -232,6 +233,13 @@ class IterativeFreezing(ResumableCallback):
                 "first_density": self._density("frozen"),
             }
         self._make_plan(**self._remembered)
+        warn_of_comparing(
+            self,
+            self._beside,
+            self._behind,
+            max(self._plan or {}, default=-1) + 1,
+            acts_between=True,
+        )
         if not self._plan and self._excess(self._target()) > 0:
             raise ValueError(
                 "No freeze fits into the epochs that are left: train longer, "

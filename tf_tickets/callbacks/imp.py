@@ -257,7 +257,9 @@ class IterativeMagnitudePruning(DrawingCallback):
         self._trained_sparsity = sparsity_of(masks)
         if remembered:
             self._recall(remembered, align=True)
-            self._round.recall(remembered.get("best", []))
+            self._round.recall(
+                remembered.get("best", []), remembered.get("logged", [])
+            )
             self._skip_finished()
         else:
             self._initial_sparsity = self._trained_sparsity
@@ -464,6 +466,7 @@ class IterativeMagnitudePruning(DrawingCallback):
             "initial_sparsity": self._initial_sparsity,
             "history": self.history,
             "best": self._round.remembered(),
+            "logged": self._round.logged(),
         }
         self._save(epoch, remembered, files)
 

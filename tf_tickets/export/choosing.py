@@ -54,13 +54,24 @@ def compared(
 
     Returns:
         ``({name: latency}, {name: outputs})``.
+
+    Raises:
+        ValueError: If a function refuses the batch.
     """
     inputs = sample(signature, batch)
     calls = {
         name: functools.partial(_outputs, function, inputs)
         for name, function in functions.items()
     }
-    outputs = {name: call() for name, call in calls.items()}
+    try:
+        outputs = {name: call() for name, call in calls.items()}
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(
+            "The model refuses the inputs that latency is measured on: normal "
+            "numbers, zeros and empty strings. A lookup that takes no unknown "
+            "words does; measure the model from behind it. Received: "
+            + str(error.message).partition("\n")[0]
+        ) from error
     return _latencies(calls, runs, seconds), outputs
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tf_tickets import archive, checks, masking
@@ -33,6 +34,7 @@ from tf_tickets.export.source import (
     signature_of,
 )
 from tf_tickets.export.timing import Latency
+from tf_tickets.pruning.prune import warn_of_collapse
 
 # Writers: functions, or objects that have more methods.
 FORMATS: dict[str, Any] = {
@@ -65,10 +67,11 @@ def write(
 ) -> Report:
     """Write ``model`` in any format of `FORMATS`.
 
-    Masks in force are enforced once more before writing. What is written
-    appears whole or not at all; a killed export leaves at most a hidden
-    directory beside it, which the next one removes. It carries digests, which
-    `verify` compares.
+    Masks in force are enforced once more before writing, and a kernel whose
+    weights are all zero is warned of. What is served predicts: augmentation
+    and dropout are off. What is written appears whole or not at all; a killed
+    export leaves at most a hidden directory beside it, which the next one
+    removes. It carries digests, which `verify` compares.
 
     Args:
         model: A built Keras model whose weights hold zeros.
@@ -109,10 +112,26 @@ def write(
     """
     checks.choice("format", format, FORMATS)
     path = Path(path)
+    masking.warn_of_written(model)
+    masking.project(model)
+    source = Source.of(model, input_signature, endpoints)
+    # Whether a weight is kept is all that is asked of a mask here.
+    warn_of_collapse(
+        {key: np.array([source.kept[key] > 0]) for key in source.prunable}
+    )
+    return _write(source, path, format, options, overwrite)
+
+
+def _write(
+    source: Source,
+    path: Path,
+    format: str,
+    options: Mapping[str, Any],
+    overwrite: bool = True,
+) -> Report:
+    """Write what is ready to be written."""
     with archive.replacing(path, overwrite=overwrite) as target:
         _check_replaceable(path)
-        masking.project(model)
-        source = Source.of(model, input_signature, endpoints)
         try:
             written = FORMATS[format](source, target, **options) or Written()
         except tf.errors.OpError as error:
@@ -328,13 +347,9 @@ def report(
         name, options = writer.baseline(found)
     signature = list(input_signature or signature_of(model))
     with tempfile.TemporaryDirectory() as directory:
-        dense = write(
-            model,
-            Path(directory) / "dense",
-            format=name,
-            input_signature=signature,
-            **options,
-        )
+        masking.project(model)
+        source = Source.of(model, signature)
+        dense = _write(source, Path(directory) / "dense", name, options)
         served = {
             "dense": FORMATS[name].load(dense.path),
             "export": load(found.path),

@@ -25,7 +25,7 @@ from tf_tickets.analysis.flops import flops
 from tf_tickets.export import digests
 from tf_tickets.export.choosing import gain
 from tf_tickets.export.coding import entropy_floor, np_dtype
-from tf_tickets.export.source import Source
+from tf_tickets.export.source import DEFAULT, Source, shapes_in
 from tf_tickets.export.timing import Latency
 from tf_tickets.version import __version__
 
@@ -72,7 +72,9 @@ def describe(format: str, source: Source, written: Written) -> dict[str, Any]:
     """
     source = written.source or source
     try:
-        counted = flops(source.model).layers
+        counted = flops(
+            source.model, input_shape=shapes_in(source.endpoints[DEFAULT][1])
+        ).layers
     except ValueError:  # a subclassed model, or sizes left open
         counted = ()
     macs = {layer.name: layer.macs for layer in counted}

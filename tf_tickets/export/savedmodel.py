@@ -91,11 +91,13 @@ class SavedModel:
             choices, measured = choosing.choose(source, batch_sizes)
         packed = self._save(source, target, stored, choices)
         if self.whole and choices:
-            slower = _slower_than_dense(target, dense, batch_sizes)
-            if slower:
-                notes.append(
-                    f"as a whole not faster, so served densely: {slower}"
-                )
+            try:
+                slower = _slower_than_dense(target, dense, batch_sizes)
+                why = f"as a whole not faster: {slower}" if slower else ""
+            except ValueError as error:
+                why = f"cannot be measured: {error}"
+            if why:
+                notes.append(f"served densely, {why}")
                 choices = {}
                 shutil.rmtree(target)
                 packed = self._save(source, target, stored, choices)

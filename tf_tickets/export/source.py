@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -176,6 +178,21 @@ def concrete(signature: Any, batch: int) -> Any:
     return keras.tree.map_structure(fix, signature)
 
 
+def shapes_in(signature: Sequence[Any]) -> Any:
+    """The shapes in a signature without the batch axis, as `flops` takes them.
+
+    Args:
+        signature: One structure of `tf.TensorSpec` for each argument.
+
+    Returns:
+        A list of shapes, or a dictionary of them where the model takes one.
+    """
+    only = signature[0] if len(signature) == 1 else signature
+    if isinstance(only, Mapping):
+        return {key: tuple(one.shape[1:]) for key, one in only.items()}
+    return [tuple(one.shape[1:]) for one in keras.tree.flatten(only)]
+
+
 def sample(signature: Any, batch: int, seed: int = 0) -> Any:
     """Random inputs: normal numbers, zeros for integers, empty strings."""
     generator = tf.random.Generator.from_seed(seed)
@@ -212,7 +229,9 @@ def _endpoints_of(
     endpoints: Mapping[str, Endpoint] | None,
 ) -> Endpoints:
     default = list(signature) if signature else signature_of(model)
-    found: dict[str, tuple[Function, list[Any]]] = {DEFAULT: (model, default)}
+    found: dict[str, tuple[Function, list[Any]]] = {
+        DEFAULT: (_predicting(model), default)
+    }
     for name, endpoint in (endpoints or {}).items():
         function, own = (
             endpoint if isinstance(endpoint, tuple) else (endpoint, None)
@@ -228,5 +247,18 @@ def _endpoints_of(
             )
         if own is None and isinstance(function, keras.Model):
             own = signature_of(function)
+        if isinstance(function, keras.layers.Layer):
+            function = _predicting(function)
         found[name] = (function, default if own is None else list(own))
     return found
+
+
+def _predicting(layer: keras.layers.Layer) -> Function:
+    """The layer as it predicts.
+
+    Left to themselves some layers train: augmentation of images does, and so
+    does whatever comes after it in a model.
+    """
+    if "training" in inspect.signature(layer.call).parameters:
+        return functools.partial(layer, training=False)
+    return layer
