@@ -14,7 +14,15 @@ PACKAGE = ROOT / "tf_tickets"
 # A module imports from floors below its own, or from its own.
 FLOORS = [
     {"version"},
-    {"archive", "checks", "distribute", "selection", "tracing"},
+    {
+        "archive",
+        "checks",
+        "distribute",
+        "figures",
+        "progress",
+        "selection",
+        "tracing",
+    },
     {"initialization", "foreign", "masking", "masks", "snapshot"},
     {"ticket"},
     {"network", "loss"},

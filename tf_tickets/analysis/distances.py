@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tf_tickets.analysis.figures import new_axes, save
+from tf_tickets.figures import new_axes, save
 
 
 class HasMasks(Protocol):

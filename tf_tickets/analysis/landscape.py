@@ -11,8 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets import checks
-from tf_tickets.analysis.figures import new_axes, save
+from tf_tickets import checks, progress
+from tf_tickets.figures import new_axes, save
 from tf_tickets.loss.batches import Batch
 from tf_tickets.loss.objective import Loss, Tensors, value_and_gradient
 from tf_tickets.loss.over_data import LossOverData, moved
@@ -78,6 +78,7 @@ def loss_landscape(
     batch_size: int = 256,
     batches: int | None = None,
     on_point: Callable[[int, int], None] | None = None,
+    verbose: progress.Verbosity = "auto",
 ) -> LossSurface:
     r"""The loss over a random plane through the weights.
 
@@ -103,6 +104,8 @@ def loss_landscape(
             by default.
         batches: Read at most this many batches; `None` for all.
         on_point: Called with (points done, points in all).
+        verbose: `"auto"`, the default, shows a bar once this has taken a
+            second, 1 at once, 2 one line at the end, 0 nothing.
 
     Returns:
         The surface.
@@ -150,7 +153,8 @@ def loss_landscape(
             )
         )
 
-    return _surface(grid, at, "weight space", on_point)
+    with progress.shown(verbose):
+        return _surface(grid, at, "weight space", on_point)
 
 
 def input_landscape(
@@ -164,6 +168,7 @@ def input_landscape(
     batch_size: int = 256,
     batches: int | None = None,
     on_point: Callable[[int, int], None] | None = None,
+    verbose: progress.Verbosity = "auto",
 ) -> LossSurface:
     """The loss when inputs are perturbed along two directions.
 
@@ -185,6 +190,8 @@ def input_landscape(
             by default.
         batches: Read at most this many batches; `None` for all.
         on_point: Called with (points done, points in all).
+        verbose: `"auto"`, the default, shows a bar once this has taken a
+            second, 1 at once, 2 one line at the end, 0 nothing.
 
     Returns:
         The surface.
@@ -244,7 +251,8 @@ def input_landscape(
         ]
         return function.value(weights)
 
-    return _surface(grid, at, "input space", on_point)
+    with progress.shown(verbose):
+        return _surface(grid, at, "input space", on_point)
 
 
 def _grid(span: float, steps: int) -> np.ndarray:
@@ -264,11 +272,15 @@ def _surface(
     on_point: Callable[[int, int], None] | None,
 ) -> LossSurface:
     losses = np.empty((grid.size, grid.size))
-    for i, b in enumerate(grid):
-        for j, a in enumerate(grid):
-            losses[i, j] = at(float(a), float(b))
-            if on_point is not None:
-                on_point(i * grid.size + j + 1, losses.size)
+    with progress.bar(
+        f"Loss landscape in {title}", losses.size, unit="point"
+    ) as step:
+        for i, b in enumerate(grid):
+            for j, a in enumerate(grid):
+                losses[i, j] = at(float(a), float(b))
+                step()
+                if on_point is not None:
+                    on_point(i * grid.size + j + 1, losses.size)
     return LossSurface(grid, grid.copy(), losses, title)
 
 

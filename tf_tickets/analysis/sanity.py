@@ -15,8 +15,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_tickets import checks, initialization
-from tf_tickets.analysis.figures import new_axes, save
+from tf_tickets import checks, initialization, progress
+from tf_tickets.figures import new_axes, save
 from tf_tickets.loss.trials import Train, trials
 from tf_tickets.pruning import keep_largest
 from tf_tickets.selection import (
@@ -174,6 +174,7 @@ def sanity_checks(
     seeds: Sequence[int] = (0, 1, 2),
     threshold: float = 0.01,
     initializer: Any = None,
+    verbose: progress.Verbosity = "auto",
 ) -> SanityReport:
     """Train the ticket and its controls, and say whether the ticket matters.
 
@@ -210,6 +211,9 @@ def sanity_checks(
             ticket to pass, in the unit of ``train``; 0.01 by default.
         initializer: A Keras initializer for the masked weights of
             `"reinitialize"`, instead of the above.
+        verbose: `"auto"`, the default, and 1 show a bar of the trainings; 2
+            shows one line at the end, 0 nothing. What ``train`` shows is its
+            own affair: ``model.fit(..., verbose=0)`` leaves the bar alone.
 
     Returns:
         A report; printing it shows a table.
@@ -234,7 +238,8 @@ def sanity_checks(
     >>> def train(model):
     ...     return -model.fit(x, y, verbose=0).history["loss"][-1]
     >>> ticket = tt.prune(model, sparsity=0.5)
-    >>> report = tt.analysis.sanity_checks(ticket, model, train=train)
+    >>> report = tt.analysis.sanity_checks(
+    ...     ticket, model, train=train, verbose=0)
     >>> sorted(report.gaps)
     ['invert', 'random', 'reinitialize', 'shuffle']
     """
@@ -266,14 +271,25 @@ def sanity_checks(
                     f"The control {name!r} changes nothing, so it would check "
                     f"nothing. Received: {ticket!r}, seed {seed}"
                 )
-    with trials(model) as run:
+    with (
+        trials(model) as run,
+        progress.shown(verbose),
+        progress.bar(
+            "Sanity checks: the ticket and its controls",
+            len(seeds) * (1 + len(names)),
+            unit="run",
+            at_once=train is not None,
+        ) as step,
+    ):
         # By seed, so that an interrupted check leaves whole rows behind.
         of_ticket: list[float] = []
         of_controls: dict[str, list[float]] = {name: [] for name in names}
         for seed in seeds:
             of_ticket.append(run(ticket, measure, seed))
+            step()
             for name in names:
                 of_controls[name].append(run(makers[name](seed), measure, seed))
+                step()
     return SanityReport(
         tuple(of_ticket),
         {name: tuple(values) for name, values in of_controls.items()},

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from tf_tickets import checks, masking
+from tf_tickets import checks, masking, progress
 from tf_tickets.callbacks.base import (
     Directory,
     DrawingCallback,
@@ -23,6 +23,7 @@ from tf_tickets.callbacks.rewind import Rewind
 from tf_tickets.callbacks.rounds import OF_A_ROUND, Round, RoundCallbacks
 from tf_tickets.pruning import criteria, scopes
 from tf_tickets.pruning.prune import (
+    check_criterion,
     current_masks,
     describe,
     sparsity_of,
@@ -96,6 +97,8 @@ class IterativeMagnitudePruning(DrawingCallback):
 
     The logs of every epoch get ``round`` and ``sparsity``, that of the network
     which was trained, for the progress bar, `History` and all other callbacks.
+    Unless `fit` is silent, a line tells where each round begins, and one at the
+    end what was drawn.
 
     Raises:
         ValueError: On bad arguments. When training begins: if `fit` has too
@@ -253,6 +256,9 @@ class IterativeMagnitudePruning(DrawingCallback):
         self._point.set_model(self.model)
         self._point.on_train_begin()
         masks = self._check()
+        check_criterion(
+            self.model, self.criterion, masks, data=self.data, seed=self.seed
+        )
         self._resumed = bool(remembered)
         self._trained_sparsity = sparsity_of(masks)
         if remembered:
@@ -287,6 +293,7 @@ class IterativeMagnitudePruning(DrawingCallback):
                 self.model,
                 {**self.params, "epochs": last},
             )
+            self._show_round()
         self._round.call("on_epoch_begin", self._position)
 
     def on_train_batch_begin(
@@ -347,10 +354,23 @@ class IterativeMagnitudePruning(DrawingCallback):
                 f"{self.plan.rounds}: the last ticket is not drawn.",
                 stacklevel=3,  # Keras, which called
             )
-        elif self._at_rewind_point and self.rewind == "weights":
+            return
+        if self._at_rewind_point and self.rewind == "weights":
             # An optimizer with use_ema=True has just written its averages
             # over the rewound weights.
             self._point.rewind()
+        if progress.of_fit(self.params):
+            progress.say(f"Drawn: {self.ticket!r}")
+
+    def _show_round(self) -> None:
+        """A line above the epochs of a round, where `fit` shows those."""
+        if progress.of_fit(self.params):
+            number = len(self.tickets) + 1
+            progress.say(
+                f"Round {number}/{self.plan.rounds}"
+                if number <= self.plan.rounds
+                else "The last ticket"
+            )
 
     def _end_round(self, epoch: int) -> None:
         if self.rewind is not None and self._point.snapshot is None:

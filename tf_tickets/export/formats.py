@@ -13,7 +13,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
-from tf_tickets import archive, checks, masking
+from tf_tickets import archive, checks, masking, progress
 from tf_tickets.export.choosing import Latency, compared, difference
 from tf_tickets.export.litert import LiteRT
 from tf_tickets.export.report import (
@@ -30,6 +30,7 @@ from tf_tickets.export.source import (
     batch_sizes_of,
     signature_of,
 )
+from tf_tickets.selection import check_model
 
 # Writers: functions, or objects that have more methods.
 FORMATS: dict[str, Any] = {
@@ -57,6 +58,7 @@ def write(
     format: str,
     endpoints: Mapping[str, Endpoint] | None = None,
     input_signature: Sequence[Any] | None = None,
+    verbose: progress.Verbosity = "auto",
     **options: Any,
 ) -> Report:
     """Write ``model`` in any format of `FORMATS`.
@@ -71,6 +73,7 @@ def write(
         format: A name in `FORMATS`.
         endpoints: As in `saved_model`.
         input_signature: As in `saved_model`.
+        verbose: As in `saved_model`.
         **options: Of the format.
 
     Returns:
@@ -105,11 +108,14 @@ def write(
         raise FileExistsError(
             f"{str(path)!r} exists: choose a path that does not."
         )
+    check_model(model)
     masking.project(model)
     source = Source.of(model, input_signature, endpoints)
     with archive.replacing(path) as target:
         try:
-            written = FORMATS[format](source, target, **options) or Written()
+            with progress.shown(verbose):
+                written = FORMATS[format](source, target, **options)
+            written = written or Written()
         except tf.errors.OpError as error:
             raise OSError(
                 f"{str(path)!r} could not be written: {error.message}"
@@ -133,6 +139,7 @@ def saved_model(
     batch_sizes: Sequence[int] = (1, 32),
     endpoints: Mapping[str, Endpoint] | None = None,
     input_signature: Sequence[Any] | None = None,
+    verbose: progress.Verbosity = "auto",
 ) -> Report:
     """Write ``model`` as a SavedModel with the zeros of its ticket.
 
@@ -166,6 +173,9 @@ def saved_model(
         input_signature: A list of structures of `tf.TensorSpec`, one for each
             positional argument of the model, where the model does not say
             itself what it takes.
+        verbose: `"auto"`, the default, shows a bar of what is measured once
+            that has taken a second; 1 at once; 2 one line at the end; 0
+            nothing.
 
     Returns:
         A `Report` of what was written, not measured yet. It stands for the
@@ -197,6 +207,7 @@ def saved_model(
         format=format,
         endpoints=endpoints,
         input_signature=input_signature,
+        verbose=verbose,
         values=values,
         batch_sizes=batch_sizes,
     )
@@ -209,6 +220,7 @@ def litert(
     sparse: bool = True,
     batch_size: int = 1,
     input_signature: Sequence[Any] | None = None,
+    verbose: progress.Verbosity = "auto",
 ) -> Report:
     """Write ``model`` as a LiteRT file, run it to check it, and measure it.
 
@@ -218,6 +230,7 @@ def litert(
         sparse: Store sparse kernels sparsely.
         batch_size: The file's; LiteRT is fastest with a fixed one.
         input_signature: As in `saved_model`.
+        verbose: As in `saved_model`.
 
     Returns:
         A `Report`, measured against the same file stored densely: for each
@@ -249,7 +262,13 @@ def litert(
         sparse=sparse,
         batch_size=batch_size,
     )
-    return report(made, model, input_signature=input_signature, seconds=2.0)
+    return report(
+        made,
+        model,
+        seconds=2.0,
+        input_signature=input_signature,
+        verbose=verbose,
+    )
 
 
 def report(
@@ -260,6 +279,7 @@ def report(
     runs: int = 30,
     seconds: float = 5.0,
     input_signature: Sequence[Any] | None = None,
+    verbose: progress.Verbosity = "auto",
 ) -> Report:
     """Measure what an export is worth, whatever its format.
 
@@ -275,6 +295,7 @@ def report(
         runs: At most so many of each, at each batch size.
         seconds: At most about so long at each batch size.
         input_signature: As in `saved_model`.
+        verbose: As in `saved_model`.
 
     Returns:
         A `Report`, with ``table()``, ``to_json()`` and ``plot(path)``.
@@ -311,25 +332,34 @@ def report(
     if hasattr(writer, "baseline"):
         name, options = writer.baseline(found)
     signature = list(input_signature or signature_of(model))
-    with tempfile.TemporaryDirectory() as directory:
-        dense = write(
-            model,
-            Path(directory) / "dense",
-            format=name,
-            input_signature=signature,
-            **options,
-        )
-        served = {
-            "dense": FORMATS[name].load(dense.path),
-            "export": load(found.path),
-        }
     latencies: dict[int, dict[str, Latency]] = {}
     differences: dict[int, float] = {}
-    for batch in batch_sizes:
-        latencies[batch], outputs = compared(
-            served, signature, batch, runs=runs, seconds=seconds
-        )
-        differences[batch] = difference(outputs["dense"], outputs["export"])
+    with (
+        progress.shown(verbose),
+        progress.bar(
+            f"Measuring the {found.format} export", 1 + len(batch_sizes)
+        ) as step,
+    ):
+        with tempfile.TemporaryDirectory() as directory:
+            dense = write(
+                model,
+                Path(directory) / "dense",
+                format=name,
+                input_signature=signature,
+                verbose=0,
+                **options,
+            )
+            served = {
+                "dense": FORMATS[name].load(dense.path),
+                "export": load(found.path),
+            }
+        step()
+        for batch in batch_sizes:
+            latencies[batch], outputs = compared(
+                served, signature, batch, runs=runs, seconds=seconds
+            )
+            differences[batch] = difference(outputs["dense"], outputs["export"])
+            step()
     return dataclasses.replace(
         found,
         dense_disk_bytes=dense.disk_bytes,

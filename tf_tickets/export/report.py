@@ -20,11 +20,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets.analysis.figures import new_axes, save
 from tf_tickets.analysis.flops import flops
 from tf_tickets.export.choosing import Latency, gain
 from tf_tickets.export.coding import entropy_floor, np_dtype
 from tf_tickets.export.source import Source
+from tf_tickets.figures import new_axes, save
 from tf_tickets.version import __version__
 
 FORMAT_VERSION = 1
