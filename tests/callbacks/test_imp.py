@@ -613,7 +613,7 @@ def test_the_plan_adds_up(rewind_epoch):
     "make",
     [
         lambda: IMP(target_sparsity=0.5, epochs_per_round=1),
-        lambda: tt.callbacks.EarlyBird(sparsities=0.5),
+        lambda: tt.callbacks.EarlyBird([0.5]),
     ],
 )
 def test_a_backup_without_a_directory_is_refused_at_once(make, data, tmp_path):

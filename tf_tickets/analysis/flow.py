@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_tickets import checks, progress
-from tf_tickets.figures import bars
+from tf_tickets.figures import Path, bars, save
 from tf_tickets.loss.batches import batches as read
 from tf_tickets.loss.objective import Loss, call
 from tf_tickets.loss.over_data import LossOverData
@@ -63,9 +62,21 @@ class ActivationSparsity:
         lines += [f"  {name}: {v:.2%}" for name, v in self.layers.items()]
         return "\n".join(lines)
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw a bar for each layer, into an image file."""
-        bars(self.layers, "share of zeros", path)
+    def plot(self, path: Path | None = None, *, axes: Any = None) -> Any:
+        """Draw a bar for each layer; see `tf_tickets.figures`.
+
+        Args:
+            path: An image file to write, or `None`.
+            axes: Matplotlib axes to draw on; a new figure if `None`.
+
+        Returns:
+            The axes.
+        """
+        label = f"share of activations up to {self.threshold:g}"
+        axes = bars(self.layers, label, axes=axes, form="{:.1%}")
+        axes.set_xlim(0, 1.1)
+        save(axes.figure, path)
+        return axes
 
 
 def activation_sparsity(
@@ -225,9 +236,22 @@ class GradientFlow:
     norm: float
     effective: float
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw a bar for each tensor, into an image file."""
-        bars(self.layers, "norm of the gradient", path, scale="log")
+    def plot(self, path: Path | None = None, *, axes: Any = None) -> Any:
+        """Draw a bar for each tensor, from zero; see `tf_tickets.figures`.
+
+        Args:
+            path: An image file to write, or `None`.
+            axes: Matplotlib axes to draw on; a new figure if `None`.
+
+        Returns:
+            The axes.
+        """
+        return bars(
+            self.layers,
+            "norm of the gradient in the kept weights",
+            path,
+            axes=axes,
+        )
 
 
 def gradient_flow(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ import keras
 import numpy as np
 
 from tf_tickets import checks, progress
-from tf_tickets.figures import new_axes, save
+from tf_tickets.figures import Path, axes_or_new, save
 from tf_tickets.loss.objective import Loss, Tensors
 from tf_tickets.loss.over_data import LossOverData, inner, moved, scaled
 from tf_tickets.ticket import Ticket
@@ -51,13 +50,23 @@ class TopEigenvalue:
             f"products{state}>"
         )
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw how the estimate settled, into an image file."""
-        figure, axes = new_axes()
+    def plot(self, path: Path | None = None, *, axes: Any = None) -> Any:
+        """Draw how the estimate settled; see `tf_tickets.figures`.
+
+        Args:
+            path: An image file to write, or `None`.
+            axes: Matplotlib axes to draw on; a new figure if `None`.
+
+        Returns:
+            The axes.
+        """
+        axes = axes_or_new(axes)
         axes.plot(range(1, len(self.estimates) + 1), self.estimates, "o-")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("Hessian-vector products")
-        axes.set_ylabel("top eigenvalue")
-        save(figure, path)
+        axes.set_ylabel("estimate of the top eigenvalue")
+        save(axes.figure, path)
+        return axes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,15 +89,24 @@ class LossCurve:
     losses: np.ndarray
     eigenvalue: float | None = None
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the loss against the distance, into an image file."""
-        figure, axes = new_axes()
+    def plot(self, path: Path | None = None, *, axes: Any = None) -> Any:
+        """Draw the loss against the distance; see `tf_tickets.figures`.
+
+        Args:
+            path: An image file to write, or `None`.
+            axes: Matplotlib axes to draw on; a new figure if `None`.
+
+        Returns:
+            The axes.
+        """
+        axes = axes_or_new(axes)
         axes.plot(self.distances, self.losses, "o-")
         axes.set_xlabel("distance along the direction")
         axes.set_ylabel("loss")
         if self.eigenvalue is not None:
             axes.set_title(f"curvature {self.eigenvalue:.4g}")
-        save(figure, path)
+        save(axes.figure, path)
+        return axes
 
 
 def hessian_top_eigenvalue(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_tickets import checks, progress
-from tf_tickets.figures import new_axes, save
+from tf_tickets.figures import Path, axes_or_new, save
 from tf_tickets.loss.batches import Batch
 from tf_tickets.loss.objective import Loss, Tensors, value_and_gradient
 from tf_tickets.loss.over_data import LossOverData, moved
@@ -54,15 +53,35 @@ class LossSurface:
         """Share of the plane where the loss is at most ``rise`` above it."""
         return float((self.losses <= self.center + rise).mean())
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the contours, into an image file."""
-        figure, axes = new_axes((5, 4))
+    def plot(self, path: Path | None = None, *, axes: Any = None) -> Any:
+        """Draw the loss as colors and contours; see `tf_tickets.figures`.
+
+        A cross marks the model itself. Losses that are not finite stay white.
+
+        Args:
+            path: An image file to write, or `None`.
+            axes: Matplotlib axes to draw on; a new figure if `None`.
+
+        Returns:
+            The axes.
+        """
+        axes = axes_or_new(axes, (5, 4))
         shown = np.where(np.isfinite(self.losses), self.losses, np.nan)
-        lines = axes.contour(self.x, self.y, shown, levels=20)
+        filled = axes.contourf(self.x, self.y, shown, levels=20)
+        lines = axes.contour(filled, levels=filled.levels[::2], colors="w")
+        lines.set_linewidth(0.6)
         axes.clabel(lines, fontsize=7)
-        axes.plot(0, 0, "k+")
-        axes.set_title(self.title)
-        save(figure, path)
+        axes.plot(0, 0, "+", color="w", ms=10, mew=2)
+        axes.figure.colorbar(filled, ax=axes, label="loss")
+        kind = "relative size, " if "input" in self.title else ""
+        axes.set(
+            title=self.title,
+            xlabel=f"first direction ({kind}0 is the model)",
+            ylabel=f"second direction ({kind}0 is the model)",
+            aspect="equal",
+        )
+        save(axes.figure, path)
+        return axes
 
 
 def loss_landscape(

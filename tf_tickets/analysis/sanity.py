@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ import keras
 import numpy as np
 
 from tf_tickets import checks, initialization, progress
-from tf_tickets.figures import new_axes, save
+from tf_tickets.figures import Path, axes_or_new, save
 from tf_tickets.loss.trials import Train, trials
 from tf_tickets.pruning import keep_largest
 from tf_tickets.selection import (
@@ -137,27 +136,40 @@ class SanityReport:
     def __str__(self) -> str:
         return self.render()
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw every run as points with its mean, into an image file.
+    def plot(self, path: Path | None = None, *, axes: Any = None) -> Any:
+        """Draw every run as points with its mean; see `tf_tickets.figures`.
+
+        Args:
+            path: An image file to write, or `None`.
+            axes: Matplotlib axes to draw on; a new figure if `None`.
+
+        Returns:
+            The axes.
 
         Raises:
             ImportError: If matplotlib is not installed.
         """
-        figure, axes = new_axes()
+        axes = axes_or_new(axes, (5.5, 3.4))
         for i, (name, values) in enumerate(self._runs().items()):
             color = "C0" if name == "ticket" else "C1"
             axes.plot([i] * len(values), values, "o", color=color, alpha=0.5)
             axes.plot([i - 0.3, i + 0.3], [np.mean(values)] * 2, color=color)
         axes.axhline(
-            self.means["ticket"] - self.threshold, color="0.6", ls="--", lw=1
+            self.means["ticket"] - self.threshold,
+            color="0.6",
+            ls="--",
+            lw=1,
+            label="means below this fall",
         )
+        axes.legend(fontsize=8)
         axes.set_xticks(range(1 + len(self.controls)), list(self._runs()))
         axes.set_ylabel("accuracy")
         axes.set_title(
             f"density {self.density:.4f}: "
-            + ("passes" if self.passed else "fails")
+            + ("the ticket passes" if self.passed else "the ticket fails")
         )
-        save(figure, path)
+        save(axes.figure, path)
+        return axes
 
     def _runs(self) -> dict[str, tuple[float, ...]]:
         return {"ticket": self.ticket, **self.controls}

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from tf_tickets import checks, masking, progress
+from tf_tickets import checks, figures, masking, progress
 from tf_tickets.callbacks.base import (
     Directory,
     DrawingCallback,
@@ -229,6 +229,57 @@ class IterativeMagnitudePruning(DrawingCallback):
     def epochs(self) -> int:
         """How many epochs to ask `fit` for, an upper bound."""
         return self.plan.epochs_before(self.plan.rounds)
+
+    def plot(
+        self,
+        path: Directory | None = None,
+        *,
+        metric: str | None = None,
+        axes: Any = None,
+    ) -> Any:
+        """Draw `history`: a metric over the sparsity, round by round.
+
+        A dashed line is the dense network, if the first round trained one.
+        Where a round was better than at its end, its best is drawn, too.
+
+        Args:
+            path: An image file to write, or `None`.
+            metric: A name in the rows of `history`; by default an accuracy or
+                its like, that of validation before that of training.
+            axes: Matplotlib axes to draw on; a new figure if `None`.
+
+        Returns:
+            The axes. Horizontal positions are densities of the networks that
+            were trained; their labels are sparsities.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+            ValueError: If no round is done, or none has the metric.
+        """
+        rows = self.history
+        if not rows:
+            raise ValueError(
+                "There is nothing to plot before a round is done. Received: "
+                "history=[]"
+            )
+        known = [key for key in rows[0] if _is_plotted(key, rows)]
+        if metric is None:
+            # Not a loss, if there is something else; of validation, if there.
+            metric = min(
+                known, key=lambda k: ("loss" in k, not k.startswith("val_"))
+            )
+        checks.choice("metric", metric, known)
+        trained = [1 - row["trained_sparsity"] for row in rows]
+        last, best = (
+            dict(zip(trained, [row[key] for row in rows], strict=True))
+            for key in (metric, f"best_{metric}")
+        )
+        runs = {"end of the round": last}
+        if best != last:
+            runs["best of the round"] = best
+        return figures.over_sparsity(
+            runs, metric, path, dense=last.get(1.0), axes=axes
+        )
 
     def schedule_epoch(self, epoch: int) -> int:
         """The epoch of the training schedule at epoch ``epoch`` of `fit`.
@@ -668,6 +719,13 @@ class RoundPlan:
             initial_sparsity,
             done / self.rounds,
         )
+
+
+def _is_plotted(key: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether this is a metric, and a number in every round."""
+    return key not in ("round", "sparsity") and all(
+        isinstance(row.get(key), float) and f"best_{key}" in row for row in rows
+    )
 
 
 def _text(filters: Filters) -> Any:
