@@ -288,7 +288,7 @@ def test_a_report_has_the_bars_of_its_text(tmp_path):
             assert number in text, "every number of the plot is in the text"
     assert size.get_title() == "size: 2.50x smaller"
     assert speed.get_title() == "batch 1: 2.00x faster\nbatch 32: no gain"
-    [whiskers] = speed.containers[0].errorbar[2]
+    [whiskers] = speed.containers[0][2]
     np.testing.assert_allclose(whiskers.get_segments()[1][:, 0], [0.9, 1.2])
 
 
