@@ -47,6 +47,7 @@ WHOLE = {
     "test_house.py",
     "test_leaks.py",
     "test_models.py",
+    "test_packaging.py",
     "test_strategies.py",
     "export/test_networks.py",
 }
