@@ -18,6 +18,7 @@ FLOORS = [
     {
         "archive",
         "checks",
+        "data",
         "distribute",
         "figures",
         "progress",

@@ -58,7 +58,7 @@ def axes_or_new(axes: Any, size: tuple[float, float] = (5, 3)) -> Any:
 
 
 def save(figure: Any, path: Path | None) -> None:
-    """Write a figure to an image file, if there is a path.
+    """Write a figure to an image file, if there is a path; it is replaced.
 
     Raises:
         ValueError: If ``path`` is no path.

@@ -270,15 +270,20 @@ class Masks(abc.ABC):
                 named[key].assign(value)
         masking.enforce(model, masks, others="release")
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(
+        self, path: str | os.PathLike[str], *, overwrite: bool = True
+    ) -> None:
         """Write the ticket to one safetensors file.
 
         Masks take one bit an element. The file appears whole or not at all.
 
         Args:
             path: The file, used as given, whatever its ending.
+            overwrite: Whether to replace a file that is there, which is the
+                default.
 
         Raises:
+            FileExistsError: If ``path`` exists and ``overwrite`` is false.
             OSError: If it cannot be written; an old file stays as it was.
         """
         parts = {
@@ -286,7 +291,9 @@ class Masks(abc.ABC):
             "weights": self._weights,
             "scores": self._scores,
         }
-        archive.write(path, self.kind, self._metadata, parts)
+        archive.write(
+            path, self.kind, self._metadata, parts, overwrite=overwrite
+        )
 
     @classmethod
     def load(cls: type[AnyMasks], path: str | os.PathLike[str]) -> AnyMasks:

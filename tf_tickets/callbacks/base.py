@@ -9,7 +9,6 @@ A `DrawingCallback` draws masks from the weights while they are trained.
 from __future__ import annotations
 
 import contextlib
-import errno
 import inspect
 import math
 import os
@@ -23,7 +22,7 @@ import filelock
 import keras
 import numpy as np
 
-from tf_tickets import checks, masking, progress
+from tf_tickets import archive, checks, data, masking, progress
 from tf_tickets.distribute import is_chief
 from tf_tickets.loss.batches import batches
 from tf_tickets.pruning import criteria, scopes
@@ -262,11 +261,14 @@ class ResumableCallback(TicketCallback):
         super().__init__()
         self._run: RunDirectory | None = None
         self._start: int | None = None
+        self._said_finished = False
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         if self._start is not None:
             with self._undone_on_error():
                 self._check_start(epoch)
+        if self._run is not None:
+            data.set_epoch(epoch)
         super().on_epoch_begin(epoch, logs)
 
     def _keep_in(
@@ -300,6 +302,7 @@ class ResumableCallback(TicketCallback):
             OSError: If the directory cannot be made or written to.
         """
         self._start = None
+        self._said_finished = False
         if self._run is None:
             self._check_backups()
             return {}
@@ -341,8 +344,23 @@ class ResumableCallback(TicketCallback):
         it, so that a later `fit` starts at its own first epoch.
         """
         self._start = epoch
+        data.set_epoch(epoch)
         self.model._initial_epoch = epoch
         self._undo.callback(setattr, self.model, "_initial_epoch", None)
+        if epoch >= self.params.get("epochs", math.inf):
+            self._say_finished()
+
+    def _say_finished(self) -> None:
+        """Warn, once, that the model of this `fit` gets an old state."""
+        if self._run is None or self._said_finished:
+            return
+        self._said_finished = True
+        checks.warn(
+            f"The run in directory={str(self._run.path)!r} is finished: the "
+            "model gets the state that it ended with, whatever it held, and is "
+            "trained for no more than the epochs asked for beyond. For a new "
+            "run choose another `directory`, or delete this one."
+        )
 
     def _check_start(self, epoch: int) -> None:
         start, self._start = self._start, None
@@ -616,15 +634,11 @@ def hold(directory: Directory) -> filelock.BaseFileLock:
             f"Received: directory={str(directory)!r}"
         ) from error
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in archive.NO_LOCKS:
             raise
         return lock
     Path(lock.lock_file).write_text(f"{os.getpid()}\n")
     return lock
-
-
-# How file systems say that they have no locks.
-_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
 def history_row(

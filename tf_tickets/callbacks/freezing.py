@@ -13,7 +13,7 @@ from tf_tickets import checks
 from tf_tickets.callbacks.base import Directory, Logs, ResumableCallback
 from tf_tickets.layers import Supermask
 from tf_tickets.pruning import scopes
-from tf_tickets.pruning.prune import excess
+from tf_tickets.pruning.prune import describe, excess
 from tf_tickets.pruning.topk import select
 from tf_tickets.selection import layers_of, values_of
 
@@ -178,7 +178,7 @@ class IterativeFreezing(ResumableCallback):
                 "every": self.every,
                 "exact": exact,
                 "rate": rate,
-                "scope": scope if isinstance(scope, str) else "callable",
+                "scope": describe(None, "magnitude", scope, 0)["scope"],
             },
         )
 

@@ -489,6 +489,7 @@ class IterativeMagnitudePruning(DrawingCallback):
             return
         # As after the last round.
         self._at_rewind_point = True
+        self._say_finished()
         if self._epochs_beyond(self._start - sum(self._lengths)) <= 0:
             self._start_at(max(self._start, self.params.get("epochs", 0)))
 

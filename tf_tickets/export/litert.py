@@ -93,7 +93,8 @@ class LiteRT:
         expected = [output.numpy() for output in outputs]
         notes = _notes()
         for stores in dict.fromkeys((sparse, False)):
-            content = _convert(source.model, inputs, sparse=stores)
+            with source.traceable():
+                content = _convert(source.model, inputs, sparse=stores)
             run, sparse_tensors = _runner(content)
             off = _difference(expected, run(*inputs))
             if off <= _TOLERANCE:

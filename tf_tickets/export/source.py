@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,7 +13,12 @@ import numpy as np
 import tensorflow as tf
 
 from tf_tickets import checks
-from tf_tickets.selection import named_weights, prunable_among, view_of
+from tf_tickets.selection import (
+    layers_of,
+    named_weights,
+    prunable_among,
+    view_of,
+)
 
 Function = Callable[..., Any]
 Endpoint = Function | tuple[Function, Sequence[Any]]
@@ -69,6 +76,42 @@ class Source:
         except ValueError:  # a model without kernels is a model all the same
             prunable = frozenset()
         return cls(model, weights, values, kept, prunable, endpoints)
+
+    @contextlib.contextmanager
+    def traceable(self) -> Iterator[None]:
+        """Names that a graph can hold, as long as it is traced.
+
+        Keras calls every layer under its name, and TensorFlow's graphs refuse
+        names with a space or beyond ASCII. Keras cannot even `fit` such a
+        model, only call it.
+        """
+        functions = [function for function, _ in self.endpoints.values()]
+        layers = [
+            layer
+            for model in (self.model, *functions)
+            if isinstance(model, keras.Model)
+            for layer in (model, *layers_of(model))
+        ]
+        with contextlib.ExitStack() as stack:
+            for layer in layers:
+                name = graph_name(layer.name)
+                if name != layer.name:
+                    stack.callback(setattr, layer, "name", layer.name)
+                    layer.name = name
+            yield
+
+
+def graph_name(name: str) -> str:
+    """A name that TensorFlow's graphs can hold; such a name itself.
+
+    Example:
+
+    >>> graph_name("dense/kernel"), graph_name("größe")
+    ('dense/kernel', 'named_gr__e')
+    """
+    if re.fullmatch(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*", name):
+        return name
+    return "named_" + re.sub(r"[^A-Za-z0-9_.\\/>-]", "_", name)
 
 
 def batch_sizes_of(batch_sizes: Sequence[int]) -> tuple[int, ...]:
@@ -149,7 +192,7 @@ def sample(signature: Any, batch: int, seed: int = 0) -> Any:
 
 def _from_symbolic(tensor: keras.KerasTensor) -> tf.TensorSpec:
     return tf.TensorSpec(
-        (None, *tensor.shape[1:]), tensor.dtype, name=tensor.name
+        (None, *tensor.shape[1:]), tensor.dtype, name=graph_name(tensor.name)
     )
 
 
