@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 import keras
 import numpy as np
 
-from tf_tickets import archive, checks, masking
+from tf_tickets import archive, checks, figures, masking
+from tf_tickets.figures import Path
 from tf_tickets.selection import match_keys, named_weights
 from tf_tickets.version import __version__
 
@@ -117,6 +118,38 @@ class Masks(abc.ABC):
             key: float(np.count_nonzero(m) / m.size) if m.size else 1.0
             for key, m in self._masks.items()
         }
+
+    def plot(self, path: Path | None = None, *, axes: Any = None) -> Any:
+        """Draw the density of each mask as a bar; see `tf_tickets.figures`.
+
+        A dashed line marks the density of all of them together.
+
+        Args:
+            path: An image file to write, or `None`.
+            axes: Matplotlib axes to draw on; a new figure if `None`.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        axes = figures.bars(
+            self.densities(),
+            f"density, {self.kept:,} of {self.size:,} {self.covers} kept",
+            axes=axes,
+        )
+        axes.axvline(
+            self.density,
+            color="k",
+            ls="--",
+            lw=1,
+            zorder=0,
+            label=f"all together: {self.density:.3g}",
+        )
+        axes.legend(fontsize=8)
+        figures.save(axes.figure, path)
+        return axes
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled and copied: plain dictionaries, not views of them."""

@@ -125,8 +125,8 @@ def flops(
         The report.
 
     Raises:
-        ValueError: If the model is subclassed, sizes are open, or a mask does
-            not fit.
+        ValueError: If the model is not built or is subclassed, sizes are
+            open, or a mask does not fit.
 
     Example:
 
@@ -144,8 +144,8 @@ def flops(
     True
     """
     checks.mapping("masks", masks)
+    kept = _kept_weights(model, masks)  # raises if it is not built
     graph = trace(model, input_shape)
-    kept = _kept_weights(model, masks)
     rows: dict[int, LayerFlops] = {}
     uncounted: dict[str, None] = {}
     for call in graph.calls:

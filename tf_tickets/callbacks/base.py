@@ -22,7 +22,7 @@ import filelock
 import keras
 import numpy as np
 
-from tf_tickets import archive, checks, data, masking
+from tf_tickets import archive, checks, data, masking, progress
 from tf_tickets.distribute import is_chief
 from tf_tickets.loss.batches import batches
 from tf_tickets.pruning import criteria, scopes
@@ -32,7 +32,7 @@ from tf_tickets.pruning.prune import (
     draw_masks,
     finite_weights,
 )
-from tf_tickets.selection import Filters
+from tf_tickets.selection import Filters, check_keras
 from tf_tickets.snapshot import Snapshot
 from tf_tickets.ticket import Ticket
 
@@ -69,6 +69,10 @@ class TicketCallback(keras.callbacks.Callback):
         # The other callbacks of the list, and those of them that come later.
         self._beside: list[keras.callbacks.Callback] = []
         self._behind: list[keras.callbacks.Callback] = []
+
+    def set_model(self, model: keras.Model) -> None:
+        check_keras(model)  # tf_keras fails before it calls anything else
+        super().set_model(model)
 
     def begin(self) -> None:
         """Training begins: meet every error here, before time is spent."""
@@ -256,6 +260,10 @@ class ResumableCallback(TicketCallback):
 
     keeps_masks = True
 
+    # Whether it goes on by itself where `keras.callbacks.BackupAndRestore` has
+    # brought the model back.
+    follows_backups = False
+
     def __init__(self) -> None:
         super().__init__()
         self._run: RunDirectory | None = None
@@ -295,12 +303,15 @@ class ResumableCallback(TicketCallback):
 
         Raises:
             ValueError: If the directory is in use, holds a run with other
-                arguments, a damaged file, or the run of another model.
+                arguments, a damaged file, or the run of another model; if
+                there is none and `keras.callbacks.BackupAndRestore` stands
+                beside.
             OSError: If the directory cannot be made or written to.
         """
         self._start = None
         self._said_finished = False
         if self._run is None:
+            self._check_backups()
             return {}
         if is_chief(self.model.distribute_strategy):
             self._undo.callback(hold(self._run.path).release)
@@ -317,6 +328,20 @@ class ResumableCallback(TicketCallback):
         state.restore(self.model)
         self._start_at(record["epoch"])
         return record["remembered"]
+
+    def _check_backups(self) -> None:
+        """Meet a backup that would bring back less than is needed."""
+        if not self.follows_backups and any(
+            isinstance(c, keras.callbacks.BackupAndRestore)
+            for c in self._beside
+        ):
+            name = type(self).__name__
+            raise ValueError(
+                "BackupAndRestore brings back the model after a kill, and "
+                f"nothing of what {name} has drawn and counted: give "
+                f"`directory` to {name}, too, or instead. Received: "
+                "directory=None, with BackupAndRestore in the list"
+            )
 
     def _start_at(self, epoch: int) -> None:
         """Let the `fit` that begins start at ``epoch``.
@@ -469,15 +494,16 @@ class DrawingCallback(ResumableCallback):
         seed: int,
     ) -> dict[str, np.ndarray]:
         """Draw masks from the weights of the moment and enforce them."""
-        masks, _ = draw_masks(
-            self.model,
-            sparsity,
-            criterion=self.criterion,
-            scope=scope,
-            data=self.data,
-            filters=self.filters,
-            seed=seed,
-        )
+        with progress.shown(progress.of_fit(self.params)):
+            masks, _ = draw_masks(
+                self.model,
+                sparsity,
+                criterion=self.criterion,
+                scope=scope,
+                data=self.data,
+                filters=self.filters,
+                seed=seed,
+            )
         masking.enforce(self.model, masks)
         return masks
 

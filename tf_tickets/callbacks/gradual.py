@@ -169,6 +169,8 @@ class GradualPruning(DrawingCallback):
             directory, {**self._provenance(), "count_from": count_from}
         )
 
+    follows_backups = True
+
     def begin(self) -> None:
         self.ticket = None
         self._begun = False

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_tickets import progress
 from tf_tickets.export.kernels import (
     Choice,
     Method,
@@ -166,13 +167,18 @@ def choose(
         ``({key: choice}, {key: measured})``; the first has winners only.
     """
     choices, measured = {}, {}
-    for site in sites_of(source, max(batch_sizes)):
-        methods = methods_for(site.layer, site.kernel)
-        with source.traceable():
-            result = _measure(site, methods, batch_sizes)
-        measured[site.key] = result
-        if result.method in methods:
-            choices[site.key] = Choice(site.layer, methods[result.method])
+    sites = sites_of(source, max(batch_sizes))
+    with progress.bar(
+        "Measuring which layers are faster sparse", len(sites), unit="layer"
+    ) as step:
+        for site in sites:
+            methods = methods_for(site.layer, site.kernel)
+            with source.traceable():
+                result = _measure(site, methods, batch_sizes)
+            measured[site.key] = result
+            if result.method in methods:
+                choices[site.key] = Choice(site.layer, methods[result.method])
+            step()
     return choices, measured
 
 

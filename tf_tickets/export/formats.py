@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets import archive, checks, masking
+from tf_tickets import archive, checks, masking, progress
 from tf_tickets.export import digests
 from tf_tickets.export.choosing import compared, difference
 from tf_tickets.export.litert import LiteRT
@@ -35,6 +35,7 @@ from tf_tickets.export.source import (
 )
 from tf_tickets.export.timing import Latency
 from tf_tickets.pruning.prune import warn_of_collapse
+from tf_tickets.selection import check_model
 
 # Writers: functions, or objects that have more methods.
 FORMATS: dict[str, Any] = {
@@ -63,6 +64,7 @@ def write(
     endpoints: Mapping[str, Endpoint] | None = None,
     input_signature: Sequence[Any] | None = None,
     overwrite: bool = True,
+    verbose: progress.Verbosity = "auto",
     **options: Any,
 ) -> Report:
     """Write ``model`` in any format of `FORMATS`.
@@ -82,6 +84,7 @@ def write(
         overwrite: Whether to replace what is at ``path``, which is the
             default. A directory is replaced only if it is empty or holds an
             export.
+        verbose: As in `saved_model`.
         **options: Of the format.
 
     Returns:
@@ -112,6 +115,7 @@ def write(
     """
     checks.choice("format", format, FORMATS)
     path = Path(path)
+    check_model(model)
     masking.warn_of_written(model)
     masking.project(model)
     source = Source.of(model, input_signature, endpoints)
@@ -119,7 +123,8 @@ def write(
     warn_of_collapse(
         {key: np.array([source.kept[key] > 0]) for key in source.prunable}
     )
-    return _write(source, path, format, options, overwrite)
+    with progress.shown(verbose):
+        return _write(source, path, format, options, overwrite)
 
 
 def _write(
@@ -159,6 +164,7 @@ def saved_model(
     endpoints: Mapping[str, Endpoint] | None = None,
     input_signature: Sequence[Any] | None = None,
     overwrite: bool = True,
+    verbose: progress.Verbosity = "auto",
 ) -> Report:
     """Write ``model`` as a SavedModel with the zeros of its ticket.
 
@@ -194,6 +200,9 @@ def saved_model(
             itself what it takes.
         overwrite: Whether to replace an export that is there, which is the
             default.
+        verbose: `"auto"`, the default, shows a bar of what is measured once
+            that has taken a second; 1 at once; 2 one line at the end; 0
+            nothing.
 
     Returns:
         A `Report` of what was written, not measured yet. It stands for the
@@ -227,6 +236,7 @@ def saved_model(
         endpoints=endpoints,
         input_signature=input_signature,
         overwrite=overwrite,
+        verbose=verbose,
         values=values,
         batch_sizes=batch_sizes,
     )
@@ -240,6 +250,7 @@ def litert(
     batch_size: int = 1,
     input_signature: Sequence[Any] | None = None,
     overwrite: bool = True,
+    verbose: progress.Verbosity = "auto",
 ) -> Report:
     """Write ``model`` as a LiteRT file, run it to check it, and measure it.
 
@@ -251,6 +262,7 @@ def litert(
         input_signature: As in `saved_model`.
         overwrite: Whether to replace a file that is there, which is the
             default.
+        verbose: As in `saved_model`.
 
     Returns:
         A `Report`, measured against the same file stored densely: for each
@@ -284,7 +296,13 @@ def litert(
         sparse=sparse,
         batch_size=batch_size,
     )
-    return report(made, model, input_signature=input_signature, seconds=2.0)
+    return report(
+        made,
+        model,
+        seconds=2.0,
+        input_signature=input_signature,
+        verbose=verbose,
+    )
 
 
 def report(
@@ -295,6 +313,7 @@ def report(
     runs: int = 30,
     seconds: float = 5.0,
     input_signature: Sequence[Any] | None = None,
+    verbose: progress.Verbosity = "auto",
 ) -> Report:
     """Measure what an export is worth, whatever its format.
 
@@ -310,6 +329,7 @@ def report(
         runs: At most so many of each, at each batch size.
         seconds: At most about so long at each batch size.
         input_signature: As in `saved_model`.
+        verbose: As in `saved_model`.
 
     Returns:
         A `Report`, with ``table()``, ``to_json()`` and ``plot(path)``.
@@ -346,21 +366,29 @@ def report(
     if hasattr(writer, "baseline"):
         name, options = writer.baseline(found)
     signature = list(input_signature or signature_of(model))
-    with tempfile.TemporaryDirectory() as directory:
-        masking.project(model)
-        source = Source.of(model, signature)
-        dense = _write(source, Path(directory) / "dense", name, options)
-        served = {
-            "dense": FORMATS[name].load(dense.path),
-            "export": load(found.path),
-        }
     latencies: dict[int, dict[str, Latency]] = {}
     differences: dict[int, float] = {}
-    for batch in batch_sizes:
-        latencies[batch], outputs = compared(
-            served, signature, batch, runs=runs, seconds=seconds
-        )
-        differences[batch] = difference(outputs["dense"], outputs["export"])
+    with (
+        progress.shown(verbose),
+        progress.bar(
+            f"Measuring the {found.format} export", 1 + len(batch_sizes)
+        ) as step,
+    ):
+        with tempfile.TemporaryDirectory() as directory:
+            masking.project(model)
+            source = Source.of(model, signature)
+            dense = _write(source, Path(directory) / "dense", name, options)
+            served = {
+                "dense": FORMATS[name].load(dense.path),
+                "export": load(found.path),
+            }
+        step()
+        for batch in batch_sizes:
+            latencies[batch], outputs = compared(
+                served, signature, batch, runs=runs, seconds=seconds
+            )
+            differences[batch] = difference(outputs["dense"], outputs["export"])
+            step()
     return dataclasses.replace(
         found,
         dense_disk_bytes=dense.disk_bytes,

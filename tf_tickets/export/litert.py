@@ -88,6 +88,7 @@ class LiteRT:
                 "A LiteRT file has one function, that of the model. "
                 f"Received: endpoints={[*source.endpoints]}"
             )
+        _check_floats(source.model)
         function, signature = source.endpoints[DEFAULT]
         inputs = sample(signature, batch_size)
         outputs = keras.tree.flatten(function(*inputs))
@@ -134,6 +135,26 @@ class LiteRT:
     def baseline(self, made: Report) -> tuple[str, dict[str, Any]]:
         """What `report` compares a file with: the same one, stored densely."""
         return made.format, {"sparse": False, "batch_size": made.batch_size}
+
+
+# Kernels of these are computed with as they are stored.
+_REFUSED = ("int8", "float8")
+
+
+def _check_floats(model: keras.Model) -> None:
+    modes = {
+        layer.name: layer.dtype_policy.quantization_mode
+        for layer in layers_of(model)
+        if getattr(layer.dtype_policy, "quantization_mode", None) in _REFUSED
+    }
+    if modes:
+        raise ValueError(
+            "The LiteRT converter does not take layers that Keras has "
+            "quantized to int8 or float8: export the model from before "
+            "`model.quantize`. Received: "
+            f"model={model.name!r} with {len(modes)} such layers: "
+            + ", ".join(f"{k} ({v})" for k, v in [*modes.items()][:5])
+        )
 
 
 def prunable_for_xnnpack(path: str, variable: keras.Variable) -> bool:

@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets.analysis.figures import new_axes, save
+from tf_tickets import figures
 from tf_tickets.analysis.flops import flops
 from tf_tickets.export import digests
 from tf_tickets.export.choosing import gain
@@ -372,32 +372,69 @@ class Report:
         ]
         return "\n".join([*aligned, "", *self._summary()])
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw bytes and latencies into an image file (needs matplotlib)."""
-        figure, (size, speed) = new_axes((9, 3.5), columns=2)
-        names = ("dense", "gzip", "packed", "floor")
-        size.bar(names, [self.total(f"{n}_bytes") / 1e6 for n in names])
-        size.set(ylabel="MB", yscale="log", title="weights")
-        for offset, name in ((-0.2, "dense"), (0.2, "export")):
-            times = [row[name] for row in self.latencies.values()]
-            speed.bar(
-                np.arange(len(times)) + offset,
-                [1e3 * t.median for t in times],
-                0.4,
-                yerr=np.array(
-                    [
-                        (1e3 * (t.median - t.low), 1e3 * (t.high - t.median))
-                        for t in times
-                    ]
-                ).T.reshape(2, -1),
-                label=name,
+    def plot(self, path: figures.Path | None = None) -> Any:
+        """Draw bytes and latencies; see `tf_tickets.figures`.
+
+        The bars are those of the text's last row and of its lines below, with
+        the same numbers beside them. What was not measured has no bar.
+
+        Args:
+            path: An image file to write, or `None`.
+
+        Returns:
+            The two axes.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        figure, (size, speed) = figures.new_axes((10, 3), columns=2)
+        weights = {
+            f"weights, {name}": self.total(f"{name}_bytes")
+            for name in ("dense", "gzip", "packed", "floor")
+        }
+        disk = {
+            "on disk, dense": self.dense_disk_bytes,
+            f"on disk, {self.format}": self.disk_bytes,
+        }
+        measured = {k: v for k, v in {**weights, **disk}.items() if v}
+        figures.bars(measured, "size", axes=size, form=_size)
+        size.xaxis.set_major_formatter(lambda value, _: _size(value))
+        size.locator_params(axis="x", nbins=3)
+        gains = self.gains()
+        size.set_title(f"size: {gains.get('size', 'not compared')}")
+        times = {
+            f"batch {batch}, {self.format if name == 'export' else name}": row[
+                name
+            ]
+            for batch, row in self.latencies.items()
+            for name in ("dense", "export")
+        }
+        medians = {name: 1e3 * one.median for name, one in times.items()}
+        if not times:
+            speed.set_axis_off()
+            speed.set_title("latency: not measured")
+        else:
+            spread = {
+                name: (1e3 * (t.median - t.low), 1e3 * (t.high - t.median))
+                for name, t in times.items()
+            }
+            figures.bars(
+                medians,
+                "ms a call, median and quartiles",
+                axes=speed,
+                form="{:.2f} ms",
+                spread=spread,
             )
-        speed.set_xticks(
-            range(len(self.latencies)), [f"batch {b}" for b in self.latencies]
-        )
-        speed.set(ylabel="ms, median and quartiles", title="latency")
-        speed.legend()
-        save(figure, path)
+            speed.set_title(
+                "\n".join(
+                    f"{name}: {word}"
+                    for name, word in gains.items()
+                    if name != "size"
+                ),
+                fontsize=10,
+            )
+        figures.save(figure, path)
+        return size, speed
 
     def __str__(self) -> str:
         return self.table()

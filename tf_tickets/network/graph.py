@@ -14,6 +14,8 @@ from typing import Any
 
 import keras
 
+from tf_tickets.selection import check_keras
+
 Shape = tuple[int | None, ...]
 InputShape = (
     Sequence[int | None]
@@ -117,6 +119,7 @@ def require_graph(model: object, what: str, advice: str = "") -> None:
     Raises:
         ValueError: If they are not.
     """
+    check_keras(model)
     if not is_graph(model):
         raise ValueError(
             f"{what} needs a functional model or a sequential one with a "
