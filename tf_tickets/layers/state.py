@@ -68,6 +68,7 @@ class SupermaskOptions:
             checks.sparsity(self.sparsity)
         self._check_penalty()
         checks.whole("seed", self.seed, least=0)
+        checks.make_plain(self)
         # Unknown names raise here, before anything is made.
         _ = self.score_initializer, self.weight_initializer
 
