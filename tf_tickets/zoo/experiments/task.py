@@ -308,13 +308,17 @@ class Trial(Task):
             *more: Its other arguments.
 
         Returns:
-            The recipe; `None` if there is none, as for networks of one's own.
+            The recipe; `None` if there is none. For a network or a data set
+            of one's own it is that of the names in the last recipe.
         """
-        found = self.choices.network, self.choices.dataset
-        if not all(isinstance(name, str) for name in found):
-            return None
+        last = self.choices.recipe
+        network, dataset = self.choices.network, self.choices.dataset
         try:
-            return lookup(*found, *more)
+            return lookup(
+                network if isinstance(network, str) else last.model,
+                dataset if isinstance(dataset, str) else last.dataset,
+                *more,
+            )
         except ValueError:
             return None
 

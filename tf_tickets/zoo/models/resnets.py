@@ -105,7 +105,7 @@ def preresnet101(blocks: NormalizedBlocks, image: Tensor) -> Tensor:
 
     Three stages of eleven bottleneck blocks with 16, 32 and 64 filters, four
     times as many at their ends; shortcuts that change the shape are 1x1
-    convolutions of what came in, without normalization. 1,026,928 weights.
+    convolutions of what came in, without normalization. 1,039,280 weights.
 
     Reference:
         He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016;
@@ -125,7 +125,7 @@ def preresnet101(blocks: NormalizedBlocks, image: Tensor) -> Tensor:
 
 @network(SequenceBlocks)
 def resnet1d(blocks: SequenceBlocks, sequence: Tensor) -> Tensor:
-    """ResNet-20 along one axis, for MNIST-1D: 92,400 weights.
+    """ResNet-20 along one axis, for MNIST-1D: 92,336 weights.
 
     Three stages of three basic blocks with 16, 32 and 64 filters of width 3;
     shortcuts that change the shape are convolutions of width 1 with

@@ -68,7 +68,8 @@ def iterative_pruning(model: str, dataset: str) -> PruningRecipe:
     seconds and minutes.
 
     Args:
-        model: `"resnet20"`, `"vgg16"`, `"digits_cnn"` or `"resnet1d"`.
+        model: `"resnet20"`, `"vgg16"`, `"mobilenet_v2"`,
+            `"wide_resnet_28_2"`, `"digits_cnn"` or `"resnet1d"`.
         dataset: `"cifar10"`, `"digits"` or `"mnist1d"`.
 
     Returns:
@@ -103,7 +104,7 @@ _RECIPES = {
         prune_fraction=0.2,
         rewind_step=1000,
     )
-    for model in ("resnet20", "vgg16")
+    for model in ("resnet20", "vgg16", "mobilenet_v2", "wide_resnet_28_2")
 } | {
     ("digits_cnn", "digits"): PruningRecipe(
         model="digits_cnn",
