@@ -466,7 +466,8 @@ def units():
 
 if __name__ == "__main__":
     print(units()[0].identity["model"])
-    print(experiments.run(units(), sys.argv[1], workers=1)[0]["twice"])
+    found = experiments.run(units(), sys.argv[1], workers=1, verbose=0)
+    print(found[0]["twice"])
 """
 
 
@@ -568,13 +569,13 @@ PAIRED = {
 }
 
 
-def paired(method, seed=0):
+def paired(method):
     return Experiment(
         method=Named(
             f"watched {method}", functools.partial(watching, method=method)
         ),
         density=0.3,
-        seed=seed,
+        seed=0,
         rounds=1,
         options=PAIRED[method],
         model=tiny,
@@ -592,10 +593,9 @@ def test_a_result_does_not_depend_on_other_methods(tmp_path):
     names = ["snip", "imp", "gem_miner"]
     forward = [paired(name) for name in names]
     first = experiments.run(forward, tmp_path / "a", verbose=0)
-    second = experiments.run(forward[::-1], tmp_path / "b", verbose=0)
-    assert list(map(lasting, first)) == list(map(lasting, second[::-1]))
-    [alone] = experiments.run([paired("imp")], tmp_path / "c", verbose=0)
-    assert lasting(alone) == lasting(first[1])
+    # The other way round, and not all of them.
+    second = experiments.run(forward[:0:-1], tmp_path / "b", verbose=0)
+    assert list(map(lasting, second)) == list(map(lasting, first[:0:-1]))
     for found in first:
         assert len(found["labels"]) == 4 * 32
         assert found["labels"] == first[0]["labels"]
@@ -603,9 +603,8 @@ def test_a_result_does_not_depend_on_other_methods(tmp_path):
     for a, b in zip(first[0]["start"], first[1]["start"], strict=True):
         a, b = np.array(a), np.array(b)
         both = (a != 0) & (b != 0)
-        assert both.any() and (a[both] == b[both]).all()
-    [other] = experiments.run([paired("snip", 1)], tmp_path / "d", verbose=0)
-    assert other["labels"] != first[0]["labels"]
+        assert (a[both] == b[both]).all()
+        assert both.any() or a.ndim == 1  # biases start at zero
 
 
 def test_a_task_begins_anew():

@@ -32,12 +32,14 @@ def options_of(method: Method) -> tuple[str, ...] | None:
         method: One of `METHODS`, or a function of one's own.
 
     Returns:
-        Their names; `None` if it takes any.
+        Their names, without those that a `functools.partial` has set; `None`
+        if it takes any.
     """
     _, *others = inspect.signature(method).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in others):
         return None
-    return tuple(p.name for p in others)
+    fixed = getattr(method, "keywords", {})
+    return tuple(p.name for p in others if p.name not in fixed)
 
 
 def _with_options_of(search: Callable[..., Any]) -> Callable[[Method], Method]:
@@ -72,13 +74,9 @@ def _scored_on(
 
 
 def _at_initialization(
-    trial: Trial,
-    *,
-    criterion: Any = None,
-    per_class: int = 10,
-    batches: int | None = None,
+    trial: Trial, *, per_class: int = 10, batches: int | None = None
 ) -> dict[str, Any]:
-    criterion = criterion or trial.choices.criterion
+    criterion = trial.choices.criterion
     ticket = prune(
         trial.model,
         1 - trial.choices.density,
@@ -466,18 +464,19 @@ NO_TWEAKS = ("dense", "gradual", "early_bird")
 # Shares of a training: the published 8 of 160 epochs, and where the recipe has
 # no rewind point of its own.
 _SHORT, _WARM = 0.05, 0.1
+# Three steps and the loss after them.
+_PROSPR = 4
 
 # Others can be put in, or given to an `Experiment` as they are.
 METHODS: dict[str, Method] = {
     "dense": _dense,
     **{
-        name: functools.partial(_at_initialization, criterion=name)
+        # Each of its own, so that each has its own name.
+        name: functools.partial(_at_initialization)
         for name in AT_INITIALIZATION
     },
     # It takes steps, each on a batch of its own.
-    "prospr": functools.partial(
-        _at_initialization, criterion="prospr", batches=4
-    ),
+    "prospr": functools.partial(_at_initialization, batches=_PROSPR),
     "prune": _at_initialization,
     "gradual": _gradual,
     "imp": _imp,

@@ -202,9 +202,14 @@ def plot(
             axes.axhspan(low, high, color="black", alpha=0.08, lw=0)
     sparsity_axis(axes, {row["density"] for row in sparse})
     runs = {row["runs"] for row in rows}
-    many = "-".join(map(str, sorted({min(runs), max(runs)})))
+    many = " to ".join(map(str, sorted({min(runs), max(runs)})))
     axes.set_ylabel(metric.replace("_", " "))
-    axes.set_title(f"mean ± standard deviation, {many} runs each", fontsize=9)
+    axes.set_title(
+        "one run each"
+        if runs == {1}
+        else f"mean ± standard deviation, {many} runs each",
+        fontsize=9,
+    )
     axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
     path = Path(path)
     with archive.replacing(path) as temporary:

@@ -202,6 +202,7 @@ class Task:
         Returns:
             ``(images, labels)``, class by class; see `datasets.few_of_each`.
         """
+        self.restart()
         found = datasets.few_of_each(
             self.data.train, per_class, classes=self.data.classes
         )
@@ -214,6 +215,7 @@ class Task:
         Args:
             number: How many; fewer if an epoch has no more.
         """
+        self.restart()
         found = list(self.data.train.take(number).as_numpy_iterator())
         self.restart()
         return found

@@ -85,8 +85,8 @@ def spending(model: str, dataset: str) -> SpendingRecipe:
     One recipe for every network and data set: SGD from 0.1, divided by ten
     after 90 and 135 epochs, weight decay 2e-4, batches of 128. The paper's
     text says 180 epochs, the published code 182, and the code is followed.
-    Nothing is said of the stem on TinyImageNet; the size of the images decides
-    (`stem="auto"`), which is CIFAR's.
+    The stem on TinyImageNet is CIFAR's, which is what the published networks
+    have unless told otherwise; the paper does not say.
 
     Args:
         model: `"resnet18"`, `"resnet34"`, `"vgg16"` or `"mobilenet_v1"`.
