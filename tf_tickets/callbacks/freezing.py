@@ -109,7 +109,9 @@ class IterativeFreezing(ResumableCallback):
             mapping. A top-k mask has its own.
         invert: Freeze the highest scores instead of the lowest: the paper's
             sanity check inside the search, whose ticket should be bad. `False`
-            by default; not for top-k masks.
+            by default; not for top-k masks. As soon as no score above the
+            threshold is left, which is soon, the search stops as above,
+            without a warning.
         directory: Where to keep the run; by default nowhere. Every epoch is
             saved there; the same call after a kill goes on after the last
             whole epoch. List the callback after
@@ -335,6 +337,8 @@ class IterativeFreezing(ResumableCallback):
         if self._density("frozen"):
             self._assign(self._lowest_counted(self._target()))
         self.model.stop_training = True
+        if self.invert:  # what it was made for
+            return
         warnings.warn(
             "Every score is under the threshold: the mask keeps no weight. "
             "The search stops, and the scores as they are bring the frozen "
