@@ -67,11 +67,11 @@ def write_csv(found: Iterable[Result], path: str | os.PathLike[str]) -> None:
 
     Example:
 
-    >>> import tempfile
+    >>> import pathlib, tempfile
     >>> unit = {"method": "imp", "density": 0.1, "seed": 0}
     >>> path = f"{tempfile.mkdtemp()}/results.csv"
     >>> write_csv([{"experiment": unit, "test_accuracy": 0.9}], path)
-    >>> print(open(path).read().strip())
+    >>> print(pathlib.Path(path).read_text().strip())
     method,asked_density,seed,test_accuracy
     imp,0.1,0,0.9
     """
