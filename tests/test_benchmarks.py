@@ -84,17 +84,6 @@ def test_ratios_are_taken_within_a_round_and_bracketed():
     assert row.cpu_ratio == 5 / 4
 
 
-def test_sides_take_turns_and_warm_up_untimed():
-    calls = []
-    times = timing.interleaved(
-        {name: lambda name=name: calls.append(name) for name in "abc"},
-        rounds=3,
-        warmup=1,
-    )
-    assert [t.wall.size for t in times.values()] == [3, 3, 3]
-    assert "".join(calls) == "cab" + "abc" + "bca" + "cab"
-
-
 @pytest.mark.parametrize(
     "network,jit_compile", [("mlp", "true"), ("resnet20", "false")]
 )

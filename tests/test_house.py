@@ -15,7 +15,7 @@ PACKAGE = ROOT / "tf_tickets"
 # A module imports from floors below its own, or from its own.
 FLOORS = [
     {"version"},
-    {"archive", "checks", "distribute", "selection", "tracing"},
+    {"archive", "checks", "data", "distribute", "selection", "tracing"},
     {"initialization", "foreign", "masking", "masks", "snapshot"},
     {"ticket"},
     {"network", "loss"},

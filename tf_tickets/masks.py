@@ -6,7 +6,7 @@ import abc
 import os
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import keras
 import numpy as np
@@ -141,7 +141,9 @@ class Masks(abc.ABC):
         """Fraction of the mask positions in which two tickets differ.
 
         Args:
-            other: A ticket of the same kind over the same keys.
+            other: A ticket of the same kind over the same weights. Layers may
+                have other numbers, and models other names, as after loading:
+                then the whole lists are matched, as `apply` does.
 
         Returns:
             A number in [0, 1]; 0 for equal masks.
@@ -154,14 +156,9 @@ class Masks(abc.ABC):
                 f"`other` must be a {type(self).__name__}. "
                 f"Received: other={other!r}"[:500]
             )
-        mine, theirs = shapes_of(self._masks), shapes_of(other.masks)
-        if mine != theirs:
-            raise ValueError(
-                f"The tickets cover different {self.covers}. Received: "
-                f"{sorted(mine.items() ^ theirs.items())}"
-            )
+        keys = keys_between(self, other, self.covers)
         differing = sum(
-            int(np.count_nonzero(m != other.masks[k]))
+            int(np.count_nonzero(m != other.masks[keys[k]]))
             for k, m in self._masks.items()
         )
         return differing / self.size if self.size else 0.0
@@ -237,15 +234,20 @@ class Masks(abc.ABC):
                 named[key].assign(value)
         masking.enforce(model, masks, others="release")
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(
+        self, path: str | os.PathLike[str], *, overwrite: bool = True
+    ) -> None:
         """Write the ticket to one safetensors file.
 
         Masks take one bit an element. The file appears whole or not at all.
 
         Args:
             path: The file, used as given, whatever its ending.
+            overwrite: Whether to replace a file that is there, which is the
+                default.
 
         Raises:
+            FileExistsError: If ``path`` exists and ``overwrite`` is false.
             OSError: If it cannot be written; an old file stays as it was.
         """
         parts = {
@@ -253,7 +255,9 @@ class Masks(abc.ABC):
             "weights": self._weights,
             "scores": self._scores,
         }
-        archive.write(path, self.kind, self._metadata, parts)
+        archive.write(
+            path, self.kind, self._metadata, parts, overwrite=overwrite
+        )
 
     @classmethod
     def load(cls: type[AnyMasks], path: str | os.PathLike[str]) -> AnyMasks:
@@ -279,6 +283,47 @@ class Masks(abc.ABC):
 def shapes_of(arrays: Arrays) -> dict[str, tuple[int, ...]]:
     """``{key: shape}``."""
     return {key: tuple(array.shape) for key, array in arrays.items()}
+
+
+class HasMasks(Protocol):
+    """A ticket over weights or over channels."""
+
+    @property
+    def masks(self) -> Mapping[str, np.ndarray]: ...
+
+
+def keys_between(
+    one: HasMasks, other: HasMasks, covers: str = "weights"
+) -> dict[str, str]:
+    """``{key of a mask of one: key of that mask in other}``.
+
+    Args:
+        one: A ticket.
+        other: A ticket.
+        covers: What their masks are over, for the error.
+
+    Raises:
+        ValueError: If they do not cover the same.
+    """
+    mine, theirs = shapes_of(one.masks), shapes_of(other.masks)
+    if mine == theirs:
+        return {key: key for key in mine}
+    lists = [getattr(ticket, "weights", None) or {} for ticket in (one, other)]
+    if any(
+        not listing.keys() >= ticket.masks.keys()
+        for listing, ticket in zip(lists, (one, other), strict=True)
+    ):
+        lists = [one.masks, other.masks]
+    try:
+        keys = match_keys(shapes_of(lists[0]), lists[1], mine)
+    except ValueError:
+        keys = {}
+    if {keys.get(key): shape for key, shape in mine.items()} != theirs:
+        raise ValueError(
+            f"The tickets cover different {covers}. Received: "
+            f"{sorted(mine.items() ^ theirs.items())[:6]}"
+        )
+    return keys
 
 
 def _as_mask(key: str, mask: Any) -> np.ndarray:

@@ -43,7 +43,7 @@ def test_a_sparse_file_is_smaller_and_equal(tmp_path):
     assert again.disk_bytes <= found.dense_disk_bytes + 100
     assert not again.sparse_tensors
     with pytest.raises(FileExistsError):
-        tt.export.litert(model, path)
+        tt.export.litert(model, path, overwrite=False)
 
 
 def test_several_inputs_and_outputs(tmp_path):

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from tf_tickets.analysis.figures import new_axes, save
-
-
-class HasMasks(Protocol):
-    """A ticket over weights or over channels."""
-
-    @property
-    def masks(self) -> Mapping[str, np.ndarray]: ...
+from tf_tickets.masks import HasMasks, keys_between
 
 
 def mask_distance_matrix(tickets: Sequence[HasMasks]) -> np.ndarray:
@@ -57,16 +51,12 @@ def mask_distance_matrix(tickets: Sequence[HasMasks]) -> np.ndarray:
             f"Received: tickets={tickets!r}"[:500]
         )
     first = tickets[0]
-    shapes = {key: mask.shape for key, mask in first.masks.items()}
     rows = []
     for index, ticket in enumerate(tickets):
-        found = {key: mask.shape for key, mask in ticket.masks.items()}
-        if found != shapes:
-            raise ValueError(
-                "The tickets cover different weights. Received: ticket "
-                f"{index} with {sorted(found.items() ^ shapes.items())[:6]}"
-            )
-        rows.append(np.concatenate([ticket.masks[k].ravel() for k in shapes]))
+        named = f"weights, ticket 0 and ticket {index}"
+        keys = keys_between(first, ticket, named)
+        parts = [ticket.masks[keys[key]].ravel() for key in first.masks]
+        rows.append(np.concatenate(parts))
     bits = np.stack(rows)
     # Row by row: all pairs at once would be n times the memory.
     return np.stack([(bits != row).mean(axis=1) for row in bits])

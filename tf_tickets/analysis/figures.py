@@ -52,7 +52,7 @@ def bars(
 
 
 def save(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Write a figure to an image file.
+    """Write a figure to an image file; one that is there is replaced.
 
     Raises:
         ValueError: If ``path`` is no path.

@@ -257,7 +257,9 @@ class IterativeMagnitudePruning(DrawingCallback):
         self._trained_sparsity = sparsity_of(masks)
         if remembered:
             self._recall(remembered, align=True)
-            self._round.recall(remembered.get("best", []))
+            self._round.recall(
+                remembered.get("best", []), remembered.get("logged", [])
+            )
             self._skip_finished()
         else:
             self._initial_sparsity = self._trained_sparsity
@@ -418,6 +420,7 @@ class IterativeMagnitudePruning(DrawingCallback):
             return
         # As after the last round.
         self._at_rewind_point = True
+        self._say_finished()
         if self._epochs_beyond(self._start - sum(self._lengths)) <= 0:
             self._start_at(max(self._start, self.params.get("epochs", 0)))
 
@@ -463,6 +466,7 @@ class IterativeMagnitudePruning(DrawingCallback):
             "initial_sparsity": self._initial_sparsity,
             "history": self.history,
             "best": self._round.remembered(),
+            "logged": self._round.logged(),
         }
         self._save(epoch, remembered, files)
 

@@ -22,15 +22,17 @@ import tensorflow as tf
 
 from tf_tickets.analysis.figures import new_axes, save
 from tf_tickets.analysis.flops import flops
-from tf_tickets.export.choosing import Latency, gain
+from tf_tickets.export import digests
+from tf_tickets.export.choosing import gain
 from tf_tickets.export.coding import entropy_floor, np_dtype
-from tf_tickets.export.source import Source
+from tf_tickets.export.source import DEFAULT, Source, shapes_in
+from tf_tickets.export.timing import Latency
 from tf_tickets.version import __version__
 
 FORMAT_VERSION = 1
 
 # TensorFlow leaves this directory of a SavedModel to its users.
-_PLACE = Path("assets.extra") / "tf_tickets.json.gz"
+PLACE = Path("assets.extra") / "tf_tickets.json.gz"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,9 @@ def describe(format: str, source: Source, written: Written) -> dict[str, Any]:
     """
     source = written.source or source
     try:
-        counted = flops(source.model).layers
+        counted = flops(
+            source.model, input_shape=shapes_in(source.endpoints[DEFAULT][1])
+        ).layers
     except ValueError:  # a subclassed model, or sizes left open
         counted = ()
     macs = {layer.name: layer.macs for layer in counted}
@@ -124,30 +128,29 @@ def write_manifest(
     """
     data = json.dumps(fields).encode()
     if target.is_dir():
-        (target / _PLACE).parent.mkdir(exist_ok=True)
-        (target / _PLACE).write_bytes(gzip.compress(data, mtime=0))
+        (target / PLACE).parent.mkdir(exist_ok=True)
+        (target / PLACE).write_bytes(gzip.compress(data, mtime=0))
     elif takes_zip:
         with zipfile.ZipFile(target, "a") as bundle:
-            place = zipfile.ZipInfo(_PLACE.stem)
+            place = zipfile.ZipInfo(PLACE.stem)
             bundle.writestr(place, data, zipfile.ZIP_DEFLATED)
 
 
 def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest of an export.
+    """The manifest of an export, all of whose files are whole.
 
     Raises:
         FileNotFoundError: If there is nothing.
         ValueError: If it is not an export of this library, or damaged.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"There is no exported model {str(path)!r}.")
+    digests.compare(path)
     try:
         if path.is_dir():
-            data = gzip.decompress((path / _PLACE).read_bytes())
+            data = gzip.decompress((path / PLACE).read_bytes())
         else:
             with zipfile.ZipFile(path) as bundle:
-                data = bundle.read(_PLACE.stem)
+                data = bundle.read(PLACE.stem)
         fields = json.loads(data)
         if fields["format"] != "tf_tickets.export":
             raise ValueError(f"it says it holds {fields['format']!r}")
