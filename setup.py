@@ -30,6 +30,7 @@ datasets = [
     "importlib_resources>=6",  # which TensorFlow Datasets forgets to name
     "scikit-learn>=1.4,<2",
 ]
+mnist1d = ["mnist1d>=0.0.2.post1,<0.1"]
 tfmot = ["tensorflow-model-optimization>=0.8,<0.9", "tf-keras>=2.16,<3"]
 litert = ["ai-edge-litert>=2,<3"]
 ray = ["ray>=2.40,<3"]
@@ -60,6 +61,7 @@ setup(
     extras_require={
         "plots": plots,
         "datasets": datasets,
+        "mnist1d": mnist1d,
         "tfmot": tfmot,
         "litert": litert,
         "ray": ray,
@@ -72,6 +74,7 @@ setup(
             "mypy>=1.11,<3",
             *plots,
             *datasets,
+            *mnist1d,
             *tfmot,
             *litert,
         ],
