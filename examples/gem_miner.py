@@ -45,7 +45,7 @@ flags.DEFINE_multi_enum(
 )
 flags.DEFINE_integer("epochs", None, "Epochs of mining; default: recipe's.")
 flags.DEFINE_float("learning_rate", None, "Of scores; default: the recipe's.")
-flags.DEFINE_float("score_penalty", None, "λ; default: the recipe's.")
+flags.DEFINE_string("score_penalty", None, "λ, or auto; default: the recipe's.")
 flags.DEFINE_integer("every", None, "T; default: the recipe's.")
 flags.DEFINE_integer(
     "finetune_epochs", None, "And those of a round of IMP; default: recipe's."
@@ -119,6 +119,10 @@ def options(method: str) -> dict[str, Any]:
         given["weights"] = "keep"
     if not method.startswith(("gem_miner", "edge_popup")):
         return {}
+    if given["score_penalty"] not in (None, "auto"):
+        given["score_penalty"] = float(given["score_penalty"])
+    elif method.startswith("edge_popup"):
+        given["score_penalty"] = None  # its density is given
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -137,7 +137,10 @@ def test_our_own_recipes_fit_together(names):
     mine = recipes.gem_miner(*names, 0.07)
     assert mine.target_sparsity == pytest.approx(0.93)
     assert (mine.schedule, mine.weight_decay) == ("cosine", 0.0)
-    assert recipes.edge_popup(*names, 0.07) == mine
+    # Which has no density to steer.
+    ablation = recipes.edge_popup(*names, 0.07)
+    assert mine.penalty() == "auto" != ablation.penalty() > 0
+    assert ablation == mine.adjusted(score_penalty=ablation.penalty())
     weights = recipes.finetune(*names, 0.07)
     assert weights.density == 0.07
     assert weights.network_options() == mine.network_options()

@@ -183,7 +183,7 @@ def _mining_recipe(
     lookup: Callable[..., recipes.GemMinerRecipe],
     epochs: int | None,
     learning_rate: float | None,
-    score_penalty: float | None,
+    score_penalty: float | str | None,
     every: int | None,
 ) -> recipes.GemMinerRecipe:
     density, last = trial.choices.density, trial.choices.recipe
@@ -238,7 +238,7 @@ def _mine(
     *,
     epochs: int | None = None,
     learning_rate: float | None = None,
-    score_penalty: float | None = None,
+    score_penalty: float | str | None = None,
     every: int | None = None,
     scores: str = "uniform",
     weights: str = "signed_constant",
@@ -286,7 +286,7 @@ def _edge_popup(
     regularized: bool = False,
     epochs: int | None = None,
     learning_rate: float | None = None,
-    score_penalty: float | None = None,
+    score_penalty: float | str | None = None,
     every: int | None = None,
     weights: str = "signed_constant",
 ) -> dict[str, Any]:
