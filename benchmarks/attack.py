@@ -34,9 +34,7 @@ flags.DEFINE_string("progress", None, "JSON lines, one for each part.")
 
 
 def main(argv: list[str]) -> None:
-    seeds = range(
-        FLAGS.seed, FLAGS.seed + -(-FLAGS.sequences // FLAGS.part)
-    )
+    seeds = range(FLAGS.seed, FLAGS.seed + -(-FLAGS.sequences // FLAGS.part))
     progress = None if FLAGS.progress is None else Path(FLAGS.progress)
     rows: list[dict[str, Any]] = []
     if progress is not None and progress.exists():
