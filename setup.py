@@ -69,6 +69,7 @@ setup(
         "tests": [
             "pytest>=8,<10",
             "pytest-xdist>=3.5,<4",
+            "hypothesis>=6.100,<7",
             "tensorboard>=2.18,<3",
             "ruff>=0.6,<1",
             "mypy>=1.11,<3",
