@@ -159,6 +159,18 @@ def test_any_plant_that_lambda_drives_is_brought_to_its_goal(steps, right):
     assert np.abs(errors[steps * 8 // 10 :]).max() < 0.25
 
 
+def test_a_new_training_forgets_how_the_density_moved_but_not_lambda():
+    miner = tt.supermask(mlp())
+    state = miner.supermask.state.steering
+    helm = steering.Helm(miner, [miner.supermask])
+    for penalty, kept in ((0.0, steering.START), (0.25, 0.25)):
+        state.penalty.assign(penalty)
+        state.error.assign(9.0)
+        helm.start(density=0.5, goal=0.25)
+        assert float(state.error) == pytest.approx(np.log(2))
+        assert helm.penalty == pytest.approx(kept)
+
+
 # Whole trainings.
 
 
@@ -319,6 +331,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(data, tmp_path):
             )
 
     whole, expected = run("whole")
+    assert float(whole.supermask.state.steering.goal[2]) > 0  # it is known now
     run("killed", 5)
     miner, history = run("killed")
     for name in ("score_penalty", "density_effective", "density_frozen"):
@@ -473,6 +486,12 @@ def test_no_penalty_named_and_no_callback_is_none(data):
     ):
         np.testing.assert_allclose(a, b, atol=1e-6)
     assert miner.supermask.score_penalty() == 0
+    # A step that was traced without is traced anew with the callback.
+    miner.fit(
+        batches(*data), epochs=4, verbose=0,
+        callbacks=[IterativeFreezing(0.8, every=1)],
+    )  # fmt: skip
+    assert miner.supermask.score_penalty() > steering.START
 
 
 @pytest.mark.parametrize(
