@@ -191,9 +191,11 @@ def _mining_recipe(
     if isinstance(last, recipes.GemMinerRecipe):
         recipe = last
     if recipe is None:
+        if score_penalty is None and lookup is recipes.gem_miner:
+            score_penalty = "auto"
         if score_penalty is None:
             raise ValueError(
-                "There is no mining recipe for this network, data set and "
+                "There is no recipe of Edge-Popup for this network, data set and "
                 "density: give the option `score_penalty`, and perhaps "
                 "`learning_rate`, `epochs` and `every`. Received: "
                 f"network={trial.choices.network!r}, "
