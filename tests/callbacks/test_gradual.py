@@ -193,11 +193,11 @@ def test_any_schedule_that_is_missed_is_said(schedule, data):
         model.fit(batches(*data), epochs=2, verbose=0, callbacks=[pruning])
 
 
-@pytest.mark.parametrize("size", range(20, 60, 3))
+@pytest.mark.parametrize("size", [23, 25, 44, 50])
 def test_a_target_that_is_met_is_met_however_it_rounds(size):
     """Sizes and targets at which counts round down, up, and to even."""
     x = np.ones((4, size), np.float32)
-    for target in (0.5, 0.7, 0.8, 0.9):
+    for target in (0.5, 0.7, 0.9):
         model = keras.Sequential(
             [keras.Input((size,)), keras.layers.Dense(1, name="one")]
         )

@@ -416,11 +416,11 @@ def test_a_full_disk_stops_a_run_that_can_go_on(data, tmp_path, monkeypatch):
     one = imp()
     real, calls = archive.write, []
 
-    def write(*args):
+    def write(*args, **options):
         calls.append(args)
         if len(calls) == 3:
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(*args)
+        real(*args, **options)
 
     monkeypatch.setattr(archive, "write", write)
     with pytest.raises(OSError, match="No space left"):
