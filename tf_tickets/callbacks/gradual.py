@@ -16,7 +16,7 @@ from tf_tickets.callbacks.base import (
     Logs,
     StepCounter,
 )
-from tf_tickets.pruning import criteria, scopes
+from tf_tickets.pruning import criteria, patterns, scopes
 from tf_tickets.pruning.prune import current_masks, describe, excess
 from tf_tickets.pruning.schedules import (
     Polynomial,
@@ -66,6 +66,9 @@ class GradualPruning(DrawingCallback):
         criterion: As in `tf_tickets.prune`; `"magnitude"` by default.
         scope: As in `tf_tickets.prune`, but not a mapping; `"global"` by
             default.
+        pattern: As in `tf_tickets.prune`; `None` by default. N:M says the
+            target sparsity itself. On the way the columns' groups of M lose
+            one weight after the other, those with the lowest scores first.
         data: What the criterion scores on, for criteria that need it, as in
             `tf_tickets.prune`. It is read at each drawing.
         filters: As in `tf_tickets.prunable_weights`; by default all prunable
@@ -118,12 +121,17 @@ class GradualPruning(DrawingCallback):
         count_from: CountFrom = "fit",
         criterion: str | criteria.Criterion = "magnitude",
         scope: scopes.Scope = "global",
+        pattern: patterns.Pattern | None = None,
         data: Any = None,
         filters: Filters = None,
         directory: Directory | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(criterion, scope, data, filters, seed)
+        super().__init__(criterion, scope, data, filters, seed, pattern)
+        if schedule is None:
+            target_sparsity = patterns.sparsity_for(
+                pattern, target_sparsity, scope
+            )
         if (schedule is None) == (target_sparsity is None):
             raise ValueError(
                 "Give a `schedule`, or `target_sparsity` and `end_step`. "
@@ -158,6 +166,7 @@ class GradualPruning(DrawingCallback):
         # rhythm of its own.
         self._own_rhythm = isinstance(schedule(begin_step), tuple)
         self._climb = climb_of(schedule)
+        patterns.sparsity_for(pattern, self._climb.target, scope)
         self._every = _APART
         self._steps = StepCounter()
         self._counted_to: int | None = None
@@ -175,7 +184,9 @@ class GradualPruning(DrawingCallback):
         self._size = sum(mask.size for mask in masks.values())
         self._kept = sum(int(np.count_nonzero(m)) for m in masks.values())
         target = self._climb.target
-        if target is not None and excess(masks, target) < 0:
+        layout = self._layout(masks)
+        slack = 0 if layout is None else layout.slack(masks)
+        if target is not None and excess(masks, target, layout) < -slack:
             raise ValueError(
                 "The model is sparser than the schedule's target. Received: "
                 f"target_sparsity={target}, sparsity {self._sparsity:.6f} now"
@@ -206,7 +217,8 @@ class GradualPruning(DrawingCallback):
         if wanted is None:
             wanted = sparsity_at(self.schedule, self._steps.step)
         masks = current_masks(self.model, self.filters)
-        if wanted is not None and excess(masks, wanted) > 0:
+        layout = self._layout(masks)
+        if wanted is not None and excess(masks, wanted, layout) > 0:
             warnings.warn(
                 f"Training ended at step {self._steps.step} of the schedule, "
                 f"and its last drawing was before it reached {wanted:g}: the "
@@ -264,7 +276,9 @@ class GradualPruning(DrawingCallback):
             "source": "GradualPruning",
             "schedule": _described(self.schedule),
             "every": self.every,
-            **describe(None, self.criterion, self.scope, self.seed),
+            **describe(
+                None, self.criterion, self.scope, self.seed, self.pattern
+            ),
         }
 
     def _asked(self, steps: Iterable[int]) -> float | None:
