@@ -80,30 +80,38 @@ class Grouped:
     name: str
 
 
-def rows(shape: MatrixShape) -> np.ndarray:
-    """The pattern ``"rows"``: all weights that read one input."""
-    return np.broadcast_to(np.arange(shape[0])[:, None], shape)
-
-
-def columns(shape: MatrixShape) -> np.ndarray:
-    """The pattern ``"columns"``: all weights of one output."""
-    return np.broadcast_to(np.arange(shape[1]), shape)
-
-
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """The pattern ``(height, width)``; a block at an edge may be smaller."""
+    """The pattern ``(height, width)``; a block at an edge may be smaller.
 
-    height: int
-    width: int
+    Attributes:
+        height: Rows of a block; `None` for all.
+        width: Columns of a block; `None` for all.
+    """
+
+    height: int | None
+    width: int | None
 
     def __call__(self, shape: MatrixShape) -> np.ndarray:
-        across = -(-shape[1] // self.width)
-        down = np.arange(shape[0]) // self.height * across
-        return down[:, None] + np.arange(shape[1]) // self.width
+        down, across = self.starts(shape)
+        rows = np.repeat(np.arange(down.size), np.diff(down, append=shape[0]))
+        columns = np.repeat(
+            np.arange(across.size), np.diff(across, append=shape[1])
+        )
+        return rows[:, None] * across.size + columns
+
+    def starts(self, shape: MatrixShape) -> tuple[np.ndarray, np.ndarray]:
+        """The first row and the first column of each block."""
+        return (
+            np.arange(0, shape[0], self.height or max(shape[0], 1)),
+            np.arange(0, shape[1], self.width or max(shape[1], 1)),
+        )
 
 
-PATTERNS: dict[str, Numbering] = {"rows": rows, "columns": columns}
+PATTERNS: dict[str, Numbering] = {
+    "rows": Blocks(1, None),
+    "columns": Blocks(None, 1),
+}
 
 Pattern = str | tuple[int, int] | Numbering | NofM | Grouped
 
@@ -284,20 +292,21 @@ class Layout:
                 _ranks(ranked, allowed, self.pattern.of).ravel(),
             )
         groups = self._groups(ranked.shape)
-        count = int(groups.max(initial=-1)) + 1
-        flat, inside = groups.ravel(), allowed.ravel()
-        sizes = np.bincount(flat, inside, count).astype(np.int64)
-        if self.pattern is not None and self.pattern.score == "max":
-            pooled = np.full(count, -np.inf)
-            np.maximum.at(pooled, flat[inside], ranked.ravel()[inside])
+        sizes = groups.pooled(allowed, np.add, np.int64)
+        if getattr(self.pattern, "score", "mean") == "max":
+            low = np.where(allowed, ranked, -np.inf)
+            pooled = groups.pooled(low, np.maximum, np.float64)
         else:
-            sums = np.where(inside, ranked.ravel(), 0)
+            sums = ranked if allowed.all() else np.where(allowed, ranked, 0)
             with np.errstate(invalid="ignore"):  # inf - inf: told by `select`
-                pooled = np.bincount(flat, sums, count) / np.maximum(sizes, 1)
+                pooled = groups.pooled(sums, np.add, np.float64)
+                pooled /= np.maximum(sizes, 1)
         return Units(
             pooled,
             sizes,
-            lambda kept: self.tensor(path, kept[groups], scores.shape) & active,
+            lambda kept: (
+                self.tensor(path, groups.spread(kept), scores.shape) & active
+            ),
         )
 
     def pools(
@@ -343,8 +352,10 @@ class Layout:
         total = 0
         for path, mask in masks.items():
             if not mask.all():
-                groups = self._groups(self.matrix(path, mask).shape)
-                total += int(np.bincount(groups.ravel()).max(initial=1)) - 1
+                matrix = np.ones_like(self.matrix(path, mask))
+                groups = self._groups(matrix.shape)
+                sizes = groups.pooled(matrix, np.add, np.int64)
+                total += int(sizes.max(initial=1)) - 1
         return total
 
     def _floors(self, masks: Masks) -> dict[str, int]:
@@ -393,24 +404,62 @@ class Layout:
             tightened.append(pool._replace(keep=keep))
         return tightened
 
-    def _groups(self, shape: MatrixShape) -> np.ndarray:
-        """The number of the group of every weight, from 0, without gaps."""
-        number = getattr(self.pattern, "number", columns)
-        groups = np.asarray(number(shape))
+    def _groups(self, shape: MatrixShape) -> _Tiles | _Numbered:
+        number = getattr(self.pattern, "number", None)
+        if isinstance(number, Blocks):
+            return _Tiles(number, shape)
+        return _Numbered(np.asarray(number and number(shape)), shape)
+
+    def _order(self, path: str, rank: int) -> tuple[int, ...]:
+        outs = self.outputs[path]
+        return (*(axis for axis in range(rank) if axis not in outs), *outs)
+
+
+class _Tiles:
+    """Groups that lie as blocks: added up without a look-up."""
+
+    def __init__(self, blocks: Blocks, shape: MatrixShape) -> None:
+        self.shape = shape
+        self.down, self.across = blocks.starts(shape)
+
+    def pooled(self, matrix: np.ndarray, how: np.ufunc, dtype: Any) -> Any:
+        """One number for each group."""
+        bands = how.reduceat(matrix, self.down, axis=0, dtype=dtype)
+        return how.reduceat(bands, self.across, axis=1).ravel()
+
+    def spread(self, kept: np.ndarray) -> np.ndarray:
+        """The mask of the matrix of that of the groups."""
+        bands = kept.reshape(self.down.size, self.across.size)
+        for axis, starts in enumerate((self.down, self.across)):
+            sizes = np.diff(starts, append=self.shape[axis])
+            bands = np.repeat(bands, sizes, axis=axis)
+        return bands
+
+
+class _Numbered:
+    """Groups that lie anywhere, by the number of each weight's group."""
+
+    def __init__(self, groups: np.ndarray, shape: MatrixShape) -> None:
         if groups.shape != shape or groups.dtype.kind not in "iu":
             raise ValueError(
                 "A pattern must give every weight the number of its group. "
                 f"Received: an array of {groups.dtype} and shape "
                 f"{groups.shape} for a matrix of shape {shape}"
             )
-        if number not in (rows, columns) and not isinstance(number, Blocks):
-            _, inverse = np.unique(groups, return_inverse=True)
-            groups = inverse.reshape(shape)
-        return groups
+        _, inverse = np.unique(groups, return_inverse=True)
+        self.groups = inverse.reshape(shape)
+        self.count = int(self.groups.max(initial=-1)) + 1
 
-    def _order(self, path: str, rank: int) -> tuple[int, ...]:
-        outs = self.outputs[path]
-        return (*(axis for axis in range(rank) if axis not in outs), *outs)
+    def pooled(self, matrix: np.ndarray, how: np.ufunc, dtype: Any) -> Any:
+        """One number for each group."""
+        start = 0 if how is np.add else -np.inf
+        found = np.full(self.count, start, dtype)
+        how.at(found, self.groups.ravel(), matrix.ravel())
+        return found
+
+    def spread(self, kept: np.ndarray) -> np.ndarray:
+        """The mask of the matrix of that of the groups."""
+        return kept[self.groups]
 
 
 def layout_on(model: keras.Model, pattern: Any, masks: Masks) -> Layout | None:

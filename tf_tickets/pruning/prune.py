@@ -161,7 +161,7 @@ def draw_masks(
             budget(*target, masks, layout),
             masks,
             single_weights if layout is None else layout.units,
-            share=not isinstance(scope, Mapping),
+            share=layout is not None and not isinstance(scope, Mapping),
         )
     warn_of_collapse(masks, before)
     return masks, scores

@@ -78,8 +78,9 @@ class Units(NamedTuple):
         sizes: How many weights that may be kept each unit has; where each is
             one weight, whether it may be kept.
         spread: ``(mask of the units) -> mask of the tensor``.
-        turns: Units of an earlier turn are all kept before any of a later
-            one; `None` if scores alone decide.
+        turns: Of units that are one weight each: those of an earlier turn
+            are all kept before any of a later one; turns are counted from 0
+            without gaps. `None` if scores alone decide.
     """
 
     scores: np.ndarray
@@ -217,9 +218,11 @@ def _share(filled: list[_Filled]) -> None:
     spare = [one.pool.keep - _weight(one.sizes, one.kept) for one in filled]
     rest = sum(spare)
     for i in sorted(range(len(filled)), key=lambda i: -spare[i]):
+        if not spare[i]:
+            return
         one = filled[i]
         free = np.flatnonzero((one.sizes > 0) & ~one.kept)
-        if spare[i] and free.size:
+        if free.size:
             following = free[np.argmax(one.scores[free])]
             if one.sizes[following] <= rest:
                 one.kept[following] = True
@@ -227,6 +230,9 @@ def _share(filled: list[_Filled]) -> None:
 
 
 def _weight(sizes: np.ndarray, kept: np.ndarray) -> int:
+    """How many weights the kept units hold."""
+    if sizes.dtype == bool:
+        return int(np.count_nonzero(kept))
     return int(np.sum(sizes, where=kept, dtype=np.int64))
 
 
@@ -239,11 +245,16 @@ def _best_in_turn(
 ) -> np.ndarray:
     if turns is None:
         return _best(scores, sizes, keep)
-    counts = np.bincount(turns[sizes > 0])
-    whole = int(np.searchsorted(np.cumsum(counts), keep, "right"))
-    sure = (sizes > 0) & (turns < whole)
-    rest = keep - int(np.count_nonzero(sure))
-    return sure | _best(scores, sizes * (turns == whole), rest)
+    turn, kept = 0, np.zeros(scores.size, bool)
+    while keep:
+        following = sizes & (turns == turn)
+        count = int(np.count_nonzero(following))
+        if not 0 < count <= keep:
+            return kept | _best(scores, following, keep if count else 0)
+        kept |= following
+        keep -= count
+        turn += 1
+    return kept
 
 
 def _enough(scores: np.ndarray, sizes: np.ndarray, least: int) -> np.ndarray:
