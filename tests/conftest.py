@@ -1,5 +1,6 @@
-"""Seeds, two logical CPUs, small models and a small real task for all tests."""
+"""Seeds, two logical CPUs, a small task and what tests of rooms share."""
 
+import contextlib
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -9,6 +10,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras import layers
+
+from tests.gallery import mlp as mlp  # what most tests train
+from tf_tickets.selection import layers_of, named_weights
 
 # Must come before TensorFlow starts: distribution is tested on two of them.
 tf.config.set_logical_device_configuration(
@@ -24,27 +29,19 @@ def _fresh_seed():
     keras.mixed_precision.set_global_policy("float32")
 
 
+# Twelve points in eight dimensions, three of each class.
+POINTS = (
+    np.random.default_rng(0).normal(size=(12, 8)).astype("float32"),
+    np.arange(12) % 4,
+)
+
+
 @pytest.fixture
 def data():
     """Sixty-four points in eight dimensions, four classes."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(64, 8)).astype("float32")
     return x, (x @ rng.normal(size=(8, 4))).argmax(1)
-
-
-def mlp(hidden=32, **dense):
-    """A fresh 8-hidden-4 classifier with normalisation and dropout."""
-    return keras.Sequential(
-        [
-            keras.Input((8,)),
-            keras.layers.Dense(hidden, name="hidden", **dense),
-            keras.layers.BatchNormalization(name="norm"),
-            keras.layers.ReLU(name="relu"),
-            keras.layers.Dropout(0.2, seed=1, name="drop"),
-            keras.layers.Dense(4, name="head"),
-        ],
-        name="mlp",
-    )
 
 
 def compiled(model, optimizer="sgd", **options):
@@ -70,6 +67,92 @@ def batches(x, y, size=16):
     return dataset.with_options(options)
 
 
+def images(shape=(8, 8, 3), count=16, seed=0):
+    """Noise, and one of three classes for each."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(count, *shape)).astype("float32")
+    return x, rng.integers(0, 3, count)
+
+
+def two_replicas():
+    """A strategy over two logical CPUs that does not share a process badly.
+
+    TensorFlow numbers the collectives of every MirroredStrategy anew, so the
+    default reduction fails in the second strategy of a process whose
+    gradients have another size, whatever the model.
+    """
+    return tf.distribute.MirroredStrategy(
+        ["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice()
+    )
+
+
+def settle(model, seed=0, batch=4):
+    """Random statistics, scales and offsets under which signals survive.
+
+    Returns a batch of inputs.
+    """
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(batch, *model.input_shape[1:]))
+    for layer in layers_of(model):
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = 0.0
+    model(x, training=True)  # statistics of this batch
+    for weight in named_weights(model).values():
+        if weight.name in ("gamma", "alpha"):
+            weight.assign(rng.uniform(0.5, 1.5, weight.shape))
+        elif weight.name in ("beta", "bias"):
+            weight.assign(rng.normal(size=weight.shape) * 0.2)
+    return x
+
+
+def outputs(model, x):
+    """Everything that a model says of each example, in a row."""
+    return np.concatenate(
+        [
+            np.asarray(y).reshape(len(x), -1)
+            for y in keras.tree.flatten(model(x, training=False))
+        ],
+        axis=1,
+    )
+
+
+def difference(one, other, x, **options):
+    """The largest, of the outputs of two models."""
+    return float(
+        np.abs(one(x, **options).numpy() - other(x, **options).numpy()).max()
+    )
+
+
+def _state(model):
+    """What may not change while a model is only read."""
+    parts = list(model._flatten_layers())
+    return {
+        "variables": [np.array(v) for v in model.variables],
+        "metrics": [np.array(v) for v in model.metrics_variables],
+        "policies": [layer.dtype_policy.name for layer in parts],
+        "activations": [getattr(x, "activation", None) for x in parts],
+        "calls": ["call" in vars(layer) for layer in parts],
+        "autocast": [layer.autocast for layer in parts],
+        "constraints": [v.constraint for v in model.variables],
+    }
+
+
+@contextlib.contextmanager
+def only_read(model, metrics=True):
+    """``metrics=False`` for what trains on the way: it counts in metrics."""
+    before = _state(model)
+    yield
+    after = _state(model)
+    for name in ("variables", "metrics") if metrics else ("variables",):
+        # Building a loss of several outputs adds its trackers at the front.
+        pairs = zip(before[name][::-1], after[name][::-1], strict=False)
+        for old, new in pairs:
+            np.testing.assert_array_equal(old, new)
+    assert len(before["variables"]) == len(after["variables"])
+    for name in ("policies", "activations", "calls", "autocast", "constraints"):
+        assert before[name] == after[name], name
+
+
 class ZerosHold(keras.callbacks.Callback):
     """Fail at the first batch after which a pruned weight is not zero."""
 
@@ -79,13 +162,11 @@ class ZerosHold(keras.callbacks.Callback):
         self.checked = 0
 
     def on_train_batch_end(self, batch, logs=None):
-        from tf_tickets.selection import named_weights
-
         weights = named_weights(self.model)
         for path, mask in self.masks.items():
             value = weights[path].numpy()
             assert (value[~mask] == 0).all(), f"{path} after batch {batch}"
-            assert (value[mask] != 0).any()
+            assert (value[mask] != 0).any() or not mask.any()
             self.checked += 1
 
 

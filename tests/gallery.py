@@ -118,6 +118,27 @@ def stack(
     )
 
 
+@tagged("sequential", "dense")
+def tiny(
+    outputs: int = 3, use_bias: bool = True, dtype: Any = None
+) -> keras.Model:
+    """Small and smooth enough for a whole Hessian, or for NumPy.
+
+    Args:
+        outputs: Units of the last layer.
+        use_bias: Whether the last layer adds one.
+        dtype: Of inputs and layers.
+    """
+    return keras.Sequential(
+        [
+            keras.Input((3,), dtype=dtype),
+            layers.Dense(4, activation="tanh", name="one", dtype=dtype),
+            layers.Dense(outputs, use_bias=use_bias, name="two", dtype=dtype),
+        ],
+        name="tiny",
+    )
+
+
 @tagged("sequential", "convolutional", "normalized")
 def sequential() -> keras.Model:
     """Convolutions, plain and separable, in a chain."""
@@ -206,8 +227,13 @@ def towers() -> keras.Model:
     "multi-output",
     "dictionaries",
 )
-def pairs(features: int = 8, width: int = 6, outputs: int = 4) -> keras.Model:
-    """Dictionaries of two inputs and two outputs around a shared model."""
+def pairs(
+    features: int = 8, width: int = 6, outputs: int = 4, code: bool = False
+) -> keras.Model:
+    """Dictionaries of two inputs and two outputs around a shared model.
+
+    With ``code``, what the two inputs are joined to is an output, too.
+    """
     a = keras.Input((features,), name="a")
     b = keras.Input((features,), name="b")
     inner = keras.Sequential(
@@ -218,13 +244,15 @@ def pairs(features: int = 8, width: int = 6, outputs: int = 4) -> keras.Model:
         ],
         name="inner",
     )
-    x = layers.Add()([inner(a), inner(b)])
-    x = layers.BatchNormalization()(x)
+    joined = layers.Add()([inner(a), inner(b)])
+    x = layers.BatchNormalization()(joined)
     x = layers.Dropout(0.3, seed=2)(x)
     made = {
         "class": layers.Dense(outputs, name="class")(x),
         "size": layers.Dense(1, name="size")(layers.ReLU()(x)),
     }
+    if code:
+        made["code"] = joined
     return keras.Model({"a": a, "b": b}, made, name="pairs")
 
 
@@ -314,6 +342,8 @@ def subclassed_attention() -> keras.Model:
 class Around(keras.Model):
     """A class around a whole model, as a task of KerasHub is around its body.
 
+    No configuration says how to make it again.
+
     Args:
         body: The model.
     """
@@ -330,9 +360,9 @@ class Around(keras.Model):
 
 
 @tagged("subclassed", "nested", "dense", "normalized", "vector")
-def around() -> keras.Model:
+def around(hidden: int = 32) -> keras.Model:
     """A class around a model, with probabilities and a regularizer."""
-    model = Around(mlp())
+    model = Around(mlp(hidden))
     model(keras.ops.zeros((1, 8)))
     return model
 
@@ -359,6 +389,22 @@ class Projection(layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "units": self.units}
+
+
+@keras.saving.register_keras_serializable(package="gallery")
+class Fixed(layers.Layer):
+    """A layer whose activations are fixed in its code."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.dense = layers.Dense(4, activation="relu", name="inner")
+        self.relu = layers.ReLU()
+
+    def build(self, shape: tuple[int, ...]) -> None:
+        self.dense.build(shape)
+
+    def call(self, x: Any) -> Any:
+        return self.relu(self.dense(x) - 0.1)
 
 
 @tagged("sequential", "custom", "vector")
@@ -708,6 +754,9 @@ def chain() -> keras.Model:
             layers.Conv1D(6, 3, use_bias=False, name="two"),
             layers.BatchNormalization(name="two_bn"),
             layers.LeakyReLU(),
+            layers.Conv1D(6, 3, use_bias=False, name="three"),
+            layers.BatchNormalization(name="three_bn"),
+            layers.ReLU(),
             layers.Flatten(),
             layers.Dense(8, use_bias=False, name="dense"),
             layers.BatchNormalization(name="dense_bn"),
@@ -790,13 +839,18 @@ def int8(
 ) -> keras.Model:
     """A model in int8, that of so many weights are not zero."""
     model = keras.Sequential(
-        [keras.Input((features,)), *(layers.Dense(size) for size in units)],
+        [
+            keras.Input((features,)),
+            *(layers.Dense(size, activation="relu") for size in units[:-1]),
+            layers.Dense(units[-1]),
+        ],
         name="int8",
     )
     rng = np.random.default_rng(0)
     for layer in model.layers:
         kept = rng.random(layer.kernel.shape) < density
         layer.kernel.assign(layer.kernel * kept)
+        layer.bias.assign(0.1 * rng.random(layer.bias.shape))
     model.quantize("int8")
     return model
 

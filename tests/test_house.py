@@ -1,6 +1,7 @@
 """The floors of the house, and what an import may cost."""
 
 import ast
+import collections
 import re
 import subprocess
 import sys
@@ -25,6 +26,22 @@ FLOORS = [
 ]
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+# Processes of their own, which must set the environment first.
+ALONE = {"distributed_worker.py", "serve_artifacts.py"}
+# What is tested through every room, or through the whole of one.
+WHOLE = {
+    "test_bad_input.py",
+    "test_benchmarks.py",
+    "test_docs.py",
+    "test_examples.py",
+    "test_gallery.py",
+    "test_house.py",
+    "test_leaks.py",
+    "test_models.py",
+    "test_strategies.py",
+    "export/test_networks.py",
+}
 
 
 def imported(path):
@@ -96,6 +113,70 @@ def test_contributors_read_of_the_floors_that_are_tested():
         for number, rooms in rows
     }
     assert read == dict(enumerate(FLOORS, 1))
+
+
+def test_tests_stand_in_the_rooms_of_what_they_test():
+    """``tests/room/test_module.py`` for ``tf_tickets/room/**/module.py``."""
+    files = {
+        path.relative_to(ROOT / "tests")
+        for path in TESTS
+        if path.name.startswith("test_")
+    }
+    assert WHOLE <= {str(file) for file in files}
+    homeless = []
+    for file in files:
+        name = file.stem.removeprefix("test_")
+        pattern = name if file.parent.name == "" else f"**/{name}"
+        room = PACKAGE / file.parent
+        found = [*room.glob(f"{pattern}.py"), *room.glob(f"{pattern}/")]
+        # The tests of a folder may share the folder's name.
+        if not found and room.name != name and str(file) not in WHOLE:
+            homeless.append(str(file))
+    assert not homeless
+
+
+def classes(path):
+    """``(class, names of its bases, name it is registered by)`` of a file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ClassDef):
+            bases = {ast.unparse(base).split(".")[-1] for base in node.bases}
+            registered = None
+            for one in node.decorator_list:
+                text = ast.unparse(one)
+                if "register_keras_serializable" in text:
+                    own = re.search(r"name='(\w+)'", text)
+                    registered = own[1] if own else node.name
+            yield node.name, bases, registered
+
+
+def test_the_same_model_is_not_written_twice():
+    """One class a name, so that the gallery is where one looks first."""
+    models = {"Model", "Sequential", "Functional"}
+    everything = [(path, *found) for path in TESTS for found in classes(path)]
+    for _ in range(3):  # of a class of a class
+        models |= {name for _, name, bases, _ in everything if bases & models}
+    places = collections.defaultdict(list)
+    for path, name, bases, registered in everything:
+        if bases & models:
+            places[name].append(path.name)
+        elif registered:  # a second one would replace the first
+            places[registered].append(path.name)
+    assert {"Subclassed", "Around", "Projection"} <= places.keys()
+    assert not {name: at for name, at in places.items() if len(at) > 1}
+
+
+def test_models_are_shared_by_the_gallery_alone():
+    """A model that two files of tests want has its place in the gallery."""
+    for path in TESTS:
+        if path.name.startswith(("test_", "gallery")) or path.name in ALONE:
+            continue
+        made = [
+            node.name
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+            and re.search(r"\.Input\(|keras\.Model\)", ast.unparse(node))
+        ]
+        assert not made, path
 
 
 def run(script, **env):

@@ -6,8 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tf_tickets as tt
-from tests.conftest import ZerosHold, batches, compiled, mlp
-from tests.layers.architectures import two_replicas
+from tests.conftest import ZerosHold, batches, compiled, mlp, two_replicas
 from tf_tickets import masking
 from tf_tickets.selection import named_weights
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import tf_tickets as tt
-from tests.conftest import batches, compiled
+from tests import gallery
+from tests.conftest import ZerosHold, batches, compiled
 from tf_tickets.selection import (
     match_keys,
     named_weights,
@@ -36,7 +37,9 @@ def nested():
     return keras.Model(inputs, L.Dense(2, name="d")(x))
 
 
-class Subclassed(keras.Model):
+class Listed(keras.Model):
+    """The same layers once more, in a list."""
+
     def __init__(self):
         super().__init__()
         self.convs = [L.Conv2D(4, 3, name="c1"), L.Conv2D(4, 3, name="c2")]
@@ -49,8 +52,8 @@ class Subclassed(keras.Model):
         return self.d(self.pool(x))
 
 
-def subclassed():
-    model = Subclassed()
+def listed_in_a_class():
+    model = Listed()
     model(np.zeros((1, 8, 8, 3), "float32"))
     return model
 
@@ -64,7 +67,7 @@ class Custom(keras.layers.Layer):
         return x @ self.table + self.offset
 
 
-@pytest.mark.parametrize("twin", [nested, subclassed])
+@pytest.mark.parametrize("twin", [nested, listed_in_a_class])
 def test_a_flat_model_and_its_twins_list_the_same_weights(twin):
     def listed(model):
         return [
@@ -158,44 +161,13 @@ def test_two_weights_with_one_path_stay_two():
     assert (both == 0).sum() == 16
 
 
-def lstm():
-    return keras.Sequential([keras.Input((5, 3)), L.LSTM(4), L.Dense(2)]), (
-        5,
-        3,
-    )
-
-
-def attention():
-    inputs = keras.Input((5, 4))
-    x = L.MultiHeadAttention(2, 2)(inputs, inputs)
-    return keras.Model(inputs, L.Dense(2)(L.GlobalAveragePooling1D()(x))), (
-        5,
-        4,
-    )
-
-
-def mobilenet():
-    return keras.applications.MobileNetV2(
-        (32, 32, 3), alpha=0.35, weights=None, classes=2,
-        classifier_activation=None,
-    ), (32, 32, 3)  # fmt: skip
-
-
 @pytest.mark.parametrize(
-    "make",
-    [
-        lstm,
-        attention,
-        mobilenet,
-        lambda: (nested(), (8, 8, 3)),
-        lambda: (subclassed(), (8, 8, 3)),
-    ],
-    ids=["lstm", "attention", "mobilenet", "nested", "subclassed"],
+    "name", ["lstm", "attention", "MobileNetV2", "nested", "subclassed"]
 )
-def test_one_code_prunes_trains_and_holds_every_kind_of_model(make):
-    model, shape = make()
+def test_one_code_prunes_trains_and_holds_every_kind_of_model(name):
+    model = gallery.GALLERY[name]()
     names = [v.path for v in model.weights]
-    x = np.random.default_rng(0).normal(size=(8, *shape)).astype("float32")
+    x = gallery.inputs(model)
     compiled(model, keras.optimizers.Adam(0.01))
     imp = tt.callbacks.IterativeMagnitudePruning(
         target_sparsity=0.8, rounds=2, epochs_per_round=1
@@ -208,6 +180,9 @@ def test_one_code_prunes_trains_and_holds_every_kind_of_model(make):
     assert [v.path for v in model.weights] == names
     for path, variable in tt.prunable_weights(model).items():
         assert (variable.numpy()[~imp.ticket.masks[path]] == 0).all()
+    hold = ZerosHold(imp.ticket.masks)  # not at the end of an epoch alone
+    model.fit(batches(x, np.arange(8) % 2, 4), verbose=0, callbacks=[hold])
+    assert hold.checked == 2 * len(imp.ticket.masks)
 
 
 class Var:

@@ -13,8 +13,7 @@ import pytest
 from keras import layers
 
 import tf_tickets as tt
-from tests.conftest import batches, compiled
-from tests.layers.architectures import two_replicas
+from tests.conftest import batches, compiled, two_replicas
 from tf_tickets import masking
 from tf_tickets.selection import named_weights
 

@@ -289,6 +289,13 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(
     assert [p.name for p in tmp_path.iterdir()] == ["t.safetensors"]
 
 
+# No user, root included, can make a directory there.
+@pytest.mark.parametrize("place", ["/proc/tickets/run", "/proc/self/tickets"])
+def test_a_directory_that_cannot_be_made_is_named(place, ticket):
+    with pytest.raises(OSError, match="/proc"):
+        ticket.save(f"{place}.safetensors")
+
+
 def test_hamming_distance_counts_differing_positions():
     a = tt.Ticket({"x": np.array([1, 1, 0, 0]), "y": np.array([1, 0])})
     b = tt.Ticket({"x": np.array([1, 0, 1, 0]), "y": np.array([1, 1])})

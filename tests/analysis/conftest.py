@@ -1,23 +1,14 @@
 """A network small enough for its whole Hessian, and points for it."""
 
-import keras
 import numpy as np
 import pytest
 
+from tests import gallery
 from tests.conftest import compiled
 
 
 def tiny():
-    return compiled(
-        keras.Sequential(
-            [
-                keras.Input((3,)),
-                keras.layers.Dense(4, activation="tanh", name="one"),
-                keras.layers.Dense(3, name="two"),
-            ],
-            name="tiny",
-        )
-    )
+    return compiled(gallery.tiny())
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import pytest
 import tensorflow as tf
 
 import tf_tickets as tt
+from tests import gallery
 from tests.analysis.conftest import tiny
-from tests.conftest import compiled, mlp
-from tests.retraining.networks import block_net, images
+from tests.conftest import compiled, images, mlp
 from tf_tickets.analysis import activation_sparsity, gradient_flow
 from tf_tickets.retraining import replace_activations
 
@@ -39,7 +39,7 @@ def test_activation_sparsity_is_the_count_by_hand():
 
 def test_swish_has_hardly_any_zeros_where_relu_has_tens_of_percent():
     """The gap of Table A1."""
-    model = block_net()
+    model = gallery.block()
     x = images(count=64)[0]
     relu = activation_sparsity(model, x)
     swish = activation_sparsity(replace_activations(model, "swish"), x)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 import tf_tickets as tt
-from tests.conftest import compiled, mlp
-from tests.retraining.networks import block_net, images
+from tests import gallery
+from tests.conftest import compiled, images, mlp
 from tf_tickets.analysis import (
     input_landscape,
     loss_landscape,
@@ -14,7 +14,7 @@ from tf_tickets.selection import named_weights
 
 
 def test_every_filter_of_a_direction_has_the_length_of_the_models_filter():
-    model = compiled(block_net())
+    model = compiled(gallery.block())
     ticket = tt.prune(model, sparsity=0.5)
     ticket.apply(model)
     function = LossOverData(model, images(), needed_by="test")

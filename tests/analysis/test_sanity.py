@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 import tf_tickets as tt
-from tests.conftest import batches, compiled, mlp
-from tests.pruning.kinds import only_read
+from tests.conftest import batches, compiled, mlp, only_read
 from tf_tickets.analysis import SanityReport, sanity, sanity_checks
 
 

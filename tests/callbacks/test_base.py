@@ -378,6 +378,23 @@ def test_workers_that_outlive_a_killed_process_hold_nothing(tmp_path):
             os.kill(worker, 9)
 
 
+# No user, root included, can make a directory there.
+@pytest.mark.parametrize("place", ["/proc/tickets/run", "/proc/self/tickets"])
+def test_a_directory_that_cannot_be_written_stops_before_training(place, data):
+    model = compiled(mlp())
+    before = model.get_weights()
+    for callback in (
+        C.IterativeMagnitudePruning(
+            target_sparsity=0.5, epochs_per_round=1, directory=place
+        ),
+        C.GradualPruning(target_sparsity=0.5, end_step=2, directory=place),
+    ):
+        with pytest.raises(OSError, match="/proc"):
+            model.fit(batches(*data), verbose=0, callbacks=[callback])
+    for one, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_file_system_without_locks_holds_nothing(tmp_path, monkeypatch):
     def missing(*args):
         raise OSError(errno.ENOLCK, "No locks available")

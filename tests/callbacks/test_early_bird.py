@@ -8,7 +8,7 @@ import pytest
 from keras import layers
 
 import tf_tickets as tt
-from tests.conftest import DieAt, batches, compiled
+from tests.conftest import DieAt, batches, compiled, settle
 from tests.gallery import Subclassed
 from tf_tickets.callbacks import EarlyBird, LowPrecision
 from tf_tickets.structured.draw import Drawing, Slimming
@@ -389,7 +389,6 @@ def test_any_model_with_normalization_is_searched(data):
 
 
 def test_coupled_channels_go_together_and_all_that_is_pruned_goes():
-    from tests.structured.networks import settle
     from tf_tickets.zoo import models
 
     model = models.resnet20(input_shape=(16, 16, 3))

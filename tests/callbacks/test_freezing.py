@@ -452,9 +452,14 @@ def test_freezes_that_no_epoch_is_left_for_are_said(data):
     "options, arguments",
     [
         ({"score_penalty": 1e-3}, {"target_sparsity": 0.9}),
+        # Another beginning would give these freezes another rate.
+        (
+            {"score_penalty": 1e-3},
+            {"target_sparsity": 0.9, "rate": "paper"},
+        ),
         ({"mask": "top_k", "sparsity": 0.9}, {}),
     ],
-    ids=["threshold", "top_k"],
+    ids=["threshold", "paper", "top_k"],
 )
 def test_a_search_that_died_goes_on_and_ends_like_one_that_lived(
     options, arguments, data, tmp_path

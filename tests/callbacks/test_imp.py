@@ -1,5 +1,6 @@
 """Iterative magnitude pruning in one fit equals its hand-written cycles."""
 
+import errno
 import functools
 
 import keras
@@ -8,8 +9,15 @@ import pytest
 import tensorflow as tf
 
 import tf_tickets as tt
-from tests.conftest import DieAt, ZerosHold, batches, compiled, mlp
-from tests.layers.architectures import two_replicas
+from tests.conftest import (
+    DieAt,
+    ZerosHold,
+    batches,
+    compiled,
+    mlp,
+    two_replicas,
+)
+from tf_tickets import archive
 from tf_tickets.callbacks.imp import RoundPlan
 from tf_tickets.selection import named_weights
 
@@ -394,6 +402,37 @@ def unnamed():
         ),
         SGD(0.1, momentum=0.9),
     )
+
+
+def test_a_full_disk_stops_a_run_that_can_go_on(data, tmp_path, monkeypatch):
+    def imp():
+        return IMP(
+            target_sparsity=0.5,
+            rounds=2,
+            epochs_per_round=1,
+            directory=tmp_path / "run",
+        )
+
+    one = imp()
+    real, calls = archive.write, []
+
+    def write(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*args)
+
+    monkeypatch.setattr(archive, "write", write)
+    with pytest.raises(OSError, match="No space left"):
+        compiled(mlp()).fit(
+            batches(*data), epochs=one.epochs, verbose=0, callbacks=[one]
+        )
+    monkeypatch.undo()
+    two = imp()
+    compiled(mlp()).fit(
+        batches(*data), epochs=two.epochs, verbose=0, callbacks=[two]
+    )
+    assert two.ticket.sparsity == 0.5
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import tf_tickets as tt
-from tests.export.conftest import nested, prune_at_random
+from tests.export.conftest import MODELS, prune_at_random
 from tf_tickets.export.litert import sparse_inference_policy
 from tf_tickets.export.source import Source
 
@@ -47,7 +47,7 @@ def test_a_sparse_file_is_smaller_and_equal(tmp_path):
 
 
 def test_several_inputs_and_outputs(tmp_path):
-    model = prune_at_random(nested(), 0.1)
+    model = prune_at_random(MODELS["pairs"](), 0.1)
     found = tt.export.litert(model, tmp_path / "m.tflite", batch_size=3)
     assert found.sparse_tensors >= 1 and found.differences[3] < 1e-5
 

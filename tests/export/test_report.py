@@ -13,7 +13,8 @@ import pytest
 import tensorflow as tf
 
 import tf_tickets as tt
-from tests.export.conftest import close, nested, prune_at_random, subclassed
+from tests import gallery
+from tests.export.conftest import MODELS, close, prune_at_random
 from tf_tickets.__main__ import main
 from tf_tickets.export import Report
 from tf_tickets.export.choosing import Latency
@@ -117,20 +118,25 @@ def test_load_sparse_is_the_ticket_of_the_model(
 
 
 def test_unpack_of_nested_and_subclassed_models(tmp_path):
-    model = prune_at_random(nested(), 0.1)
-    path = tt.export.saved_model(model, tmp_path / "nested")
+    model = prune_at_random(MODELS["pairs"](), 0.1)
+    path = tt.export.saved_model(model, tmp_path / "pairs")
     x = {k: tf.random.normal((2, 80)) for k in "ab"}
     close(tt.export.unpack(path)(x), model(x))
-    model = prune_at_random(subclassed(), 0.1)
+    model = prune_at_random(MODELS["subclassed"](), 0.1)
     path = tt.export.saved_model(model, tmp_path / "subclassed")
+    x = tf.random.normal((2, 80))
+    close(tt.export.unpack(path)(x), model(x))
+    # A class that does not say how it is made.
+    model = prune_at_random(gallery.around(hidden=600), 0.1)
+    path = tt.export.saved_model(model, tmp_path / "around")
     with pytest.raises(ValueError, match="give `model`"):
         tt.export.unpack(path)
-    other = subclassed()
+    other = gallery.around(hidden=600)
     tt.export.unpack(path, other)
-    x = tf.random.normal((2, 80))
+    x = tf.random.normal((2, 8))
     close(other(x), model(x))
     with pytest.raises(ValueError, match="do not fit"):
-        tt.export.unpack(path, nested())
+        tt.export.unpack(path, MODELS["pairs"]())
 
 
 @pytest.mark.parametrize("format", ["packed", "litert"])

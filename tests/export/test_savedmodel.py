@@ -16,13 +16,9 @@ import pytest
 import tensorflow as tf
 
 import tf_tickets as tt
+from tests import gallery
 from tests.conftest import batches, compiled, mlp
-from tests.export.conftest import (
-    MODELS,
-    close,
-    inputs_for,
-    prune_at_random,
-)
+from tests.export.conftest import MODELS, close, prune_at_random
 from tf_tickets.export import formats, serving
 from tf_tickets.export.report import read_manifest
 from tf_tickets.selection import named_weights
@@ -48,13 +44,13 @@ def wide(density=0.05, units=600):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_format_equals_the_model(name, all_sparse, tmp_path):
     model = MODELS[name]()
-    if name != "quantized":
+    if name != "int8":
         prune_at_random(model, 0.1)
     for format in ("packed", "auto"):
         path = tt.export.saved_model(model, tmp_path / format, format=format)
         loaded = tf.saved_model.load(path)
         for batch in (1, 7, 32):
-            x = inputs_for(name, model, batch)
+            x = gallery.inputs(model, batch)
             y = loaded.serve(keras.tree.map_structure(tf.constant, x))
             # bfloat16 has 8 bits: sums in another order differ in the last.
             close(y, model(x), 1e-2 if name == "mixed" else 1e-5)
@@ -87,12 +83,12 @@ def test_sparse_methods_are_used(name, all_sparse, tmp_path):
 
 def test_a_process_without_the_library_serves_all_formats(all_sparse, tmp_path):
     expected = {}
-    cases = [("nested", format) for format in FORMATS]
+    cases = [("pairs", format) for format in FORMATS]
     cases += [("convolutions", "sparse"), ("text", "packed")]
     models = {name: prune_at_random(MODELS[name](), 0.1) for name, _ in cases}
     for name, format in cases:
         model, where = models[name], tmp_path / "all" / f"{name}-{format}"
-        x = inputs_for(name, model, 3)
+        x = gallery.inputs(model, 3)
         tt.export.saved_model(model, where / "export", format=format)
         named = x if isinstance(x, dict) else {"x": x}
         np.savez(where / "inputs.npz", **named)
@@ -276,6 +272,17 @@ def test_no_permission_leaves_nothing(tmp_path):
         tt.export.saved_model(wide(), tmp_path / "m", format="packed")
     tmp_path.chmod(0o700)
     assert not list(tmp_path.iterdir())
+
+
+# No user, root included, can make a directory there.
+@pytest.mark.parametrize("place", ["/proc/tickets/run", "/proc/self/tickets"])
+def test_a_directory_that_cannot_be_made_is_named(place):
+    model = compiled(mlp())
+    before = model.get_weights()
+    with pytest.raises(OSError, match="/proc"):
+        tt.export.saved_model(model, place)
+    for one, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_parent_that_is_a_file_is_an_error(tmp_path):

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 import tf_tickets as tt
-from tests.conftest import batches, compiled, mlp
-from tests.layers.architectures import ARCHITECTURES, two_replicas
+from tests.conftest import batches, compiled, mlp, two_replicas
+from tests.gallery import GALLERY
 from tf_tickets.layers import Masked
 
 MASK = np.array([[1, 0], [0, 1], [1, 1]], bool)
@@ -42,7 +42,7 @@ def test_outputs_and_gradients_equal_the_ones_by_hand():
 def test_a_masked_model_trains_as_the_plain_one_under_the_ticket(
     name, jit_compile, data
 ):
-    model, twin = ARCHITECTURES[name](), ARCHITECTURES[name]()
+    model, twin = GALLERY[name](), GALLERY[name]()
     twin.set_weights(model.get_weights())
     masks = masks_of(model)
     ticket = tt.Ticket(masks)

@@ -6,11 +6,20 @@ import pytest
 import tensorflow as tf
 
 import tf_tickets as tt
-from tests.conftest import batches, compiled, mlp
-from tests.layers.architectures import ARCHITECTURES, two_replicas
+from tests.conftest import batches, compiled, mlp, two_replicas
+from tests.gallery import GALLERY
 from tf_tickets.layers import Supermask
 from tf_tickets.selection import named_weights, prunable_weights, values_of
 
+# Every way of putting layers together, and every kind of layer.
+KINDS = (
+    "subclassed",
+    "nested_twice",
+    "shared",
+    "convolutional",
+    "attention",
+    "recurrent",
+)
 MASKS = {
     "threshold": {},
     "random": {"mask": "random"},
@@ -29,13 +38,13 @@ def mined(model, data, *, epochs=2, jit_compile=False, **options):
 
 @pytest.mark.parametrize(
     "name, jit_compile",
-    [(name, False) for name in ARCHITECTURES]
+    [(name, False) for name in KINDS]
     + [(name, True) for name in ("convolutional", "attention", "recurrent")],
 )
 def test_only_scores_train_and_the_ticket_is_the_same_model(
     name, jit_compile, data
 ):
-    model = ARCHITECTURES[name]()
+    model = GALLERY[name]()
     before = model.get_weights()
     trainable = [v.path for v in model.trainable_weights]
     miner = tt.supermask(model)
@@ -140,7 +149,7 @@ def test_statistics_and_seeds_move_on_two_replicas(data):
 def test_files_hold_scores_masks_weights_and_statistics(
     name, kind, suffix, data, tmp_path
 ):
-    model = ARCHITECTURES[name]()
+    model = GALLERY[name]()
     miner = mined(model, data, **MASKS[kind])
     key = next(iter(miner.supermask.scores))
     if "top_k" in kind:
@@ -156,7 +165,7 @@ def test_files_hold_scores_masks_weights_and_statistics(
     else:
         miner.save_weights(path)
         copy = tt.supermask(
-            ARCHITECTURES[name](),
+            GALLERY[name](),
             score_penalty=1e-4,
             **{**MASKS[kind], "seed": 5},
         )

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tf_tickets as tt
-from tests.conftest import compiled, mlp
+from tests.conftest import POINTS, compiled, mlp
 from tests.pruning.criteria.oracle import (
     all_true,
     difference,
@@ -16,7 +16,6 @@ from tests.pruning.criteria.oracle import (
     numpy_loss,
     tiny_net,
 )
-from tests.pruning.kinds import X, Y
 from tf_tickets.loss.batches import Batch
 from tf_tickets.loss.objective import Objective, mean_over, value_and_gradient
 from tf_tickets.pruning import grasp, snip
@@ -54,22 +53,22 @@ def test_half_precision_does_not_lose_small_scores():
     model = compiled(mlp())
     for layer in (model.get_layer("hidden"), model.get_layer("head")):
         layer.kernel.assign(layer.kernel * 1e-3)
-    half = flat(grasp(model, all_true(model), data=(X, Y), training=False))
+    half = flat(grasp(model, all_true(model), data=POINTS, training=False))
     keras.mixed_precision.set_global_policy("float32")
     twin = compiled(mlp())
     twin.set_weights(model.get_weights())
-    full = flat(grasp(twin, all_true(twin), data=(X, Y), training=False))
+    full = flat(grasp(twin, all_true(twin), data=POINTS, training=False))
     np.testing.assert_allclose(half, full, rtol=1e-5)
 
 
 def test_weights_in_half_precision_have_scores_in_single():
     keras.config.set_dtype_policy("bfloat16")
     model = compiled(mlp())
-    scores = grasp(model, all_true(model), data=(X, Y), training=False)
+    scores = grasp(model, all_true(model), data=POINTS, training=False)
     keras.config.set_dtype_policy("float32")
     twin = compiled(mlp())
     twin.set_weights([np.asarray(v, "float32") for v in model.weights])
-    full = grasp(twin, all_true(twin), data=(X, Y), training=False)
+    full = grasp(twin, all_true(twin), data=POINTS, training=False)
     np.testing.assert_allclose(flat(scores), flat(full), rtol=1e-5)
     keras.config.set_dtype_policy("bfloat16")
     ticket = tt.prune(model, 0.5, criterion="synflow", iterations=2)

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 import tf_tickets as tt
-from tests.conftest import batches, compiled, mlp
-from tests.pruning.kinds import only_read
+from tests.conftest import batches, compiled, mlp, only_read
 from tf_tickets.loss.trials import trials
 
 

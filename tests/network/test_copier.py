@@ -17,7 +17,7 @@ import tensorflow as tf
 from keras import layers
 
 import tf_tickets as tt
-from tests.layers.architectures import two_replicas
+from tests.conftest import two_replicas
 from tf_tickets import masking
 from tf_tickets.export.report import read_manifest
 from tf_tickets.network.copier import compile_like
@@ -296,7 +296,7 @@ def test_a_layer_as_activation_is_copied_with_its_weights(how):
 
 
 @keras.saving.register_keras_serializable("tests")
-class Fixed(layers.Layer):
+class FixedInBuild(layers.Layer):
     """Its activations are in its code, one of them made by its build."""
 
     def __init__(self, **options):
@@ -313,7 +313,7 @@ class Fixed(layers.Layer):
 
 @both
 def test_activations_exchanged_by_hand_are_kept(how):
-    layer = Fixed()
+    layer = FixedInBuild()
     layer.relu = layers.Activation("tanh")
     model = dense_net(layer, keras.Input((5,)))
     layer.dense.activation = keras.activations.softsign

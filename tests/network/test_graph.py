@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from tests import gallery
 from tf_tickets.network.graph import (
     functional_view,
     graphs_of,
@@ -43,15 +44,6 @@ class TwiceChain(keras.Sequential):
         return 2.0 * super().call(inputs, training=training, mask=mask)
 
 
-class Subclassed(keras.Model):
-    def __init__(self):
-        super().__init__()
-        self.dense = layers.Dense(3)
-
-    def call(self, x):
-        return self.dense(x)
-
-
 KINDS = {
     "functional": (functional, True),
     "functional class": (lambda: functional(Plain), True),
@@ -60,7 +52,7 @@ KINDS = {
     "sequential class": (lambda: sequential(PlainChain), True),
     "sequential called otherwise": (lambda: sequential(TwiceChain), False),
     "no input shape": (lambda: keras.Sequential([layers.Dense(3)]), False),
-    "subclassed": (Subclassed, False),
+    "subclassed": (gallery.Subclassed, False),
     "function": (lambda: functional(keras.Function), False),
     "layer": (lambda: layers.Dense(3), False),
 }

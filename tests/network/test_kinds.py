@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import activations, layers, ops
 
 import tf_tickets as tt
-from tests.structured.networks import outputs
+from tests.conftest import outputs
 from tf_tickets.analysis import flops
 from tf_tickets.export.kernels import (
     LITERT,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tests.structured.networks import outputs
+from tests.conftest import outputs
 from tf_tickets.network.channels import follow
 from tf_tickets.network.constants import propagate
 from tf_tickets.network.graph import trace

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from tests.structured.networks import outputs
+from tests.conftest import outputs
 from tf_tickets.structured import remove_dead_channels, shrink
 
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import tf_tickets as tt
-from tests.conftest import compiled, mlp
-from tests.pruning.kinds import X, Y, only_read
+from tests.conftest import compiled, mlp, only_read
+from tests.pruning.conftest import X, Y
 from tf_tickets.loss.batches import Batch
 from tf_tickets.loss.objective import Objective
 from tf_tickets.pruning import search_densities

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import tf_tickets as tt
-from tests.conftest import ZerosHold, compiled, mlp
-from tests.retraining.networks import Fixed, block_net, difference, images
+from tests import gallery
+from tests.conftest import ZerosHold, compiled, difference, images, mlp
 from tf_tickets import masking
 from tf_tickets.retraining import (
     AnnealActivations,
@@ -20,7 +20,7 @@ def swish(x):
     return x / (1 + np.exp(-x))
 
 
-class Subclassed(keras.Model):
+class Rectified(keras.Model):
     def __init__(self, relu_layer=False):
         super().__init__(name="mine")
         self.one = keras.layers.Dense(8, activation="relu", name="one")
@@ -49,7 +49,7 @@ def everywhere():
     x = keras.activations.relu(x - 0.1)
     x = keras.layers.Activation("relu", name="act")(x)
     x = keras.layers.ReLU(name="last")(x)
-    x = Fixed(name="fixed")(x)
+    x = gallery.Fixed(name="fixed")(x)
     x = keras.layers.Reshape((2, 2))(x)
     x = keras.layers.LSTM(3, activation="relu", name="lstm")(x)
     x = keras.layers.BatchNormalization(name="norm")(x)
@@ -130,7 +130,7 @@ def test_values_are_those_of_the_formula():
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_a_ticket_trains_on_with_the_new_activation(jit):
-    model = compiled(block_net(), "adam", jit_compile=jit)
+    model = compiled(gallery.block(), "adam", jit_compile=jit)
     ticket = tt.prune(model, sparsity=0.8)
     smooth = replace_activations(model, "mish")
     assert list(named_weights(smooth)) == list(named_weights(model))
@@ -160,7 +160,7 @@ def test_compilation_and_frozen_weights_are_kept():
 
 
 def test_the_new_activation_is_saved_with_the_model(tmp_path):
-    smooth = replace_activations(block_net(), "swish", temporary=True)
+    smooth = replace_activations(gallery.block(), "swish", temporary=True)
     smooth.save(tmp_path / "smooth.keras")
     back = keras.models.load_model(tmp_path / "smooth.keras")
     assert difference(smooth, back, images()[0]) < 1e-6
@@ -169,7 +169,7 @@ def test_the_new_activation_is_saved_with_the_model(tmp_path):
 
 def test_subclassed_models_change_in_place_or_say_why_not():
     x = np.random.default_rng(0).normal(size=(8, 8)).astype("float32")
-    model = compiled(Subclassed(), "sgd")
+    model = compiled(Rectified(), "sgd")
     model.fit(x, np.zeros(8), verbose=0)
     with pytest.raises(ValueError, match="in_place=True"):
         replace_activations(model)
@@ -181,12 +181,12 @@ def test_subclassed_models_change_in_place_or_say_why_not():
     np.testing.assert_allclose(after, expected, atol=1e-5)
     assert np.abs(after - before).max() > 1e-3
 
-    early = replace_activations(Subclassed(relu_layer=True), in_place=True)
+    early = replace_activations(Rectified(relu_layer=True), in_place=True)
     early(x)  # built only now: its ReLU layer could still be exchanged
     assert early.relu.activation is keras.activations.silu
     assert early.one.activation is keras.activations.silu
 
-    other = Subclassed(relu_layer=True)
+    other = Rectified(relu_layer=True)
     other(x)
     with pytest.warns(UserWarning, match="an Activation layer could"):
         _, report = replace_activations(

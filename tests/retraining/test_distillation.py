@@ -5,7 +5,7 @@ import tensorflow as tf
 
 import tf_tickets as tt
 from tests.conftest import ZerosHold, batches, compiled, mlp
-from tests.retraining.networks import cross_entropy, softmax
+from tests.retraining.conftest import cross_entropy, softmax
 from tf_tickets.retraining import distiller, with_teacher_logits
 
 

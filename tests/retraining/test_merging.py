@@ -3,12 +3,9 @@ import numpy as np
 import pytest
 
 import tf_tickets as tt
-from tests.retraining.networks import (
-    block_net,
-    difference,
-    images,
-    train_a_little,
-)
+from tests import gallery
+from tests.conftest import difference, images
+from tests.retraining.conftest import train_a_little
 from tf_tickets import masking
 from tf_tickets.retraining import (
     inject_skip_connections,
@@ -93,7 +90,7 @@ def test_a_merged_skip_gives_the_same_outputs(kind, branch):
 
 
 def test_the_price_of_merging_is_reported():
-    model = block_net()
+    model = gallery.block()
     tt.prune(model, sparsity=0.9).apply(model)
     deeper = inject_skip_connections(model)
     train_a_little(deeper, *images())
@@ -126,7 +123,7 @@ def test_strides_on_an_unknown_size_cannot_be_merged():
 
 def test_merging_without_skips_is_refused():
     with pytest.raises(ValueError, match="no skip connection to merge"):
-        merge_skip_connections(block_net())
+        merge_skip_connections(gallery.block())
 
 
 @pytest.mark.parametrize("scale", [True, False])

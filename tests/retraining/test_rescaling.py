@@ -4,8 +4,8 @@ import pytest
 import tensorflow as tf
 
 import tf_tickets as tt
-from tests.conftest import batches, compiled, mlp
-from tests.retraining.networks import block_net, difference, images
+from tests import gallery
+from tests.conftest import batches, compiled, difference, images, mlp
 from tf_tickets.retraining import Rescaling, rescale_initialization
 from tf_tickets.selection import named_weights
 
@@ -184,7 +184,7 @@ def test_pruned_weights_never_leak_into_the_look_ahead():
 
 
 def test_linear_scaling_is_absorbed_by_batch_normalization():
-    model = block_net()
+    model = gallery.block()
     x = images()[0]
     before = model(x, training=True).numpy()
     Rescaling({"conv1/kernel": 0.3, "conv2/kernel": 7.0}).apply(model)
@@ -194,7 +194,7 @@ def test_linear_scaling_is_absorbed_by_batch_normalization():
 
 
 def test_scale_one_changes_nothing():
-    model, same = block_net(), block_net()
+    model, same = gallery.block(), gallery.block()
     same.set_weights(model.get_weights())
     Rescaling(dict.fromkeys(named_weights(same), 1.0)).apply(same)
     assert difference(model, same, images()[0]) == 0

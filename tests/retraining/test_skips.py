@@ -3,13 +3,9 @@ import numpy as np
 import pytest
 
 import tf_tickets as tt
-from tests.conftest import ZerosHold, compiled
-from tests.retraining.networks import (
-    block_net,
-    difference,
-    images,
-    train_a_little,
-)
+from tests import gallery
+from tests.conftest import ZerosHold, compiled, difference, images
+from tests.retraining.conftest import train_a_little
 from tf_tickets import masking
 from tf_tickets.retraining import inject_skip_connections
 from tf_tickets.retraining.skips import find_sites
@@ -56,7 +52,7 @@ def test_epsilon_decides_how_much_of_the_branch_arrives():
 
 @pytest.mark.parametrize("training", [False, True])
 def test_a_skip_with_zero_weight_changes_nothing(training):
-    model = block_net()
+    model = gallery.block()
     deeper = inject_skip_connections(model, scale=0.0)
     x = images()[0]
     assert difference(model, deeper, x, training=training) == 0
@@ -85,7 +81,7 @@ def test_the_identity_form_adds_the_input():
 
 
 def test_masks_weights_and_keys_stay():
-    model = block_net()
+    model = gallery.block()
     ticket = tt.prune(model, sparsity=0.8)
     ticket.apply(model)
     deeper, report = inject_skip_connections(model, return_report=True)
@@ -93,7 +89,7 @@ def test_masks_weights_and_keys_stay():
     assert list(masks) == list(ticket.masks)
     for key, mask in masks.items():
         np.testing.assert_array_equal(mask, ticket.masks[key])
-    fresh = inject_skip_connections(block_net())
+    fresh = inject_skip_connections(gallery.block())
     ticket.apply(fresh)
     for key, variable in named_weights(model).items():
         np.testing.assert_array_equal(
@@ -104,7 +100,7 @@ def test_masks_weights_and_keys_stay():
 
 
 def test_what_is_added_is_counted():
-    model = block_net()
+    model = gallery.block()
     ticket = tt.prune(model, sparsity=0.8)
     ticket.apply(model)
     _, report = inject_skip_connections(model, return_report=True)
@@ -129,7 +125,7 @@ def test_resnet18_gets_the_papers_branches():
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_a_ticket_trains_on_with_branches(jit):
-    model = compiled(block_net(), "adam", jit_compile=jit)
+    model = compiled(gallery.block(), "adam", jit_compile=jit)
     ticket = tt.prune(model, sparsity=0.8)
     deeper = inject_skip_connections(model)
     ticket.apply(deeper)
@@ -162,9 +158,9 @@ def test_what_gets_no_branch_is_named():
 @pytest.mark.parametrize(
     "model, options, message",
     [
-        (block_net, {"branch": "1x1"}, "'conv' or 'identity'"),
-        (block_net, {"epsilon": 0}, "epsilon"),
-        (block_net, {"filters": "none"}, "matches no prunable weight"),
+        (gallery.block, {"branch": "1x1"}, "'conv' or 'identity'"),
+        (gallery.block, {"epsilon": 0}, "epsilon"),
+        (gallery.block, {"filters": "none"}, "matches no prunable weight"),
         (
             lambda: keras.Sequential(
                 [keras.Input((4,)), keras.layers.Dense(2)]
@@ -189,7 +185,7 @@ def test_one_step_at_a_usual_rate_replaces_the_tiny_fill():
     x, y = images()
     growth = {}
     for scale in (1e-4, 0.1):
-        deeper = inject_skip_connections(block_net(), scale=scale)
+        deeper = inject_skip_connections(gallery.block(), scale=scale)
         kernel = deeper.get_layer("conv2_skip_conv").kernel
         before = np.linalg.norm(kernel.numpy())
         train_a_little(deeper, x, y, steps=1)

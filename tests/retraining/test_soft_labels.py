@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import mlp
-from tests.retraining.networks import cross_entropy, softmax
+from tests.retraining.conftest import cross_entropy, softmax
 from tf_tickets.retraining import (
     LabelSmoothing,
     keras_label_smoothing,

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import tf_tickets as tt
-from tests.conftest import ZerosHold, compiled, mlp
-from tests.retraining.networks import Fixed, block_net, difference, images
+from tests import gallery
+from tests.conftest import ZerosHold, compiled, difference, images, mlp
 from tf_tickets import masking
 from tf_tickets.network.copier import Copier
 from tf_tickets.retraining import (
@@ -22,7 +22,7 @@ OPTIONS = {"rescale": {"iterations": 3, "batch_size": 4}}
 
 @pytest.fixture
 def drawn():
-    model = compiled(block_net(), keras.optimizers.Adam(2e-3))
+    model = compiled(gallery.block(), keras.optimizers.Adam(2e-3))
     return model, tt.prune(model, sparsity=0.8), images()
 
 
@@ -80,7 +80,7 @@ def test_each_tweak_alone_leaves_the_others_out(drawn, tweak):
     better, report = spend(
         ticket, model, tweak, data=data, options=options, return_report=True
     )
-    plain = block_net()
+    plain = gallery.block()
     ticket.apply(plain)
     x = data[0]
     same = difference(plain, better, x) == 0
@@ -130,11 +130,11 @@ def branched():
     x = keras.layers.DepthwiseConv2D(3, name="depthwise", **relu)(x)
     x = keras.layers.Conv2D(6, 5, strides=2, name="strided", **relu)(x)
     x = keras.layers.GlobalAveragePooling2D()(x)
-    x = Fixed(name="fixed")(x)
+    x = gallery.Fixed(name="fixed")(x)
     return keras.Model(image, keras.layers.Dense(3, name="head")(x))
 
 
-@pytest.mark.parametrize("make", [block_net, branched])
+@pytest.mark.parametrize("make", [gallery.block, branched])
 @pytest.mark.parametrize(
     "options",
     [
@@ -296,16 +296,7 @@ def test_models_that_cannot_be_spent_so_are_refused_with_the_reason():
     with pytest.raises(ValueError, match="cross-entropy of Keras"):
         spend(ticket, dense, "labels")
 
-    class Mine(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.dense = keras.layers.Dense(4)
-
-        def call(self, x):
-            return self.dense(x)
-
-    mine = Mine()
-    mine(np.ones((1, 4), "float32"))
+    mine = gallery.subclassed()
     with pytest.raises(ValueError, match="use the tweaks one by one"):
         spend(tt.prune(mine, sparsity=0.5), mine, "activations")
 
@@ -313,7 +304,7 @@ def test_models_that_cannot_be_spent_so_are_refused_with_the_reason():
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_spends_and_keeps_zeros(policy):
     keras.mixed_precision.set_global_policy(policy)
-    model = compiled(block_net(), keras.optimizers.SGD(0.05))
+    model = compiled(gallery.block(), keras.optimizers.SGD(0.05))
     ticket = tt.prune(model, sparsity=0.8)
     data = images()
     better = spend(ticket, model, data=data, options=OPTIONS)

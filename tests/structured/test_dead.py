@@ -6,7 +6,8 @@ import pytest
 from keras import layers
 
 import tf_tickets as tt
-from tests.structured.networks import NETWORKS, outputs, random_graph, settle
+from tests import gallery
+from tests.conftest import outputs, settle
 from tf_tickets.selection import named_weights
 from tf_tickets.structured import remove_dead_channels
 from tf_tickets.zoo import models
@@ -44,11 +45,11 @@ def assert_same_outputs(model, x, tolerance=1e-5):
     return small, report
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", gallery.names("channels"))
 def test_no_output_changes(name, float64):
     removed = 0
     for seed in range(4):
-        model = NETWORKS[name]()
+        model = gallery.GALLERY[name]()
         x = settle(model, seed)
         kill(model, 0.3, seed)
         small, report = assert_same_outputs(model, x, 1e-9)
@@ -60,7 +61,7 @@ def test_no_output_changes(name, float64):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_no_output_of_a_random_graph_changes(seed, float64):
-    model = random_graph(seed)
+    model = gallery.random_graph(seed)
     x = settle(model, seed)
     kill(model, 0.25, seed)
     assert_same_outputs(model, x, 1e-9)
@@ -191,6 +192,18 @@ def test_a_shared_layer_folds_only_what_all_its_calls_agree_on(float64):
     small, report = assert_same_outputs(model, x, 1e-9)
     assert small.get_layer("first").units == 3  # one of the two constants
     assert report.removed == 1
+
+
+def test_channels_of_an_output_stay_whoever_reads_them():
+    image = keras.Input((6,))
+    inside = layers.Dense(4, activation="relu", name="inside")(image)
+    head = layers.Dense(2, name="head")
+    model = keras.Model(image, {"head": head(inside), "inside": inside})
+    x = settle(model)
+    head.kernel.assign(head.kernel * [[0.0], [1.0], [1.0], [1.0]])
+    silence(model.get_layer("inside"), 1)
+    small, report = assert_same_outputs(model, x)
+    assert report.removed == 0 and small.get_layer("inside").units == 4
 
 
 def test_nothing_to_remove_is_no_error():

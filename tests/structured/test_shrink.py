@@ -6,20 +6,16 @@ import pytest
 from keras import layers
 
 import tf_tickets as tt
-from tests.conftest import batches, compiled
-from tests.structured.networks import (
-    NETWORKS,
-    coupled_masks,
-    outputs,
-    random_graph,
-    settle,
-    zeroed,
-)
+from tests import gallery
+from tests.conftest import batches, compiled, outputs, settle
 from tf_tickets import masking
+from tf_tickets.network.channels import follow, owners
+from tf_tickets.network.graph import trace
 from tf_tickets.selection import named_weights
 from tf_tickets.structured import ChannelTicket, shrink
 from tf_tickets.zoo import models
 
+NETWORKS = gallery.names("channels")
 ZOO = {
     "vgg16": lambda: models.vgg16(),
     "resnet20": lambda: models.resnet20(),
@@ -35,6 +31,29 @@ def float64():
     keras.config.set_dtype_policy("float32")
 
 
+def coupled_masks(model, sparsity, seed=0):
+    """``{scale: mask}`` that agree wherever channels are tied."""
+    channels = follow(trace(model))
+    rng = np.random.default_rng(seed)
+    going = rng.random(channels.size) < sparsity
+    for entry in channels.layers.values():
+        if entry.made is not None:  # no layer may lose all
+            going[channels.roots(entry.made)[0]] = False
+    return {
+        key: ~going[channels.roots(atoms)]
+        for key, atoms in owners(channels, model).items()
+        if key.rpartition("/")[2].startswith("gamma")
+    }
+
+
+def zeroed(model, masks):
+    """Zero scale and offset of the pruned channels, in the model itself."""
+    weights = named_weights(model)
+    for key, mask in masks.items():
+        for name in (key, "beta".join(key.rsplit("gamma", 1))):
+            weights[name].assign(np.where(mask, weights[name], 0))
+
+
 def assert_exact(model, masks, x, tolerance=1e-5):
     small, report = shrink(model, masks, return_report=True)
     zeroed(model, masks)
@@ -48,7 +67,7 @@ def assert_exact(model, masks, x, tolerance=1e-5):
 
 @pytest.mark.parametrize("name", [*NETWORKS, *ZOO])
 def test_shrinking_is_exact(name, float64):
-    model = {**NETWORKS, **ZOO}[name]()
+    model = {**gallery.GALLERY, **ZOO}[name]()
     x = settle(model)
     masks = coupled_masks(model, 0.5)
     small, report = assert_exact(model, masks, x, tolerance=1e-9)
@@ -127,7 +146,7 @@ def test_a_padded_shortcut_pads_fewer_channels():
 
 @pytest.mark.parametrize("seed", range(12))
 def test_random_graphs_shrink_exactly(seed, float64):
-    model = random_graph(seed)
+    model = gallery.random_graph(seed)
     x = settle(model, seed)
     masks = coupled_masks(model, 0.4, seed)
     assert_exact(model, masks, x, tolerance=1e-9)
@@ -430,15 +449,6 @@ def test_tickets_bring_their_own_weights():
     )
 
 
-class Subclassed(keras.Model):
-    def __init__(self):
-        super().__init__()
-        self.dense = layers.Dense(2)
-
-    def call(self, x):
-        return self.dense(x)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -484,7 +494,6 @@ def test_the_benchmark_reports_gains(tmp_path, capsys):
 
 
 def test_a_subclassed_model_is_refused():
-    model = Subclassed()
-    model(np.ones((1, 3)))
+    model = gallery.subclassed()
     with pytest.raises(ValueError, match="subclassed .* Received: Subclassed"):
-        shrink(model, {model.dense.kernel.path: [1, 0]})
+        shrink(model, {model.norm.gamma.path: np.arange(12) < 6})

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 import tf_tickets as tt
+from tests import gallery
 
 
 # The oracle: a 3-4-2 tanh classifier in NumPy. Complex steps make its
@@ -37,13 +38,7 @@ def difference(function, w, step=1e-5):
 
 def tiny_net(dtype):
     """The same net in Keras, its weights as one vector, data."""
-    model = keras.Sequential(
-        [
-            keras.Input((3,), dtype=dtype),
-            keras.layers.Dense(4, activation="tanh", dtype=dtype),
-            keras.layers.Dense(2, use_bias=False, dtype=dtype),
-        ]
-    )
+    model = gallery.tiny(outputs=2, use_bias=False, dtype=dtype)
     rng = np.random.default_rng(5)
     w = rng.normal(size=24)
     first, bias, last = np.split(w, [12, 16])

@@ -3,6 +3,7 @@
 import numpy as np
 
 from tests.conftest import compiled, mlp
+from tests.pruning.conftest import X, Y
 from tests.pruning.criteria.oracle import (
     all_true,
     difference,
@@ -10,7 +11,6 @@ from tests.pruning.criteria.oracle import (
     kernels,
     numpy_loss,
 )
-from tests.pruning.kinds import X, Y
 from tf_tickets.pruning import snip
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import tf_tickets as tt
-from tests.conftest import compiled, mlp
+from tests import gallery
+from tests.conftest import compiled, mlp, only_read
+from tests.pruning.conftest import KINDS
 from tests.pruning.criteria.oracle import all_true
-from tests.pruning.kinds import KINDS, only_read
 from tf_tickets.pruning import synflow
 
 
@@ -245,7 +246,7 @@ def test_it_is_drawn_in_a_hundred_steps_unless_told_otherwise():
 
 
 def test_scores_of_a_shared_trace_are_those_of_single_calls():
-    model, _ = KINDS["convolutional"]()
+    model = gallery.smooth()
     shared = tt.prune(model, 0.9, criterion="synflow", iterations=7)
     option = functools.partial(synflow, dtype="float32")
     single = tt.prune(model, 0.9, criterion="synflow", iterations=1)
