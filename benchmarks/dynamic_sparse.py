@@ -94,7 +94,7 @@ def accuracies(seeds: int, epochs: int) -> dict[str, list[float]]:
 
 
 def update_times(size: int, repeats: int) -> tuple[float, float]:
-    """Processor seconds of a RigL update, and of a selection, of ``size``² weights."""
+    """Processor seconds of an update and a selection of ``size``² weights."""
     model = keras.Sequential(
         [keras.Input((size,)), keras.layers.Dense(size, use_bias=False)]
     )

@@ -371,6 +371,29 @@ def test_regrowth_draws_among_all_after_one_dense_step(data):
     assert pruning.ticket.metadata["regrow"] is True
 
 
+def test_regrowth_goes_on_after_a_kill(data, tmp_path):
+    def run(name, die_at=None):
+        keras.utils.set_random_seed(3)
+        model = plain(keras.optimizers.SGD(4.0))
+        pruning = GradualPruning(
+            tt.pruning.Constant(0.6), every=3, scope="layer", regrow=True,
+            directory=tmp_path / name,
+        )  # fmt: skip
+        try:
+            model.fit(
+                batches(*data), epochs=3, verbose=0,
+                callbacks=[pruning, DieAt(die_at)],
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            return None
+        return pruning.ticket
+
+    assert run("killed", die_at=2) is None
+    resumed, whole = run("killed"), run("whole")
+    assert resumed.hamming_distance(whole) == 0
+    assert resumed.sparsity == pytest.approx(0.6, abs=0.01)
+
+
 def test_lifted_masks_are_back_if_the_step_fails(data):
     class Fail(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):

@@ -154,6 +154,10 @@ def test_a_callable_gives_the_groups_in_any_numbers():
     assert ticket.metadata["pattern"].endswith("diagonals")
 
 
+class Upwards(keras.layers.Conv2DTranspose):
+    """Lays its kernel as its base does."""
+
+
 LAYERS = {
     # layer, shape of an input, (kernel) -> its matrix, by hand
     "dense": (
@@ -166,6 +170,15 @@ LAYERS = {
     ),
     "transposed": (
         lambda: keras.layers.Conv2DTranspose(5, 3), (6, 6, 2),
+        {
+            "kernel": lambda k: np.stack(
+                [k[:, :, o].ravel() for o in range(5)], 1
+            )
+        },
+    ),
+    "subclass": (
+        lambda: Upwards(5, 3),
+        (6, 6, 2),
         {
             "kernel": lambda k: np.stack(
                 [k[:, :, o].ravel() for o in range(5)], 1
