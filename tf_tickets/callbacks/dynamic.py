@@ -19,8 +19,8 @@ from tf_tickets.callbacks.base import (
 )
 from tf_tickets.pruning import criteria, scopes
 from tf_tickets.pruning.prune import budget, current_masks, describe
-from tf_tickets.pruning.topk import select
-from tf_tickets.selection import Filters, named_weights, values_of
+from tf_tickets.pruning.topk import keep_largest
+from tf_tickets.selection import Filters, named_weights, view_of
 from tf_tickets.ticket import Ticket
 from tf_tickets.tracing import retrace
 
@@ -238,8 +238,11 @@ class DynamicSparseTraining(DrawingCallback):
             self.drop_fraction / 2 * (1 + math.cos(math.pi * step / last))
         )
         masks = current_masks(self.model, self.filters)
-        weights = {p: named_weights(self.model)[p] for p in masks}
-        sizes = {p: np.abs(value) for p, value in values_of(weights).items()}
+        named = named_weights(self.model)
+        sizes = {
+            path: _wide(np.abs(view_of(named[path])[mask]))
+            for path, mask in masks.items()
+        }
         checks.finite(
             "Weights that are ranked", sizes, "has training diverged?"
         )
@@ -280,9 +283,11 @@ def exchanged(
 
     Args:
         mask: What is kept now.
-        sizes: Of the weights; the smallest kept ones are dropped.
-        growth: What ranks all that is not kept after that. A dropped weight
-            that is back at once was never gone.
+        sizes: Of the weights that are kept now, in the order of their index;
+            the smallest are dropped.
+        growth: At least 0, of the mask's shape: what ranks all that is not
+            kept after that. A dropped weight that is back at once was never
+            gone.
         fraction: Of the kept weights to exchange; rounded to a whole count.
 
     Returns:
@@ -291,21 +296,24 @@ def exchanged(
     Example:
 
     >>> mask = np.array([True, True, False, False])
-    >>> w, slope = np.array([0.1, 2.0, 0, 0]), np.array([0.0, 0.0, 5.0, 7.0])
-    >>> exchanged(mask, w, slope, 0.5)
+    >>> sizes, slope = np.array([0.1, 2.0]), np.array([0.0, 0.0, 5.0, 7.0])
+    >>> exchanged(mask, sizes, slope, 0.5)
     array([False,  True, False,  True])
     """
     count = int(np.count_nonzero(mask))
     moved = round(fraction * count)
     if not moved or count == mask.size:
         return mask
-    stay = _best(sizes, count - moved, mask)
-    return stay | _best(growth, moved, ~stay)
+    stay = mask.copy()
+    stay[mask] = keep_largest(sizes, count - moved)
+    # What stays comes behind all that may grow, of which there is enough.
+    ranked = np.where(stay, np.full((), -1, growth.dtype), growth)
+    return stay | keep_largest(ranked.ravel(), moved).reshape(mask.shape)
 
 
-def _best(scores: np.ndarray, keep: int, allowed: np.ndarray) -> np.ndarray:
-    pool = scopes.Pool(("w",), keep)
-    return select({"w": scores}, [pool], {"w": allowed})["w"]
+def _wide(array: np.ndarray) -> np.ndarray:
+    """bfloat16 cannot be ranked."""
+    return array if array.dtype.kind == "f" else array.astype(np.float32)
 
 
 class _Gradients:
@@ -384,14 +392,12 @@ class _Gradients:
                 "method='set'. Received: an update without a gradient"
             )
         sizes = {
-            path: np.abs(tf.convert_to_tensor(value).numpy())
+            path: _wide(tf.abs(tf.convert_to_tensor(value)).numpy())
             for path, value in self.values.items()
         }
-        fine = all(
-            np.isfinite(size.astype(np.float32, copy=False)).all()
-            for size in sizes.values()
-        )
-        return sizes if fine else None
+        # A sum is not finite if one of its numbers is not.
+        sums = [np.sum(size, dtype=np.float64) for size in sizes.values()]
+        return sizes if np.isfinite(sums).all() else None
 
 
 def _clear_slots(model: keras.Model, grown: Mapping[str, np.ndarray]) -> None:
