@@ -10,6 +10,20 @@ version = re.search(
     r'__version__ = "(.+)"', (here / "tf_tickets/version.py").read_text()
 ).group(1)
 
+# Where the repository can be read, once it can, without a slash at the end.
+REPOSITORY = ""
+
+
+def description(text: str, repository: str) -> str:
+    """The README as a package index shows it, where relative links are dead.
+
+    Without a repository to link to, a link becomes the name of its file, which
+    the source distribution holds.
+    """
+    target = rf"[\1]({repository}/blob/main/\2)" if repository else r"`\2`"
+    return re.sub(r"\[([^]]+)\]\((?!\w+://|#)([^)]+)\)", target, text)
+
+
 plots = ["matplotlib>=3.8,<4"]
 datasets = [
     "tensorflow-datasets>=4.9.7,<5",
@@ -28,10 +42,12 @@ setup(
         "Lottery tickets for Keras 3: find sparse networks with model.fit, "
         "retrain them well, export them small."
     ),
-    long_description=(here / "README.md").read_text(),
+    long_description=description((here / "README.md").read_text(), REPOSITORY),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    project_urls={"Source": REPOSITORY} if REPOSITORY else {},
     packages=find_packages(include=["tf_tickets", "tf_tickets.*"]),
+    package_data={"tf_tickets": ["py.typed"]},
     python_requires=">=3.10",
     install_requires=[
         "tensorflow>=2.18,<2.22",
@@ -64,5 +80,6 @@ setup(
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
     ],
 )

@@ -6,7 +6,7 @@ r"""Kill training at random moments; the ticket must not notice.
 Every method trains once without a break. Then it trains again in a process
 that is killed (SIGKILL) at random moments and started again with the same
 command, until it ends. Both must end with the same masks and the same weights,
-bit for bit.
+bit for bit, on data that are shuffled anew in every epoch.
 """
 
 from __future__ import annotations
@@ -97,9 +97,16 @@ def attempt(method: str, directory: Path, delay: float | None) -> float:
     return time.monotonic() - start if DONE in rest else 0.0
 
 
-def ended(directory: Path) -> bytes:
-    """Everything that a run ended with."""
-    return (directory / "final.safetensors").read_bytes()
+def ended(directory: Path) -> list[tuple[str, bytes]]:
+    """Everything that a run ended with.
+
+    Not the bytes of the file: safetensors writes its header in any order.
+    """
+    import tf_tickets as tt
+
+    state, _ = tt.Snapshot.load(directory / "final.safetensors")
+    arrays = [*state.variables.items(), *state.optimizer.items()]
+    return [(key, value.tobytes()) for key, value in arrays]
 
 
 def train(method: str, directory: Path) -> None:
@@ -117,7 +124,7 @@ def train(method: str, directory: Path) -> None:
     y = (x @ rng.normal(size=(16, 4))).argmax(1)
     options = tf.data.Options()
     options.autotune.enabled = False
-    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+    data = tt.data.shuffled((x, y), seed=0).batch(16)
     model = keras.Sequential(
         [
             keras.Input((16,)),

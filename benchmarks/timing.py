@@ -6,28 +6,18 @@ gives the median ratio, an interval that holds the true median 95 times in
 100, and the quartiles, which show how noisy the machine was. The ratio of the
 process's CPU times, over all its threads, stands beside it: it does not count
 the time that other processes took.
-
-The library times what it exports with a loop of its own, which stops after so
-many seconds and keeps quartiles. What stands here needs every pair of times,
-CPU times too, and no garbage collector in between.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import gc
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from tf_tickets.export.timing import Times, interleaved
 
-class Times(NamedTuple):
-    """Seconds of one side, by round."""
-
-    wall: np.ndarray
-    cpu: np.ndarray
+__all__ = ["Row", "Times", "compare", "interleaved", "table"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,44 +45,6 @@ class Row:
     quartiles: tuple[float, float]
     cpu_ratio: float
     rounds: int
-
-
-def interleaved(
-    sides: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 2
-) -> dict[str, Times]:
-    """Seconds of every side in every round.
-
-    Args:
-        sides: ``{name: what to time}``. The order rotates from round to
-            round, so that no side always runs on the caches of the same other.
-        rounds: How often each side is timed.
-        warmup: Rounds before these that are not timed: tracing, compiling.
-
-    Returns:
-        ``{name: times}``.
-    """
-    order = list(sides)
-    wall: dict[str, list[float]] = {name: [] for name in sides}
-    cpu: dict[str, list[float]] = {name: [] for name in sides}
-    collecting = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        for index in range(-warmup, rounds):
-            turn = index % len(order)
-            for name in order[turn:] + order[:turn]:
-                start, cpu_start = time.perf_counter(), time.process_time()
-                sides[name]()
-                stop, cpu_stop = time.perf_counter(), time.process_time()
-                if index >= 0:
-                    wall[name].append(stop - start)
-                    cpu[name].append(cpu_stop - cpu_start)
-    finally:
-        if collecting:
-            gc.enable()
-    return {
-        name: Times(np.array(wall[name]), np.array(cpu[name])) for name in order
-    }
 
 
 def compare(

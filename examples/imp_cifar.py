@@ -26,15 +26,14 @@ from harness import (
     Progress,
     adjusted,
     everything,
-    figure,
     found_or_near,
     gzipped_bytes,
     print_densities,
-    sparsity_axis,
     write_csv,
 )
 
 import tf_tickets as tt
+from tf_tickets.figures import over_sparsity
 from tf_tickets.zoo import recipes
 from tf_tickets.zoo.experiments import Task
 
@@ -211,24 +210,17 @@ def train(
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """Validation accuracy against density."""
-    made, [axes] = figure()
-    for kind, style in (
-        ("ticket", "o-"),
-        ("re-initialized", "s--"),
-        ("random mask", "^--"),
-    ):
-        points = {
+    """Validation accuracy over sparsity."""
+    runs = {
+        kind: {
             row["density"]: row["val_accuracy"]
             for row in results
-            if row["kind"] in (kind, "dense" if kind == "ticket" else kind)
+            if row["kind"] == kind
         }
-        axes.plot(points.keys(), points.values(), style, label=kind)
-    ticks = [row["density"] for row in results if row["kind"] == "ticket"]
-    sparsity_axis(axes, ticks[::2])
-    axes.set_ylabel("validation accuracy")
-    axes.legend()
-    made.savefig(path, dpi=150)
+        for kind in ("ticket", "re-initialized", "random mask")
+    }
+    [*_, dense] = [r["val_accuracy"] for r in results if r["kind"] == "dense"]
+    over_sparsity(runs, "validation accuracy", path, dense=dense)
 
 
 def report(task: Task, results: list[dict[str, Any]], output: Path) -> None:

@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras import layers
 
 from tests.gallery import mlp as mlp  # what most tests train
+from tf_tickets import progress
 from tf_tickets.selection import layers_of, named_weights
 
 # Must come before TensorFlow starts: distribution is tested on two of them.
@@ -20,6 +21,9 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
     [tf.config.LogicalDeviceConfiguration()] * 2,
 )
+
+# No bar appears because a machine is slow.
+progress._PATIENCE = float("inf")
 
 
 @pytest.fixture(autouse=True)

@@ -419,8 +419,88 @@ def test_what_is_written_replaces_the_old_file_in_one_step(tmp_path):
     finally:
         os.umask(before)
     assert path.read_text() == "new"
-    assert path.stat().st_mode & 0o777 == 0o640
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("mode", [None, 0o600, 0o664, 0o444])
+def test_a_mode_is_kept_and_a_new_file_has_the_usual_one(mode, tmp_path):
+    path = tmp_path / "file"
+    if mode is not None:
+        path.write_text("old")
+        path.chmod(mode)
+    before = os.umask(0o027)
+    try:
+        with archive.replacing(path) as temporary:
+            temporary.write_text("new")
+            temporary.chmod(0o600)  # as some writers do
+    finally:
+        os.umask(before)
+    expected = 0o640 if mode is None else mode
+    assert path.stat().st_mode & 0o777 == expected
+    tt.prune(mlp(), 0.5).save(path)
+    assert path.stat().st_mode & 0o777 == expected
+
+
+def killed(path, what):
+    """A process that is killed while it writes to ``path``."""
+    child = os.fork()
+    if not child:
+        with archive.replacing(path) as made:
+            if what == "file":
+                made.write_text("half of it")
+            else:
+                made.mkdir()
+                (made / "inner").write_text("half of it")
+            if what == "moved":  # as between the two steps of a folder
+                os.replace(path, made.parent / "old")
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -9
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "moved"])
+def test_what_a_killed_writer_left_goes_at_the_next_run(what, tmp_path):
+    path = tmp_path / ("a" * 255)  # as long as names can be
+    if what == "moved":
+        path.mkdir()
+        (path / "inner").write_text("old")
+    # A writer that is at work, and one to another path.
+    with (
+        archive.replacing(path) as at_work,
+        archive.replacing(tmp_path / ("a" * 254)) as other,
+    ):
+        (at_work.mkdir if what == "moved" else at_work.touch)()
+        other.touch()
+        killed(path, what)
+        assert len([*tmp_path.iterdir()]) == 3
+        if what == "moved":
+            assert not path.exists()
+            with pytest.raises(ZeroDivisionError), archive.replacing(path):
+                assert (path / "inner").read_text() == "old"
+                raise ZeroDivisionError
+            assert (path / "inner").read_text() == "old"
+        else:
+            with archive.replacing(path) as temporary:
+                temporary.touch()
+        # What a killed one left is gone; those at work are not disturbed.
+        assert len([*tmp_path.iterdir()]) == 3
+        assert at_work.exists() and other.exists()
+    assert len([*tmp_path.iterdir()]) == 2
+
+
+def test_what_exists_stays_with_overwrite_false(tmp_path):
+    model = mlp()
+    path, link = tmp_path / "ticket", tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    ticket, snapshot = tt.prune(model, 0.5), tt.Snapshot.take(model)
+    ticket.save(path, overwrite=False)
+    for one in (ticket, snapshot):
+        for there in (path, link, tmp_path):
+            with pytest.raises(FileExistsError, match=there.name):
+                one.save(there, overwrite=False)
+        one.save(path)
+    with pytest.raises(FileExistsError, match="a file does not take its place"):
+        ticket.save(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "ticket"]
 
 
 @pytest.mark.parametrize("made", ["nothing", "file", "folder"])

@@ -14,6 +14,7 @@ from absl import flags
 
 from benchmarks import (
     masked_step,
+    readme,
     retraces,
     script,
     selection,
@@ -82,17 +83,6 @@ def test_ratios_are_taken_within_a_round_and_bracketed():
     assert row.interval == (1.0, 3.0)
     assert (row.seconds, row.rounds) == (10.0, 5)
     assert row.cpu_ratio == 5 / 4
-
-
-def test_sides_take_turns_and_warm_up_untimed():
-    calls = []
-    times = timing.interleaved(
-        {name: lambda name=name: calls.append(name) for name in "abc"},
-        rounds=3,
-        warmup=1,
-    )
-    assert [t.wall.size for t in times.values()] == [3, 3, 3]
-    assert "".join(calls) == "cab" + "abc" + "bca" + "cab"
 
 
 @pytest.mark.parametrize(
@@ -234,3 +224,21 @@ def test_tables_of_a_page_are_replaced(tmp_path):
         assert page.read_text() == (
             f"before\n{script.MARKS[0]}\n\n{text}\n{script.MARKS[1]}\nafter\n"
         )
+
+
+def test_what_is_measured_is_the_block_of_the_readme(tmp_path, monkeypatch):
+    code = readme.block()
+    assert code in readme.README.read_text()
+    dense, drawn, rest = code.partition("imp = ")
+    assert drawn and "model.compile" in dense and "saved_model" in rest
+    # The last `fit` is as long as a round: that is what dense is trained for.
+    [*_, epochs] = readme.re.findall(r" epochs=(\d+)", rest)
+    assert f"epochs_per_round={epochs}" in rest
+    monkeypatch.chdir(tmp_path)
+    seeded = readme.run("import keras\nkeras.utils.set_random_seed(0)", 7)
+    assert seeded["keras"].utils is not None
+    drawn = np.random.random()
+    np.random.seed(7)
+    assert drawn == np.random.random()
+    with pytest.raises(ValueError, match="one seed"):
+        readme.run("pass", 7)

@@ -1,9 +1,13 @@
 """One sentence for each option that is wrong; NumPy's numbers are numbers."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
 
+import tf_tickets as tt
+from tests.conftest import compiled, mlp
 from tf_tickets import checks
 
 
@@ -68,3 +72,34 @@ def test_arrays_that_are_not_finite_are_named():
             keras.ops.array([np.inf], dtype="bfloat16")
         )
         checks.finite("Scores", {"a": half}, "why?")
+
+
+def test_numbers_of_numpy_are_as_good_as_those_of_python(data):
+    one, half = np.int64(1), np.float32(0.5)
+    assert repr(tt.pruning.Polynomial(half, end_step=one)) == repr(
+        tt.pruning.Polynomial(0.5, end_step=1)
+    )
+    assert repr(tt.pruning.Geometric(half, end_step=one)) == repr(
+        tt.pruning.Geometric(0.5, end_step=1)
+    )
+    assert repr(tt.pruning.Constant(half, begin_step=one)) == repr(
+        tt.pruning.Constant(0.5, begin_step=1)
+    )
+    for kind in ("SignedConstant", "Bernoulli", "Beta"):
+        drawn = getattr(tt.layers, kind)
+        arguments = (one, half) if kind == "Beta" else ()
+        config = json.dumps(drawn(*arguments, seed=one).get_config())
+        assert drawn.from_config(json.loads(config)).seed == 1
+    miner = tt.supermask(
+        mlp(), seed=one, score_penalty=half, mask="top_k", sparsity=half
+    )
+    json.dumps(miner.layers[0].get_config()["seed"])
+    with tt.callbacks.low_precision(
+        compiled(mlp()), bits=np.int64(8), seed=one
+    ):
+        pass
+    flow = tt.analysis.gradient_flow(compiled(mlp()), data, order=one)
+    assert flow.norm > 0
+    checks.choice("order", np.int64(2), (1, 2))
+    with pytest.raises(ValueError, match="`order`"):
+        checks.choice("order", np.float64(2), ("1", "2"))

@@ -43,6 +43,10 @@ def test_docstring_examples_run(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_python_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
     """Blocks marked ``python`` share one namespace, as a reader's session."""
+    run_blocks(page, tmp_path, monkeypatch)
+
+
+def run_blocks(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(
         r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL
@@ -57,6 +61,17 @@ def test_python_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
         for table, entries in zip(tables, before, strict=True):
             table.clear()
             table.update(entries)
+
+
+def test_the_readme_can_be_run_twice(tmp_path, monkeypatch):
+    """In one directory, and with fewer epochs, which is not the point."""
+    text = re.sub(
+        r"\b(epochs\w*)=\d+", r"\1=1", (ROOT / "README.md").read_text()
+    ).replace("end_step=20", "end_step=2")
+    page = tmp_path / "README.md"
+    page.write_text(text)
+    for _ in range(2):
+        run_blocks(page, tmp_path, monkeypatch)
 
 
 def test_every_public_name_has_an_example():

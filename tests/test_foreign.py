@@ -138,3 +138,48 @@ def test_weights_that_do_not_fit_are_refused():
         ticket.to_weights(like={"a/kernel": np.eye(4), "a/bias": np.ones(4)})
     with pytest.raises(ValueError, match="no start weights"):
         tt.Ticket({"a/kernel": np.eye(4)}).to_weights()
+
+
+C = tt.callbacks
+
+
+@pytest.mark.parametrize(
+    "name, use",
+    [
+        ("prune", lambda m, p: tt.prune(m, 0.5)),
+        ("flops", lambda m, p: tt.analysis.flops(m)),
+        ("export", lambda m, p: tt.export.saved_model(m, p)),
+        ("litert", lambda m, p: tt.export.litert(m, p)),
+        ("snapshot", lambda m, p: tt.Snapshot.take(m)),
+        ("supermask", lambda m, p: tt.supermask(m)),
+        ("apply", lambda m, p: tt.prune(mlp(), 0.5).apply(m)),
+        *(
+            (
+                type(callback).__name__,
+                lambda m, p, c=callback: m.fit(
+                    np.ones((4, 8)), np.zeros(4), verbose=0, callbacks=[c]
+                ),
+            )
+            for callback in (
+                C.IterativeMagnitudePruning(
+                    target_sparsity=0.5, epochs_per_round=1
+                ),
+                C.GradualPruning(target_sparsity=0.5, end_step=1),
+                C.SparsityLogger(),
+            )
+        ),
+    ],
+)
+def test_a_tf_keras_model_is_refused_in_one_sentence(name, use, tmp_path):
+    pytest.importorskip("tf_keras")
+    model = twin()
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    with pytest.raises(ValueError, match=r"tf_keras \(Keras 2\): build it"):
+        use(model, tmp_path / "m")
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_the_refusal_of_tf_keras_advises_works():
+    pytest.importorskip("tf_keras")
+    ticket = tt.Ticket.from_weights(twin().weights)
+    ticket.apply(mlp())

@@ -15,7 +15,16 @@ PACKAGE = ROOT / "tf_tickets"
 # A module imports from floors below its own, or from its own.
 FLOORS = [
     {"version"},
-    {"archive", "checks", "distribute", "selection", "tracing"},
+    {
+        "archive",
+        "checks",
+        "data",
+        "distribute",
+        "figures",
+        "progress",
+        "selection",
+        "tracing",
+    },
     {"initialization", "foreign", "masking", "masks", "snapshot"},
     {"ticket"},
     {"network", "loss"},
@@ -31,6 +40,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 ALONE = {"distributed_worker.py", "serve_artifacts.py"}
 # What is tested through every room, or through the whole of one.
 WHOLE = {
+    "test_at_home.py",
     "test_bad_input.py",
     "test_benchmarks.py",
     "test_docs.py",
@@ -39,7 +49,9 @@ WHOLE = {
     "test_house.py",
     "test_leaks.py",
     "test_models.py",
+    "test_packaging.py",
     "test_strategies.py",
+    "callbacks/test_beside.py",
     "export/test_networks.py",
 }
 

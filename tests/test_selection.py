@@ -1,5 +1,7 @@
 """Which weights are prunable, on the models that people have."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -137,6 +139,16 @@ def test_embeddings_and_own_weights_only_when_named():
 def test_a_filter_that_selects_nothing_is_refused(filters):
     with pytest.raises(ValueError, match="Received: filters="):
         tt.prunable_weights(flat(), filters)
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+def test_a_layer_is_no_filter_and_the_error_shows_one(as_list):
+    layer = L.Dense(4, name="two")
+    model = keras.Sequential([keras.Input((3,)), L.Dense(3, name="one"), layer])
+    with pytest.raises(ValueError, match="a layer is no filter") as error:
+        tt.prune(model, 0.5, filters=[layer] if as_list else layer)
+    [advised] = re.findall(r"filters='(.+?)'", str(error.value))
+    assert [*tt.prune(model, 0.5, filters=advised).masks] == [layer.kernel.path]
 
 
 def test_a_shared_layer_is_listed_once():

@@ -29,6 +29,7 @@ if keras.backend.backend() != "tensorflow":
 from tf_tickets import (  # noqa: E402
     analysis,
     callbacks,
+    data,
     distribute,
     export,
     layers,
@@ -51,6 +52,7 @@ __all__ = [
     "__version__",
     "analysis",
     "callbacks",
+    "data",
     "distribute",
     "enforce_zeros",
     "export",

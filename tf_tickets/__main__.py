@@ -35,8 +35,13 @@ def describe(path: Path) -> tuple[str, dict[str, Any]]:
         model = keras.models.load_model(path, compile=False)
         return _arrays(model.name, values_of(named_weights(model)), {})
     if path.is_dir() or zipfile.is_zipfile(path):
-        report = export.report(path)
-        return report.table(), report.to_json()
+        report = export.report(path)  # what is damaged raises
+        try:
+            verified = str(export.verify(path))
+        except ValueError as error:
+            verified = f"not verified: {error}"
+        fields = {**report.to_json(), "verified": verified}
+        return f"{report.table()}\n{verified}", fields
     ticket = Ticket.load(path)
     return _arrays(repr(ticket), ticket.masks, ticket.metadata)
 

@@ -7,22 +7,26 @@ read is not trusted: a file can neither make `reading` run code nor take more
 memory than the file is long.
 
 `replacing` is how anything is written here, a file or a folder: beside its
-destination first, and renamed, so that a reader never meets half of it.
+destination first, and renamed, so that a reader never meets half of it. What
+stands there already is replaced, as Keras does, unless ``overwrite=False``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
 import shutil
+import stat
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -53,6 +57,8 @@ def write(
     kind: str,
     metadata: Mapping[str, Any],
     parts: Parts,
+    *,
+    overwrite: bool = True,
 ) -> None:
     """Write arrays and their description to ``path`` in one step.
 
@@ -63,8 +69,10 @@ def write(
         parts: ``{part: {key: array}}``: booleans, which take one bit each, and
             numbers, bfloat16 and the float8 types included. `None` for a part
             that there is not.
+        overwrite: As in `replacing`.
 
     Raises:
+        FileExistsError: If ``path`` exists and ``overwrite`` is false.
         OSError: If the file cannot be written; nothing is left behind.
         TypeError: If an array holds something else.
     """
@@ -95,7 +103,7 @@ def write(
         "content": content,
         "crc32": str(zlib.crc32(content.encode())),
     }
-    with replacing(path) as temporary:
+    with replacing(path, overwrite=overwrite) as temporary:
         try:
             save_file(stored, temporary, header)
         except SafetensorError as error:
@@ -171,15 +179,27 @@ def reading(
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(
+    path: str | os.PathLike[str], *, overwrite: bool = True
+) -> Iterator[Path]:
     """A place to write what stands at ``path`` when the block ends well.
 
-    Until then nothing changes there, whatever fails or is killed; a kill
-    leaves at most a hidden directory beside it.
+    Until then nothing changes there, whatever fails or is killed. A kill
+    leaves at most a hidden folder beside it, which the next writer to ``path``
+    removes. A file takes the place of a file in one step. A folder takes that
+    of a folder in two; if a kill comes between them, the next writer puts the
+    old folder back first.
 
     Args:
         path: Of a file or a folder. A symbolic link stays one, and what it
             points at is replaced. Parents are made if they are missing.
+        overwrite: Whether to replace what is there, which is the default; its
+            mode is kept.
+
+    Raises:
+        FileExistsError: If something is there and ``overwrite`` is false, or
+            it is a folder and what was written is a file, or the other way
+            round.
 
     Example:
 
@@ -192,24 +212,99 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     >>> os.listdir(where)
     ['notes']
     """
-    path = Path(os.path.realpath(path))
+    given, path = Path(path), Path(os.path.realpath(path))
     there = next(parent for parent in path.parents if parent.exists())
-    workspace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=there))
+    # The name of what is written may be as long as names can be.
+    prefix = f".{path.name[:20]}.{zlib.crc32(os.fsencode(path.name)):08x}."
+    _clear_up(there, prefix, path)
+    _refuse_to_overwrite(given, overwrite)
+    workspace, release = _workspace(there, prefix)
     try:
-        made, mode = workspace / "made", workspace / "mode"
+        made = workspace / "made"
         yield made
-        if made.is_file():
-            # Some writers make private files; a saved one follows the umask.
-            mode.touch()
-            made.chmod(mode.stat().st_mode)
         for file in [made, *made.rglob("*")]:
             if file.is_file():
                 with file.open("rb") as written:
                     os.fsync(written.fileno())
         path.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_to_overwrite(given, overwrite)
+        if path.exists():
+            if path.is_dir() != made.is_dir():
+                kinds = ("file", "folder")
+                raise FileExistsError(
+                    f"{str(given)!r} is a {kinds[path.is_dir()]}, and a "
+                    f"{kinds[made.is_dir()]} does not take its place."
+                )
+            made.chmod(stat.S_IMODE(path.stat().st_mode))
+        elif made.is_file():
+            # Some writers make private files; a new one follows the umask.
+            mode = workspace / "mode"
+            mode.touch()
+            made.chmod(mode.stat().st_mode)
+        if path.is_dir():
+            os.replace(path, workspace / _OLD)
         os.replace(made, path)
     finally:
+        _put_back(workspace, path)
+        release()
         shutil.rmtree(workspace, ignore_errors=True)
+
+
+# What a workspace holds: a lock as long as its writer lives, and for a moment
+# the folder whose place is taken.
+_LOCK, _OLD = "lock", "old"
+
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
+"""How file systems say that they have no locks."""
+
+
+def _refuse_to_overwrite(path: Path, overwrite: bool) -> None:
+    if not overwrite and (path.exists() or path.is_symlink()):
+        raise FileExistsError(
+            f"{str(path)!r} exists: choose a path that does not, or replace "
+            "it with overwrite=True. Received: overwrite=False"
+        )
+
+
+def _workspace(there: Path, prefix: str) -> tuple[Path, Callable[[], None]]:
+    """A folder of this writer's own, and what lets others remove it."""
+    while True:
+        made = Path(tempfile.mkdtemp(prefix=prefix, dir=there))
+        lock = filelock.FileLock(made / _LOCK, fallback_to_soft=False)
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            continue  # another writer was quicker to take it for left over
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return made, lambda: None
+            shutil.rmtree(made, ignore_errors=True)
+            raise
+        return made, lock.release
+
+
+def _clear_up(there: Path, prefix: str, path: Path) -> None:
+    """Remove what killed writers to ``path`` have left behind."""
+    try:
+        found = [one for one in there.iterdir() if one.name.startswith(prefix)]
+    except OSError:
+        return  # a folder may be writable and not readable
+    for workspace in found:
+        lock = filelock.FileLock(workspace / _LOCK, fallback_to_soft=False)
+        # Whoever is at work holds the lock. Where there are no locks, nobody
+        # can tell, and everything stays.
+        with contextlib.suppress(filelock.Timeout, OSError):
+            lock.acquire(blocking=False)
+            _put_back(workspace, path)
+            lock.release()
+            shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _put_back(workspace: Path, path: Path) -> None:
+    """The folder that was to be replaced, where no other took its place."""
+    old = workspace / _OLD
+    if old.exists() and not path.exists():
+        os.replace(old, path)
 
 
 class _Part(Mapping[str, np.ndarray]):

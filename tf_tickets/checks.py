@@ -6,6 +6,7 @@ hands over (``np.int64(3)``) is as welcome as what is written down.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import numbers
 import operator
@@ -130,8 +131,9 @@ def choice(name: str, value: Any, known: Collection[Any]) -> None:
 
     >>> choice("weights", "keep", ("start", "keep"))
     """
+    plain = value.item() if isinstance(value, np.generic) else value
     if not any(
-        value is one or (isinstance(value, type(one)) and value == one)
+        plain is one or (isinstance(plain, type(one)) and plain == one)
         for one in known
     ):
         words = [repr(one) for one in known]
@@ -143,6 +145,27 @@ def choice(name: str, value: Any, known: Collection[Any]) -> None:
         raise ValueError(
             f"`{name}` must be {wanted}. Received: {name}={value!r}"[:500]
         )
+
+
+def make_plain(options: Any) -> None:
+    """Make NumPy's numbers in a dataclass, even a frozen one, Python's.
+
+    They are written down, compared with what was written down, and handed to
+    Keras, which refuses NumPy's.
+
+    Args:
+        options: The instance, in its ``__post_init__``.
+
+    Example:
+
+    >>> from tf_tickets.pruning import Constant
+    >>> Constant(np.float64(0.5), begin_step=np.int64(3))
+    Constant(sparsity=0.5, begin_step=3)
+    """
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, np.generic):
+            object.__setattr__(options, field.name, value.item())
 
 
 def finite(what: str, arrays: Mapping[str, Any], why: str) -> None:

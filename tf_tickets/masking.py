@@ -156,6 +156,33 @@ def project(model: keras.Model) -> None:
             average.assign(masked(average.value, mask))
 
 
+def warn_of_written(model: keras.Model) -> None:
+    """Warn of weights that were written past their masks and are dense.
+
+    Nobody is told when ``load_weights`` or ``assign`` writes a weight. So this
+    is asked wherever such weights are read or put right.
+    """
+    dense = [
+        key
+        for key, variable in _masked_weights(model).items()
+        if bool(
+            tf.reduce_any(
+                tf.cast(variable.value, "bool")
+                & ~tf.cast(variable.constraint.mask, "bool")
+            )
+        )
+    ]
+    if dense:
+        checks.warn(
+            "These weights are not zero where their masks prune: load_weights, "
+            "set_weights or assign has written them past the masks, and what "
+            "was computed since is another network's. Zeros come back with the "
+            "next training step or export, and at once with ticket.apply(model,"
+            f" weights='keep'). Received: {', '.join(dense[:8])}"
+            + (", ..." if len(dense) > 8 else "")
+        )
+
+
 def release(model: keras.Model) -> None:
     """Stop enforcing masks: weights keep their values, and may change.
 

@@ -6,12 +6,13 @@ import abc
 import os
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import keras
 import numpy as np
 
-from tf_tickets import archive, checks, masking
+from tf_tickets import archive, checks, figures, masking
+from tf_tickets.figures import Path
 from tf_tickets.selection import match_keys, named_weights
 from tf_tickets.version import __version__
 
@@ -118,6 +119,38 @@ class Masks(abc.ABC):
             for key, m in self._masks.items()
         }
 
+    def plot(self, path: Path | None = None, *, axes: Any = None) -> Any:
+        """Draw the density of each mask as a bar; see `tf_tickets.figures`.
+
+        A dashed line marks the density of all of them together.
+
+        Args:
+            path: An image file to write, or `None`.
+            axes: Matplotlib axes to draw on; a new figure if `None`.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        axes = figures.bars(
+            self.densities(),
+            f"density, {self.kept:,} of {self.size:,} {self.covers} kept",
+            axes=axes,
+        )
+        axes.axvline(
+            self.density,
+            color="k",
+            ls="--",
+            lw=1,
+            zorder=0,
+            label=f"all together: {self.density:.3g}",
+        )
+        axes.legend(fontsize=8)
+        figures.save(axes.figure, path)
+        return axes
+
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled and copied: plain dictionaries, not views of them."""
         return {
@@ -141,7 +174,9 @@ class Masks(abc.ABC):
         """Fraction of the mask positions in which two tickets differ.
 
         Args:
-            other: A ticket of the same kind over the same keys.
+            other: A ticket of the same kind over the same weights. Layers may
+                have other numbers, and models other names, as after loading:
+                then the whole lists are matched, as `apply` does.
 
         Returns:
             A number in [0, 1]; 0 for equal masks.
@@ -154,14 +189,9 @@ class Masks(abc.ABC):
                 f"`other` must be a {type(self).__name__}. "
                 f"Received: other={other!r}"[:500]
             )
-        mine, theirs = shapes_of(self._masks), shapes_of(other.masks)
-        if mine != theirs:
-            raise ValueError(
-                f"The tickets cover different {self.covers}. Received: "
-                f"{sorted(mine.items() ^ theirs.items())}"
-            )
+        keys = keys_between(self, other, self.covers)
         differing = sum(
-            int(np.count_nonzero(m != other.masks[k]))
+            int(np.count_nonzero(m != other.masks[keys[k]]))
             for k, m in self._masks.items()
         )
         return differing / self.size if self.size else 0.0
@@ -237,15 +267,20 @@ class Masks(abc.ABC):
                 named[key].assign(value)
         masking.enforce(model, masks, others="release")
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(
+        self, path: str | os.PathLike[str], *, overwrite: bool = True
+    ) -> None:
         """Write the ticket to one safetensors file.
 
         Masks take one bit an element. The file appears whole or not at all.
 
         Args:
             path: The file, used as given, whatever its ending.
+            overwrite: Whether to replace a file that is there, which is the
+                default.
 
         Raises:
+            FileExistsError: If ``path`` exists and ``overwrite`` is false.
             OSError: If it cannot be written; an old file stays as it was.
         """
         parts = {
@@ -253,7 +288,9 @@ class Masks(abc.ABC):
             "weights": self._weights,
             "scores": self._scores,
         }
-        archive.write(path, self.kind, self._metadata, parts)
+        archive.write(
+            path, self.kind, self._metadata, parts, overwrite=overwrite
+        )
 
     @classmethod
     def load(cls: type[AnyMasks], path: str | os.PathLike[str]) -> AnyMasks:
@@ -279,6 +316,47 @@ class Masks(abc.ABC):
 def shapes_of(arrays: Arrays) -> dict[str, tuple[int, ...]]:
     """``{key: shape}``."""
     return {key: tuple(array.shape) for key, array in arrays.items()}
+
+
+class HasMasks(Protocol):
+    """A ticket over weights or over channels."""
+
+    @property
+    def masks(self) -> Mapping[str, np.ndarray]: ...
+
+
+def keys_between(
+    one: HasMasks, other: HasMasks, covers: str = "weights"
+) -> dict[str, str]:
+    """``{key of a mask of one: key of that mask in other}``.
+
+    Args:
+        one: A ticket.
+        other: A ticket.
+        covers: What their masks are over, for the error.
+
+    Raises:
+        ValueError: If they do not cover the same.
+    """
+    mine, theirs = shapes_of(one.masks), shapes_of(other.masks)
+    if mine == theirs:
+        return {key: key for key in mine}
+    lists = [getattr(ticket, "weights", None) or {} for ticket in (one, other)]
+    if any(
+        not listing.keys() >= ticket.masks.keys()
+        for listing, ticket in zip(lists, (one, other), strict=True)
+    ):
+        lists = [one.masks, other.masks]
+    try:
+        keys = match_keys(shapes_of(lists[0]), lists[1], mine)
+    except ValueError:
+        keys = {}
+    if {keys.get(key): shape for key, shape in mine.items()} != theirs:
+        raise ValueError(
+            f"The tickets cover different {covers}. Received: "
+            f"{sorted(mine.items() ^ theirs.items())[:6]}"
+        )
+    return keys
 
 
 def _as_mask(key: str, mask: Any) -> np.ndarray:

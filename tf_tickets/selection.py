@@ -70,13 +70,34 @@ def check_model(model: Any) -> None:
     """Raise if ``model`` is something else.
 
     Raises:
-        ValueError: If it has no weights and no layers to have any.
+        ValueError: If it has no weights and no layers to have any, or is of
+            another Keras.
     """
+    check_keras(model)
     if isinstance(model, type) or not isinstance(
         getattr(model, "weights", None), list
     ):
         raise ValueError(
             f"`model` must be a Keras model. Received: model={model!r}"[:500]
+        )
+
+
+def check_keras(model: Any) -> None:
+    """Raise if ``model`` is one of tf_keras, which looks like one of Keras 3.
+
+    Raises:
+        ValueError: If it is; with what to do instead.
+    """
+    # By its name: importing tf_keras sets up a second Keras.
+    if any(
+        c.__module__.split(".")[0] == "tf_keras" for c in type(model).__mro__
+    ):
+        raise ValueError(
+            "tf_tickets works on models of Keras 3, and this is one of "
+            "tf_keras (Keras 2): build it with `keras`, and bring its weights "
+            "and zeros along with tf_tickets.Ticket.from_weights("
+            "model.weights). "
+            f"Received: a tf_keras model named {getattr(model, 'name', '')!r}"
         )
 
 
@@ -373,13 +394,22 @@ def _is_maskable(variable: keras.Variable) -> bool:
 
 
 def _as_list(filters: Filters) -> list[Filter]:
-    entries = (
+    entries: list[Any] | None = (
         [filters]
         if isinstance(filters, str) or callable(filters)
         else list(filters)
         if isinstance(filters, Sequence)
         else None
     )
+    for entry in entries or [filters]:
+        if isinstance(entry, keras.layers.Layer):
+            raise ValueError(
+                "A filter names weights by their path, and a layer is no "
+                "filter: give a regular expression such as "
+                f"filters={f'{entry.name}/'!r}. "
+                f"Received: the layer {entry.name!r} "
+                f"({type(entry).__name__}) in `filters`"
+            )
     if not entries or not all(
         isinstance(e, str) or callable(e) for e in entries
     ):

@@ -109,13 +109,27 @@ class Snapshot:
         self,
         path: str | os.PathLike[str],
         metadata: Mapping[str, object] | None = None,
+        *,
+        overwrite: bool = True,
     ) -> None:
-        """Write the snapshot and JSON ``metadata`` to one file, atomically."""
+        """Write the snapshot and JSON ``metadata`` to one file, atomically.
+
+        Args:
+            path: The file.
+            metadata: JSON values.
+            overwrite: Whether to replace a file that is there, which is the
+                default.
+
+        Raises:
+            FileExistsError: If ``path`` exists and ``overwrite`` is false.
+            OSError: If it cannot be written; an old file stays as it was.
+        """
         archive.write(
             path,
             "snapshot",
             metadata or {},
             {"model": self.variables, "optimizer": self.optimizer},
+            overwrite=overwrite,
         )
 
     @classmethod

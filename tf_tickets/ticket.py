@@ -107,6 +107,7 @@ class Ticket(Masks):
             filters: As in `tf_tickets.prunable_weights`.
             metadata: Added to the ticket's own.
         """
+        masking.warn_of_written(model)
         attached = masking.attached_masks(model)
         values = values_of(named_weights(model))
         if attached and filters is None:

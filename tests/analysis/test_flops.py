@@ -199,3 +199,11 @@ def test_a_mask_of_another_model_is_refused():
     model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
     with pytest.raises(ValueError, match="path and shape.* Received"):
         flops(model, masks={"other": np.ones((4, 2))})
+
+
+def test_a_model_that_is_not_built_is_told_to_be():
+    model = keras.Sequential([keras.layers.Dense(3)])
+    with pytest.raises(ValueError, match="no weights yet: build it first"):
+        flops(model)
+    model.build((None, 4))
+    assert flops(model).macs == 12

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import warnings
 
 import keras
 import numpy as np
@@ -196,6 +197,32 @@ def test_a_fit_after_an_interrupted_resumed_one_starts_at_its_own_epoch(
                 callbacks=[callback, DieAt(die_at)],
             )  # fmt: skip
     assert model.fit(batches(*data), epochs=2, verbose=0).epoch == [0, 1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_finished_directory_says_that_the_model_gets_its_state(
+    kind, data, tmp_path
+):
+    def run(epochs=4):
+        model, callback = drawing(kind, tmp_path / "run")
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            model.fit(
+                batches(*data), epochs=epochs, verbose=0, callbacks=[callback]
+            )
+        said = [str(w.message) for w in found]
+        return model.get_weights(), [one for one in said if "finished" in one]
+
+    weights, said = run()
+    assert not said
+    for _ in range(2):
+        again, said = run()
+        assert len(said) == 1, said
+        assert str(tmp_path / "run") in said[0] and "another" in said[0]
+        for one, other in zip(weights, again, strict=True):
+            np.testing.assert_array_equal(one, other)
+    _, said = run(epochs=5)  # rounds that are done are done; others go on
+    assert len(said) == (kind == "rounds")
 
 
 # One training in a directory. The other side knows only the file's name.

@@ -190,7 +190,7 @@ def test_several_steps_in_a_call_and_half_precision(data):
 
 
 @pytest.mark.parametrize(
-    "kept_by, method", [("directory", "rigl"), ("backup", "set")]
+    "kept_by, method", [("directory", "rigl"), ("both", "set")]
 )
 def test_a_run_goes_on_after_a_kill(kept_by, method, data, tmp_path):
     def run(name, die_at=None):
@@ -198,11 +198,11 @@ def test_a_run_goes_on_after_a_kill(kept_by, method, data, tmp_path):
         model = plain()
         sparse = DynamicSparseTraining(
             method, sparsity=0.6, every=3, seed=5,
-            directory=tmp_path / name if kept_by == "directory" else None,
+            directory=tmp_path / name,
         )  # fmt: skip
         others = (
             [keras.callbacks.BackupAndRestore(tmp_path / f"{name}.backup")]
-            if kept_by == "backup"
+            if kept_by == "both"
             else []
         )
         try:
@@ -282,7 +282,7 @@ def test_bad_arguments_are_refused(options, message):
         DynamicSparseTraining(**{"sparsity": 0.5, **options})
 
 
-def test_what_cannot_work_is_said_before_training(data):
+def test_what_cannot_work_is_said_before_training(data, tmp_path):
     def fit(model, sparse, dataset=None, **options):
         model.fit(
             batches(*data) if dataset is None else dataset,
@@ -299,6 +299,12 @@ def test_what_cannot_work_is_said_before_training(data):
     tt.prune(sparser, 0.9).apply(sparser)
     with pytest.raises(ValueError, match="below the current sparsity"):
         fit(sparser, DynamicSparseTraining(sparsity=0.5))
+    with pytest.raises(ValueError, match="give `directory`"):
+        backup = keras.callbacks.BackupAndRestore(tmp_path)
+        plain().fit(
+            batches(*data), verbose=0,
+            callbacks=[backup, DynamicSparseTraining(sparsity=0.5)],
+        )  # fmt: skip
     with pytest.raises(ValueError, match="masks of its own"):
         plain().fit(
             batches(*data), verbose=0,

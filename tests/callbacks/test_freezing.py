@@ -491,3 +491,34 @@ def test_a_search_that_died_goes_on_and_ends_like_one_that_lived(
     for path, score in whole.scores.items():
         np.testing.assert_array_equal(score, resumed.scores[path])
     assert abs(resumed.sparsity - 0.9) < 0.05
+
+
+def by_size(shapes, density):
+    return dict.fromkeys(shapes, density)
+
+
+def by_name(shapes, density):
+    return dict.fromkeys(sorted(shapes), density)
+
+
+SCOPES = [by_size, by_name, tt.pruning.at_least(2), "layer"]
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_scope_is_part_of_what_a_run_is(scope, tmp_path):
+    def search(scope, name):
+        miner = compiled(tt.supermask(mlp()), keras.optimizers.SGD(0.1))
+        freezing = IterativeFreezing(
+            0.5, every=1, scope=scope, directory=tmp_path / name
+        )
+        freezing.set_model(miner)
+        return freezing._run
+
+    run = search(scope, "run")
+    miner = mlp()
+    run.save(miner, 1, {}, {})
+    assert search(scope, "run").load() is not None
+    for other in SCOPES:
+        if other is not scope:
+            with pytest.raises(ValueError, match="other arguments.*scope"):
+                search(other, "run").load()

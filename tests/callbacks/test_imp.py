@@ -646,3 +646,21 @@ def test_the_plan_adds_up(rewind_epoch):
     densities = [1 - plan.demand(r, 0.0)[0] for r in range(6)]
     np.testing.assert_allclose(densities, 0.01 ** (np.arange(6) / 5))
     assert plan.demand(5, 0.0)[0] == 0.99
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: IMP(target_sparsity=0.5, epochs_per_round=1),
+        lambda: tt.callbacks.EarlyBird([0.5]),
+    ],
+)
+def test_a_backup_without_a_directory_is_refused_at_once(make, data, tmp_path):
+    # What it brings back after a kill would be trained on as a first round.
+    model = compiled(mlp())
+    before = model.get_weights()
+    backup = keras.callbacks.BackupAndRestore(tmp_path)
+    with pytest.raises(ValueError, match="give `directory` to"):
+        model.fit(*data, verbose=0, callbacks=[backup, make()])
+    for now, then in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)

@@ -315,6 +315,12 @@ def test_a_run_with_rounds_that_end_early_goes_on(rewind, data, tmp_path):
         best.append(model.get_weights())
     for a, b in zip(*best, strict=True):
         np.testing.assert_array_equal(a, b)
+    # The rows of a round that was broken off are gone.
+    logs = [
+        (tmp_path / name / "log.csv").read_text()
+        for name in ("whole", "killed")
+    ]
+    assert logs[0] == logs[1] and len(logs[0].splitlines()) == 7
     # A finished run has nothing left to train but what is asked beyond it.
     _, done, epochs = run("killed")
     assert epochs == []

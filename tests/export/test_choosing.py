@@ -1,24 +1,38 @@
 """What is faster is decided by measurement, at every batch size."""
 
+import functools
+import time
+
 import keras
 import numpy as np
 import pytest
 
 from tests.export.conftest import prune_at_random
 from tf_tickets.export import choosing
-from tf_tickets.export.choosing import Latency, difference, interleaved
+from tf_tickets.export.choosing import difference
 from tf_tickets.export.source import Source
+from tf_tickets.export.timing import Latency, interleaved
 
 
-def test_interleaved_takes_turns():
+def test_sides_take_turns_and_turn_about():
     calls = []
-    times = interleaved(
-        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")},
-        runs=6,
-        warmup=1,
+    sides = {name: functools.partial(calls.append, name) for name in "abc"}
+    times = interleaved(sides, rounds=6, warmup=3)
+    assert "".join(calls) == 3 * "abcbcacab"
+    latency = Latency.of(times["a"])
+    assert latency.runs == times["b"].wall.size == times["c"].cpu.size == 6
+    assert latency.low <= latency.median <= latency.high
+
+
+def test_a_limit_of_time_leaves_five_rounds():
+    calls = []
+    interleaved(
+        {"a": lambda: calls.append(time.sleep(0.01))}, rounds=50, seconds=0.02
     )
-    assert calls == ["a", "b"] * 7 and times["a"].runs == 6
-    assert times["a"].low <= times["a"].median <= times["a"].high
+    assert len(calls) == 2 + 5
+    calls.clear()
+    interleaved({"a": lambda: calls.append("a")}, rounds=9, seconds=60)
+    assert len(calls) == 2 + 9
 
 
 @pytest.mark.parametrize(
@@ -60,7 +74,7 @@ def test_a_method_is_chosen_if_it_wins_at_every_batch_size(
     kernel.assign(kernel * ([0.0, 1.0] * 50))  # so that columns are gone
     measured = []
 
-    def timed(functions, **_):
+    def timed(functions, *_):
         for function in functions.values():
             function()
         batch = (32, 1)[len(measured)]
@@ -68,7 +82,7 @@ def test_a_method_is_chosen_if_it_wins_at_every_batch_size(
         found = dict(zip(("csr", "gather"), times[batch], strict=True))
         return {k: latency(found.get(k, 1.0)) for k in functions}
 
-    monkeypatch.setattr(choosing, "interleaved", timed)
+    monkeypatch.setattr(choosing, "_latencies", timed)
     source = Source.of(model)
     choices, results = choosing.choose(source, (1, 32))
     assert measured[0] == {"dense", "csr", "gather"}

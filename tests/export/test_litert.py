@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import tf_tickets as tt
+from tests import gallery
 from tests.export.conftest import MODELS, prune_at_random
 from tf_tickets.export.litert import sparse_inference_policy
 from tf_tickets.export.source import Source
@@ -43,7 +44,7 @@ def test_a_sparse_file_is_smaller_and_equal(tmp_path):
     assert again.disk_bytes <= found.dense_disk_bytes + 100
     assert not again.sparse_tensors
     with pytest.raises(FileExistsError):
-        tt.export.litert(model, path)
+        tt.export.litert(model, path, overwrite=False)
 
 
 def test_several_inputs_and_outputs(tmp_path):
@@ -143,3 +144,10 @@ def test_a_damaged_file_is_one_clear_error(tmp_path):
         made.path.write_bytes(bad)
         with pytest.raises(ValueError, match="m.tflite.*not a whole export"):
             tt.export.report(tmp_path / "m.tflite")
+
+
+@pytest.mark.parametrize("make", [gallery.int8, gallery.int8_partly])
+def test_a_model_in_int8_is_refused_in_one_sentence(make, tmp_path):
+    with pytest.raises(ValueError, match=r"from before .model.quantize."):
+        tt.export.litert(make(), tmp_path / "m.tflite")
+    assert not any(tmp_path.iterdir())

@@ -20,6 +20,7 @@ from tests import gallery
 from tests.conftest import batches, compiled, mlp
 from tests.export.conftest import MODELS, close, prune_at_random
 from tf_tickets.export import formats, serving
+from tf_tickets.export.digests import PLACE
 from tf_tickets.export.report import read_manifest
 from tf_tickets.selection import named_weights
 
@@ -260,7 +261,7 @@ def test_a_path_that_exists_is_left_alone(tmp_path):
     path = tmp_path / "m"
     path.mkdir()
     (path / "mine").write_text("mine")
-    with pytest.raises(FileExistsError, match="exists"):
+    with pytest.raises(FileExistsError, match="which stays"):
         tt.export.saved_model(wide(), path, format="packed")
     assert [p.name for p in tmp_path.rglob("*")] == ["m", "mine"]
 
@@ -354,10 +355,11 @@ tt.export.saved_model(model, {str(tmp_path / "m")!r}, format="packed")
         process.send_signal(signal.SIGKILL)
         process.wait()
     time.sleep(0.1)
-    # All there is has a hidden name; the next export does not mind.
+    # All there is has a hidden name; the next export removes it.
     assert all(p.name.startswith(".m.") for p in tmp_path.iterdir())
     assert list(tmp_path.iterdir())
     tt.export.saved_model(wide(), tmp_path / "m", format="packed")
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
 def test_a_damaged_export_fails_at_load(tmp_path):
@@ -370,8 +372,13 @@ def test_a_damaged_export_fails_at_load(tmp_path):
         data.write_bytes(damaged)
         with pytest.raises((tf.errors.OpError, ValueError)):
             tf.saved_model.load(path)
+        # Whether there are digests or not.
+        with pytest.raises(ValueError, match=f"not a whole.*{data.name}"):
+            tt.export.load_sparse(path)
+        (path / PLACE).rename(tmp_path / "digests")
         with pytest.raises(ValueError, match="not a whole export"):
             tt.export.load_sparse(path)
+        (tmp_path / "digests").rename(path / PLACE)
 
 
 def test_variables_of_another_export_fail_at_load(tmp_path):
@@ -387,6 +394,7 @@ def test_variables_of_another_export_fail_at_load(tmp_path):
     (paths[1] / "variables").rename(paths[0] / "variables")
     with pytest.raises(tf.errors.InvalidArgumentError, match="is damaged"):
         tf.saved_model.load(paths[0])
+    (paths[0] / PLACE).unlink()
     with pytest.raises(ValueError, match="is damaged"):
         tt.export.load_sparse(paths[0])
 
@@ -395,6 +403,9 @@ def test_a_truncated_or_foreign_directory_is_one_clear_error(tmp_path):
     path = tt.export.saved_model(wide(), tmp_path / "m", format="packed").path
     described = path / "assets.extra" / "tf_tickets.json.gz"
     described.write_bytes(described.read_bytes()[:40])
+    with pytest.raises(ValueError, match="not a whole.*json.gz is damaged"):
+        tt.export.load_sparse(path)
+    (path / PLACE).unlink()
     with pytest.raises(ValueError, match="not a whole export"):
         tt.export.load_sparse(path)
     with pytest.raises(ValueError, match="not a whole export"):
@@ -456,7 +467,7 @@ def test_bad_requests_write_nothing(tmp_path, monkeypatch):
         tt.export.saved_model(model, tmp_path / "m", format="zip")
     (tmp_path / "here").mkdir()
     with pytest.raises(FileExistsError, match="here"):
-        tt.export.saved_model(model, tmp_path / "here")
+        tt.export.saved_model(model, tmp_path / "here", overwrite=False)
 
     def full_disk(module, path, **_):
         Path(path).mkdir()

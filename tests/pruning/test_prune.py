@@ -280,3 +280,35 @@ def test_a_pattern_that_decides_nothing_is_told():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tt.prune(mlp(), scope={"head": 0.9, "kernel": 0.5})
+
+
+def unfinished(model, masks, *, data, seed):
+    """A criterion that forgets the head and knows a weight that is not."""
+    scores = CRITERIA["magnitude"](model, masks, data=data, seed=seed)
+    return {
+        "typo" if "head" in path else path: value
+        for path, value in scores.items()
+    }
+
+
+def test_a_criterion_that_leaves_out_a_path_is_told_which():
+    with pytest.raises(
+        ValueError,
+        match="criterion='unfinished' with without scores: .*head/kernel; "
+        "unknown: typo",
+    ):
+        tt.prune(mlp(), 0.5, criterion=unfinished)
+    with pytest.raises(ValueError, match=r"return \{path: scores\}"):
+        tt.prune(mlp(), 0.5, criterion=lambda *a, **k: None)
+
+
+def test_a_criterion_that_leaves_out_a_path_costs_no_training(data):
+    model = compiled(mlp())
+    imp = tt.callbacks.IterativeMagnitudePruning(
+        target_sparsity=0.5, epochs_per_round=9, criterion=unfinished
+    )
+    before = model.get_weights()
+    with pytest.raises(ValueError, match="without scores: .*head/kernel"):
+        model.fit(*data, epochs=9, verbose=0, callbacks=[imp])
+    for now, then in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(now, then)

@@ -279,3 +279,26 @@ def test_a_whole_path_as_a_pattern_names_its_tensor_alone():
         {p: 20 for p in shapes},
     )
     assert [pool.keep for pool in pools] == [10, 2]
+
+
+@pytest.mark.parametrize(
+    "scope", ["global", *tt.pruning.SCOPES, tt.pruning.at_least(1)]
+)
+def test_a_kernel_without_inputs_takes_no_share(scope):
+    some, none = keras.Input((8,)), keras.Input((0,))
+    model = keras.Model(
+        [some, none],
+        keras.layers.Add()(
+            [
+                keras.layers.Dense(4, name="some")(some),
+                keras.layers.Dense(4, name="none")(none),
+            ]
+        ),
+    )
+    ticket = tt.prune(model, 0.5, scope=scope)
+    assert {k: int(m.sum()) for k, m in ticket.masks.items()} == {
+        "some/kernel": 16,
+        "none/kernel": 0,
+    }
+    alone = keras.Sequential([keras.Input((0,)), keras.layers.Dense(4)])
+    assert tt.prune(alone, 0.5, scope=scope).kept == 0

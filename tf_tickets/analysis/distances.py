@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from tf_tickets.analysis.figures import new_axes, save
-
-
-class HasMasks(Protocol):
-    """A ticket over weights or over channels."""
-
-    @property
-    def masks(self) -> Mapping[str, np.ndarray]: ...
+from tf_tickets.figures import Path, axes_or_new, save
+from tf_tickets.masks import HasMasks, keys_between
 
 
 def mask_distance_matrix(tickets: Sequence[HasMasks]) -> np.ndarray:
@@ -57,16 +50,12 @@ def mask_distance_matrix(tickets: Sequence[HasMasks]) -> np.ndarray:
             f"Received: tickets={tickets!r}"[:500]
         )
     first = tickets[0]
-    shapes = {key: mask.shape for key, mask in first.masks.items()}
     rows = []
     for index, ticket in enumerate(tickets):
-        found = {key: mask.shape for key, mask in ticket.masks.items()}
-        if found != shapes:
-            raise ValueError(
-                "The tickets cover different weights. Received: ticket "
-                f"{index} with {sorted(found.items() ^ shapes.items())[:6]}"
-            )
-        rows.append(np.concatenate([ticket.masks[k].ravel() for k in shapes]))
+        named = f"weights, ticket 0 and ticket {index}"
+        keys = keys_between(first, ticket, named)
+        parts = [ticket.masks[keys[key]].ravel() for key in first.masks]
+        rows.append(np.concatenate(parts))
     bits = np.stack(rows)
     # Row by row: all pairs at once would be n times the memory.
     return np.stack([(bits != row).mean(axis=1) for row in bits])
@@ -74,7 +63,7 @@ def mask_distance_matrix(tickets: Sequence[HasMasks]) -> np.ndarray:
 
 def plot_mask_distances(
     matrix: np.ndarray,
-    path: str | os.PathLike[str] | None = None,
+    path: Path | None = None,
     *,
     labels: Sequence[object] | None = None,
     title: str | None = None,
@@ -111,21 +100,14 @@ def plot_mask_distances(
         raise ValueError(
             f"There must be {len(matrix)} labels. Received: {len(labels)}"
         )
-    if axes is None:
-        _, axes = new_axes((4.5, 4))
-    elif not hasattr(axes, "imshow"):
-        raise ValueError(
-            f"`axes` must be matplotlib axes. Received: axes={axes!r}"
-        )
+    axes = axes_or_new(axes, (4.5, 4))
     image = axes.imshow(matrix, cmap="viridis_r", origin="lower", vmin=0.0)
     axes.figure.colorbar(image, ax=axes, label="mask distance")
     axes.set(xlabel="epoch", ylabel="epoch", title=title)
-    if labels is not None:
-        step = max(1, len(matrix) // 10)
-        ticks = range(0, len(matrix), step)
-        names = [str(labels[i]) for i in ticks]
-        axes.set_xticks(ticks, names)
-        axes.set_yticks(ticks, names)
-    if path is not None:
-        save(axes.figure, path)
+    # Masks are those of whole epochs: no ticks between two of them.
+    ticks = range(0, len(matrix), -(-len(matrix) // 10))
+    names = [str(i if labels is None else labels[i]) for i in ticks]
+    axes.set_xticks(ticks, names)
+    axes.set_yticks(ticks, names)
+    save(axes.figure, path)
     return axes

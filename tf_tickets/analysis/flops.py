@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import keras
 import numpy as np
 
 from tf_tickets import checks
-from tf_tickets.network.graph import Call, Graph, trace
+from tf_tickets.network.graph import Call, Graph, InputShape, trace
 from tf_tickets.network.kinds import kind_of
 from tf_tickets.selection import named_weights, view_of
 
@@ -105,7 +105,7 @@ def flops(
     model: keras.Model,
     *,
     masks: Mapping[str, np.ndarray] | None = None,
-    input_shape: Sequence[int] | None = None,
+    input_shape: InputShape | None = None,
 ) -> FlopsReport:
     """Count the operations of one forward pass of one sample.
 
@@ -118,14 +118,15 @@ def flops(
         masks: ``{path: mask}``, as in a ticket, for the masked count; `None`
             counts the weights that are not zero now.
         input_shape: Without the batch axis; for a model whose input leaves
-            sizes open.
+            sizes open. With several inputs: the shape of each, in a list or
+            by name.
 
     Returns:
         The report.
 
     Raises:
-        ValueError: If the model is subclassed, sizes are open, or a mask does
-            not fit.
+        ValueError: If the model is not built or is subclassed, sizes are
+            open, or a mask does not fit.
 
     Example:
 
@@ -143,8 +144,8 @@ def flops(
     True
     """
     checks.mapping("masks", masks)
+    kept = _kept_weights(model, masks)  # raises if it is not built
     graph = trace(model, input_shape)
-    kept = _kept_weights(model, masks)
     rows: dict[int, LayerFlops] = {}
     uncounted: dict[str, None] = {}
     for call in graph.calls:

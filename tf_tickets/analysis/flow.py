@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
@@ -12,8 +11,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets import checks
-from tf_tickets.analysis.figures import bars
+from tf_tickets import checks, progress
+from tf_tickets.figures import Path, bars, save
 from tf_tickets.loss.batches import batches as read
 from tf_tickets.loss.objective import Loss, call
 from tf_tickets.loss.over_data import LossOverData
@@ -63,9 +62,21 @@ class ActivationSparsity:
         lines += [f"  {name}: {v:.2%}" for name, v in self.layers.items()]
         return "\n".join(lines)
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw a bar for each layer, into an image file."""
-        bars(self.layers, "share of zeros", path)
+    def plot(self, path: Path | None = None, *, axes: Any = None) -> Any:
+        """Draw a bar for each layer; see `tf_tickets.figures`.
+
+        Args:
+            path: An image file to write, or `None`.
+            axes: Matplotlib axes to draw on; a new figure if `None`.
+
+        Returns:
+            The axes.
+        """
+        label = f"share of activations up to {self.threshold:g}"
+        axes = bars(self.layers, label, axes=axes, form="{:.1%}")
+        axes.set_xlim(0, 1.1)
+        save(axes.figure, path)
+        return axes
 
 
 def activation_sparsity(
@@ -75,6 +86,7 @@ def activation_sparsity(
     threshold: float = 1e-3,
     batch_size: int = 256,
     batches: int | None = None,
+    verbose: progress.Verbosity = "auto",
 ) -> ActivationSparsity:
     """Count the activations that are zero, layer by layer.
 
@@ -92,6 +104,8 @@ def activation_sparsity(
         batch_size: Samples in a batch where arrays are cut into batches; 256
             by default.
         batches: Read at most this many batches; `None` for all.
+        verbose: `"auto"`, the default, shows a bar once this has taken a
+            second, 1 at once, 2 one line at the end, 0 nothing.
 
     Returns:
         The shares.
@@ -123,7 +137,11 @@ def activation_sparsity(
             zeros[name] = zeros.get(name, 0) + int(np.count_nonzero(near))
             sizes[name] = sizes.get(name, 0) + value.size
 
-    with _recording(model, record):
+    with (
+        _recording(model, record),
+        progress.shown(verbose),
+        progress.bar("Activations of the data", batches, unit="batch") as step,
+    ):
         for batch in read(
             data,
             needed_by="activation_sparsity",
@@ -132,6 +150,7 @@ def activation_sparsity(
             labels=False,
         ):
             call(model, batch.x, training=False)
+            step()
     if not sizes:
         raise ValueError(
             "The model has no activations to look at. "
@@ -217,9 +236,22 @@ class GradientFlow:
     norm: float
     effective: float
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw a bar for each tensor, into an image file."""
-        bars(self.layers, "norm of the gradient", path, scale="log")
+    def plot(self, path: Path | None = None, *, axes: Any = None) -> Any:
+        """Draw a bar for each tensor, from zero; see `tf_tickets.figures`.
+
+        Args:
+            path: An image file to write, or `None`.
+            axes: Matplotlib axes to draw on; a new figure if `None`.
+
+        Returns:
+            The axes.
+        """
+        return bars(
+            self.layers,
+            "norm of the gradient in the kept weights",
+            path,
+            axes=axes,
+        )
 
 
 def gradient_flow(
@@ -233,6 +265,7 @@ def gradient_flow(
     only: Literal["all", "prunable"] = "prunable",
     batch_size: int = 256,
     batches: int | None = None,
+    verbose: progress.Verbosity = "auto",
 ) -> GradientFlow:
     r"""Norms of $\partial L/\partial w \odot m$, by tensor and in all.
 
@@ -251,6 +284,8 @@ def gradient_flow(
         batch_size: Samples in a batch where arrays are cut into batches; 256
             by default.
         batches: Read at most this many batches; `None` for all.
+        verbose: `"auto"`, the default, shows a bar once this has taken a
+            second, 1 at once, 2 one line at the end, 0 nothing.
 
     Returns:
         The norms.
@@ -288,9 +323,11 @@ def gradient_flow(
         batch_size=batch_size,
         batches=batches,
     )
+    with progress.shown(verbose):
+        gradient = function.slope(function.weights())
     slopes = {
         key: slope.numpy().astype(np.float64).ravel()
-        for key, slope in function.slope(function.weights()).items()
+        for key, slope in gradient.items()
     }
     norms = {
         key: float(np.linalg.norm(slope, order))

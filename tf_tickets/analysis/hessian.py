@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import keras
 import numpy as np
 
-from tf_tickets import checks
-from tf_tickets.analysis.figures import new_axes, save
+from tf_tickets import checks, progress
+from tf_tickets.figures import Path, axes_or_new, save
 from tf_tickets.loss.objective import Loss, Tensors
 from tf_tickets.loss.over_data import LossOverData, inner, moved, scaled
 from tf_tickets.ticket import Ticket
@@ -51,13 +50,23 @@ class TopEigenvalue:
             f"products{state}>"
         )
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw how the estimate settled, into an image file."""
-        figure, axes = new_axes()
+    def plot(self, path: Path | None = None, *, axes: Any = None) -> Any:
+        """Draw how the estimate settled; see `tf_tickets.figures`.
+
+        Args:
+            path: An image file to write, or `None`.
+            axes: Matplotlib axes to draw on; a new figure if `None`.
+
+        Returns:
+            The axes.
+        """
+        axes = axes_or_new(axes)
         axes.plot(range(1, len(self.estimates) + 1), self.estimates, "o-")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("Hessian-vector products")
-        axes.set_ylabel("top eigenvalue")
-        save(figure, path)
+        axes.set_ylabel("estimate of the top eigenvalue")
+        save(axes.figure, path)
+        return axes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,15 +89,24 @@ class LossCurve:
     losses: np.ndarray
     eigenvalue: float | None = None
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the loss against the distance, into an image file."""
-        figure, axes = new_axes()
+    def plot(self, path: Path | None = None, *, axes: Any = None) -> Any:
+        """Draw the loss against the distance; see `tf_tickets.figures`.
+
+        Args:
+            path: An image file to write, or `None`.
+            axes: Matplotlib axes to draw on; a new figure if `None`.
+
+        Returns:
+            The axes.
+        """
+        axes = axes_or_new(axes)
         axes.plot(self.distances, self.losses, "o-")
         axes.set_xlabel("distance along the direction")
         axes.set_ylabel("loss")
         if self.eigenvalue is not None:
             axes.set_title(f"curvature {self.eigenvalue:.4g}")
-        save(figure, path)
+        save(axes.figure, path)
+        return axes
 
 
 def hessian_top_eigenvalue(
@@ -106,6 +124,7 @@ def hessian_top_eigenvalue(
     batch_size: int = 256,
     batches: int | None = None,
     jit_compile: bool = False,
+    verbose: progress.Verbosity = "auto",
 ) -> TopEigenvalue:
     r"""Power iteration on the Hessian of the loss, which is never built.
 
@@ -135,6 +154,8 @@ def hessian_top_eigenvalue(
             by default.
         batches: Read at most this many batches; `None` for all.
         jit_compile: Compile with XLA. `False` by default.
+        verbose: `"auto"`, the default, shows a bar once this has taken a
+            second, 1 at once, 2 one line at the end, 0 nothing.
 
     Returns:
         The eigenvalue, its vector and how it was found.
@@ -171,7 +192,8 @@ def hessian_top_eigenvalue(
         batches=batches,
         jit_compile=jit_compile,
     )
-    return power_iteration(function, which, iterations, tolerance, seed)
+    with progress.shown(verbose):
+        return power_iteration(function, which, iterations, tolerance, seed)
 
 
 def power_iteration(
@@ -202,6 +224,7 @@ def loss_along_eigenvector(
     training: bool = False,
     batch_size: int = 256,
     batches: int | None = None,
+    verbose: progress.Verbosity = "auto",
 ) -> LossCurve:
     """The loss when the weights move along the sharpest direction.
 
@@ -216,6 +239,8 @@ def loss_along_eigenvector(
         batch_size: Samples in a batch where arrays are cut into batches; 256
             by default.
         batches: Read at most this many batches; `None` for all.
+        verbose: `"auto"`, the default, shows a bar once this has taken a
+            second, 1 at once, 2 one line at the end, 0 nothing.
 
     Returns:
         The distances and the losses.
@@ -267,12 +292,15 @@ def loss_along_eigenvector(
             f"Received: {misfits}"
         )
     steps = np.linspace(-0.5, 0.5, 21) if distances is None else distances
-    losses = [
-        function.value(
-            moved(weights, {k: float(d) * v for k, v in vector.items()})
-        )
-        for d in steps
-    ]
+    losses = []
+    with (
+        progress.shown(verbose),
+        progress.bar("Loss along a line", len(steps), unit="point") as step,
+    ):
+        for d in steps:
+            step_by = {k: float(d) * v for k, v in vector.items()}
+            losses.append(function.value(moved(weights, step_by)))
+            step()
     return LossCurve(
         np.asarray(steps, np.float64),
         np.array(losses),
@@ -300,25 +328,31 @@ def _iterate(
     vector = _unit(function.random(seed))
     estimates: list[float] = []
     converged = False
-    while not converged and len(estimates) < iterations:
-        product = function.product(weights, vector)
-        value = inner(vector, product)
-        if not np.isfinite(value):
-            raise ValueError(
-                "The Hessian is not finite: does the data hold NaN, or has "
-                f"training diverged? Received: {value} after "
-                f"{len(estimates) + 1} products"
+    with progress.bar(
+        "Power iteration on the Hessian", iterations, unit="product"
+    ) as step:
+        while not converged and len(estimates) < iterations:
+            product = function.product(weights, vector)
+            value = inner(vector, product)
+            if not np.isfinite(value):
+                raise ValueError(
+                    "The Hessian is not finite: does the data hold NaN, or has "
+                    f"training diverged? Received: {value} after "
+                    f"{len(estimates) + 1} products"
+                )
+            estimates.append(value)
+            step()
+            converged = len(estimates) > 1 and abs(
+                estimates[-1] - estimates[-2]
+            ) <= tolerance * (abs(value) + 1e-12)
+            found = vector
+            product = (
+                moved(product, scaled(vector, shift)) if shift else product
             )
-        estimates.append(value)
-        converged = len(estimates) > 1 and abs(
-            estimates[-1] - estimates[-2]
-        ) <= tolerance * (abs(value) + 1e-12)
-        found = vector
-        product = moved(product, scaled(vector, shift)) if shift else product
-        if inner(product, product) == 0:
-            converged = True  # a loss without curvature
-            break
-        vector = _unit(product)
+            if inner(product, product) == 0:
+                converged = True  # a loss without curvature
+                break
+            vector = _unit(product)
     return TopEigenvalue(
         estimates[-1],
         {key: v.numpy() for key, v in found.items()},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets import checks
-from tf_tickets.analysis.figures import new_axes, save
+from tf_tickets import checks, progress
+from tf_tickets.figures import Path, axes_or_new, save
 from tf_tickets.loss.batches import Batch
 from tf_tickets.loss.objective import Loss, Tensors, value_and_gradient
 from tf_tickets.loss.over_data import LossOverData, moved
@@ -54,15 +53,35 @@ class LossSurface:
         """Share of the plane where the loss is at most ``rise`` above it."""
         return float((self.losses <= self.center + rise).mean())
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw the contours, into an image file."""
-        figure, axes = new_axes((5, 4))
+    def plot(self, path: Path | None = None, *, axes: Any = None) -> Any:
+        """Draw the loss as colors and contours; see `tf_tickets.figures`.
+
+        A cross marks the model itself. Losses that are not finite stay white.
+
+        Args:
+            path: An image file to write, or `None`.
+            axes: Matplotlib axes to draw on; a new figure if `None`.
+
+        Returns:
+            The axes.
+        """
+        axes = axes_or_new(axes, (5, 4))
         shown = np.where(np.isfinite(self.losses), self.losses, np.nan)
-        lines = axes.contour(self.x, self.y, shown, levels=20)
+        filled = axes.contourf(self.x, self.y, shown, levels=20)
+        lines = axes.contour(filled, levels=filled.levels[::2], colors="w")
+        lines.set_linewidth(0.6)
         axes.clabel(lines, fontsize=7)
-        axes.plot(0, 0, "k+")
-        axes.set_title(self.title)
-        save(figure, path)
+        axes.plot(0, 0, "+", color="w", ms=10, mew=2)
+        axes.figure.colorbar(filled, ax=axes, label="loss")
+        kind = "relative size, " if "input" in self.title else ""
+        axes.set(
+            title=self.title,
+            xlabel=f"first direction ({kind}0 is the model)",
+            ylabel=f"second direction ({kind}0 is the model)",
+            aspect="equal",
+        )
+        save(axes.figure, path)
+        return axes
 
 
 def loss_landscape(
@@ -78,6 +97,7 @@ def loss_landscape(
     batch_size: int = 256,
     batches: int | None = None,
     on_point: Callable[[int, int], None] | None = None,
+    verbose: progress.Verbosity = "auto",
 ) -> LossSurface:
     r"""The loss over a random plane through the weights.
 
@@ -103,6 +123,8 @@ def loss_landscape(
             by default.
         batches: Read at most this many batches; `None` for all.
         on_point: Called with (points done, points in all).
+        verbose: `"auto"`, the default, shows a bar once this has taken a
+            second, 1 at once, 2 one line at the end, 0 nothing.
 
     Returns:
         The surface.
@@ -150,7 +172,8 @@ def loss_landscape(
             )
         )
 
-    return _surface(grid, at, "weight space", on_point)
+    with progress.shown(verbose):
+        return _surface(grid, at, "weight space", on_point)
 
 
 def input_landscape(
@@ -164,6 +187,7 @@ def input_landscape(
     batch_size: int = 256,
     batches: int | None = None,
     on_point: Callable[[int, int], None] | None = None,
+    verbose: progress.Verbosity = "auto",
 ) -> LossSurface:
     """The loss when inputs are perturbed along two directions.
 
@@ -185,6 +209,8 @@ def input_landscape(
             by default.
         batches: Read at most this many batches; `None` for all.
         on_point: Called with (points done, points in all).
+        verbose: `"auto"`, the default, shows a bar once this has taken a
+            second, 1 at once, 2 one line at the end, 0 nothing.
 
     Returns:
         The surface.
@@ -244,7 +270,8 @@ def input_landscape(
         ]
         return function.value(weights)
 
-    return _surface(grid, at, "input space", on_point)
+    with progress.shown(verbose):
+        return _surface(grid, at, "input space", on_point)
 
 
 def _grid(span: float, steps: int) -> np.ndarray:
@@ -264,11 +291,15 @@ def _surface(
     on_point: Callable[[int, int], None] | None,
 ) -> LossSurface:
     losses = np.empty((grid.size, grid.size))
-    for i, b in enumerate(grid):
-        for j, a in enumerate(grid):
-            losses[i, j] = at(float(a), float(b))
-            if on_point is not None:
-                on_point(i * grid.size + j + 1, losses.size)
+    with progress.bar(
+        f"Loss landscape in {title}", losses.size, unit="point"
+    ) as step:
+        for i, b in enumerate(grid):
+            for j, a in enumerate(grid):
+                losses[i, j] = at(float(a), float(b))
+                step()
+                if on_point is not None:
+                    on_point(i * grid.size + j + 1, losses.size)
     return LossSurface(grid, grid.copy(), losses, title)
 
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from tf_tickets import checks, initialization
-from tf_tickets.analysis.figures import new_axes, save
+from tf_tickets import checks, initialization, progress
+from tf_tickets.figures import Path, axes_or_new, save
 from tf_tickets.loss.trials import Train, trials
 from tf_tickets.pruning import keep_largest
 from tf_tickets.selection import (
@@ -137,27 +136,40 @@ class SanityReport:
     def __str__(self) -> str:
         return self.render()
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw every run as points with its mean, into an image file.
+    def plot(self, path: Path | None = None, *, axes: Any = None) -> Any:
+        """Draw every run as points with its mean; see `tf_tickets.figures`.
+
+        Args:
+            path: An image file to write, or `None`.
+            axes: Matplotlib axes to draw on; a new figure if `None`.
+
+        Returns:
+            The axes.
 
         Raises:
             ImportError: If matplotlib is not installed.
         """
-        figure, axes = new_axes()
+        axes = axes_or_new(axes, (5.5, 3.4))
         for i, (name, values) in enumerate(self._runs().items()):
             color = "C0" if name == "ticket" else "C1"
             axes.plot([i] * len(values), values, "o", color=color, alpha=0.5)
             axes.plot([i - 0.3, i + 0.3], [np.mean(values)] * 2, color=color)
         axes.axhline(
-            self.means["ticket"] - self.threshold, color="0.6", ls="--", lw=1
+            self.means["ticket"] - self.threshold,
+            color="0.6",
+            ls="--",
+            lw=1,
+            label="means below this fall",
         )
+        axes.legend(fontsize=8)
         axes.set_xticks(range(1 + len(self.controls)), list(self._runs()))
         axes.set_ylabel("accuracy")
         axes.set_title(
             f"density {self.density:.4f}: "
-            + ("passes" if self.passed else "fails")
+            + ("the ticket passes" if self.passed else "the ticket fails")
         )
-        save(figure, path)
+        save(axes.figure, path)
+        return axes
 
     def _runs(self) -> dict[str, tuple[float, ...]]:
         return {"ticket": self.ticket, **self.controls}
@@ -174,6 +186,7 @@ def sanity_checks(
     seeds: Sequence[int] = (0, 1, 2),
     threshold: float = 0.01,
     initializer: Any = None,
+    verbose: progress.Verbosity = "auto",
 ) -> SanityReport:
     """Train the ticket and its controls, and say whether the ticket matters.
 
@@ -210,6 +223,9 @@ def sanity_checks(
             ticket to pass, in the unit of ``train``; 0.01 by default.
         initializer: A Keras initializer for the masked weights of
             `"reinitialize"`, instead of the above.
+        verbose: `"auto"`, the default, and 1 show a bar of the trainings; 2
+            shows one line at the end, 0 nothing. What ``train`` shows is its
+            own affair: ``model.fit(..., verbose=0)`` leaves the bar alone.
 
     Returns:
         A report; printing it shows a table.
@@ -234,7 +250,8 @@ def sanity_checks(
     >>> def train(model):
     ...     return -model.fit(x, y, verbose=0).history["loss"][-1]
     >>> ticket = tt.prune(model, sparsity=0.5)
-    >>> report = tt.analysis.sanity_checks(ticket, model, train=train)
+    >>> report = tt.analysis.sanity_checks(
+    ...     ticket, model, train=train, verbose=0)
     >>> sorted(report.gaps)
     ['invert', 'random', 'reinitialize', 'shuffle']
     """
@@ -266,14 +283,25 @@ def sanity_checks(
                     f"The control {name!r} changes nothing, so it would check "
                     f"nothing. Received: {ticket!r}, seed {seed}"
                 )
-    with trials(model) as run:
+    with (
+        trials(model) as run,
+        progress.shown(verbose),
+        progress.bar(
+            "Sanity checks: the ticket and its controls",
+            len(seeds) * (1 + len(names)),
+            unit="run",
+            at_once=train is not None,
+        ) as step,
+    ):
         # By seed, so that an interrupted check leaves whole rows behind.
         of_ticket: list[float] = []
         of_controls: dict[str, list[float]] = {name: [] for name in names}
         for seed in seeds:
             of_ticket.append(run(ticket, measure, seed))
+            step()
             for name in names:
                 of_controls[name].append(run(makers[name](seed), measure, seed))
+                step()
     return SanityReport(
         tuple(of_ticket),
         {name: tuple(values) for name, values in of_controls.items()},

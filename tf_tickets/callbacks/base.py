@@ -9,7 +9,6 @@ A `DrawingCallback` draws masks from the weights while they are trained.
 from __future__ import annotations
 
 import contextlib
-import errno
 import inspect
 import math
 import os
@@ -23,7 +22,7 @@ import filelock
 import keras
 import numpy as np
 
-from tf_tickets import checks, masking
+from tf_tickets import archive, checks, data, masking, progress
 from tf_tickets.distribute import is_chief
 from tf_tickets.loss.batches import batches
 from tf_tickets.pruning import criteria, patterns, scopes
@@ -33,7 +32,7 @@ from tf_tickets.pruning.prune import (
     draw_masks,
     finite_weights,
 )
-from tf_tickets.selection import Filters
+from tf_tickets.selection import Filters, check_keras
 from tf_tickets.snapshot import Snapshot
 from tf_tickets.ticket import Ticket
 
@@ -71,6 +70,10 @@ class TicketCallback(keras.callbacks.Callback):
         self._beside: list[keras.callbacks.Callback] = []
         self._behind: list[keras.callbacks.Callback] = []
 
+    def set_model(self, model: keras.Model) -> None:
+        check_keras(model)  # tf_keras fails before it calls anything else
+        super().set_model(model)
+
     def begin(self) -> None:
         """Training begins: meet every error here, before time is spent."""
 
@@ -98,6 +101,10 @@ class TicketCallback(keras.callbacks.Callback):
     def end(self) -> None:
         """Training has ended; nothing is undone yet."""
 
+    def settle(self) -> None:
+        """All callbacks have ended, and masks are right: what is there now is
+        what the user gets. Only called in a `fit`, after `end`."""
+
     def on_train_begin(self, logs: Logs | None = None) -> None:
         self._undo.close()
         # One for each training: the end of an old one must not end this.
@@ -109,6 +116,8 @@ class TicketCallback(keras.callbacks.Callback):
             weakref.finalize(found, self._undo.close).atexit = False
         with self._undone_on_error():
             self._join(found)
+            if self.keeps_masks:
+                masking.warn_of_written(self.model)
             self.begin()
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
@@ -198,13 +207,14 @@ class _Last(keras.callbacks.Callback):
 
     def __init__(self, others: Sequence[keras.callbacks.Callback]) -> None:
         super().__init__()
-        self.keeps_masks = any(
-            isinstance(c, TicketCallback) and c.keeps_masks for c in others
-        )
+        self.others = [c for c in others if isinstance(c, TicketCallback)]
+        self.keeps_masks = any(c.keeps_masks for c in self.others)
 
     def on_train_end(self, logs: Logs | None = None) -> None:
         if self.keeps_masks:
             masking.project(self.model)
+        for other in self.others:
+            other.settle()
 
 
 _EDGES = (_First, _Last)
@@ -250,15 +260,22 @@ class ResumableCallback(TicketCallback):
 
     keeps_masks = True
 
+    # Whether it goes on by itself where `keras.callbacks.BackupAndRestore` has
+    # brought the model back.
+    follows_backups = False
+
     def __init__(self) -> None:
         super().__init__()
         self._run: RunDirectory | None = None
         self._start: int | None = None
+        self._said_finished = False
 
     def on_epoch_begin(self, epoch: int, logs: Logs | None = None) -> None:
         if self._start is not None:
             with self._undone_on_error():
                 self._check_start(epoch)
+        if self._run is not None:
+            data.set_epoch(epoch)
         super().on_epoch_begin(epoch, logs)
 
     def _keep_in(
@@ -286,11 +303,15 @@ class ResumableCallback(TicketCallback):
 
         Raises:
             ValueError: If the directory is in use, holds a run with other
-                arguments, a damaged file, or the run of another model.
+                arguments, a damaged file, or the run of another model; if
+                there is none and `keras.callbacks.BackupAndRestore` stands
+                beside.
             OSError: If the directory cannot be made or written to.
         """
         self._start = None
+        self._said_finished = False
         if self._run is None:
+            self._check_backups()
             return {}
         if is_chief(self.model.distribute_strategy):
             self._undo.callback(hold(self._run.path).release)
@@ -308,6 +329,20 @@ class ResumableCallback(TicketCallback):
         self._start_at(record["epoch"])
         return record["remembered"]
 
+    def _check_backups(self) -> None:
+        """Meet a backup that would bring back less than is needed."""
+        if not self.follows_backups and any(
+            isinstance(c, keras.callbacks.BackupAndRestore)
+            for c in self._beside
+        ):
+            name = type(self).__name__
+            raise ValueError(
+                "BackupAndRestore brings back the model after a kill, and "
+                f"nothing of what {name} has drawn and counted: give "
+                f"`directory` to {name}, too, or instead. Received: "
+                "directory=None, with BackupAndRestore in the list"
+            )
+
     def _start_at(self, epoch: int) -> None:
         """Let the `fit` that begins start at ``epoch``.
 
@@ -316,8 +351,23 @@ class ResumableCallback(TicketCallback):
         it, so that a later `fit` starts at its own first epoch.
         """
         self._start = epoch
+        data.set_epoch(epoch)
         self.model._initial_epoch = epoch
         self._undo.callback(setattr, self.model, "_initial_epoch", None)
+        if epoch >= self.params.get("epochs", math.inf):
+            self._say_finished()
+
+    def _say_finished(self) -> None:
+        """Warn, once, that the model of this `fit` gets an old state."""
+        if self._run is None or self._said_finished:
+            return
+        self._said_finished = True
+        checks.warn(
+            f"The run in directory={str(self._run.path)!r} is finished: the "
+            "model gets the state that it ended with, whatever it held, and is "
+            "trained for no more than the epochs asked for beyond. For a new "
+            "run choose another `directory`, or delete this one."
+        )
 
     def _check_start(self, epoch: int) -> None:
         start, self._start = self._start, None
@@ -354,7 +404,28 @@ class ResumableCallback(TicketCallback):
                 that belong to the state.
         """
         if self._run is not None and is_chief(self.model.distribute_strategy):
-            self._run.save(self.model, epoch, remembered or {}, files or {})
+            with _unswapped(self._beside):
+                self._run.save(self.model, epoch, remembered or {}, files or {})
+
+
+@contextlib.contextmanager
+def _unswapped(callbacks: Sequence[keras.callbacks.Callback]) -> Iterator[None]:
+    """Inside, a model has the weights that are trained, not their averages.
+
+    `SwapEMAWeights` keeps the averages in the model between two epochs. It
+    alone knows, and a new one, in the process that goes on, does not.
+    """
+    swapped = [
+        c
+        for c in callbacks
+        if isinstance(c, keras.callbacks.SwapEMAWeights)
+        and getattr(c, "_ema_weights_in_model", False)
+    ]
+    for callback in swapped:
+        callback.on_test_end()
+    yield
+    for callback in reversed(swapped):
+        callback.on_test_begin()
 
 
 class DrawingCallback(ResumableCallback):
@@ -431,16 +502,17 @@ class DrawingCallback(ResumableCallback):
         seed: int,
     ) -> dict[str, np.ndarray]:
         """Draw masks from the weights of the moment and enforce them."""
-        masks, _ = draw_masks(
-            self.model,
-            sparsity,
-            criterion=self.criterion,
-            scope=scope,
-            pattern=self.pattern,
-            data=self.data,
-            filters=self.filters,
-            seed=seed,
-        )
+        with progress.shown(progress.of_fit(self.params)):
+            masks, _ = draw_masks(
+                self.model,
+                sparsity,
+                criterion=self.criterion,
+                scope=scope,
+                pattern=self.pattern,
+                data=self.data,
+                filters=self.filters,
+                seed=seed,
+            )
         masking.enforce(self.model, masks)
         return masks
 
@@ -599,15 +671,11 @@ def hold(directory: Directory) -> filelock.BaseFileLock:
             f"Received: directory={str(directory)!r}"
         ) from error
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in archive.NO_LOCKS:
             raise
         return lock
     Path(lock.lock_file).write_text(f"{os.getpid()}\n")
     return lock
-
-
-# How file systems say that they have no locks.
-_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
 def history_row(

@@ -144,24 +144,14 @@ class DynamicSparseTraining(DrawingCallback):
         masks = self._check()
         budget(self.sparsity, self.scope, masks)
         if self._counted_to is None:
-            if getattr(self.model, "_initial_epoch", None):
-                # What BackupAndRestore has brought back knows no masks. Its
-                # zeros tell them, but for what has just grown.
-                self.criterion, drawn_by = "magnitude", self.criterion
-                self._draw(self.sparsity, self.scope, self.seed)
-                self.criterion = drawn_by
-            else:
-                self._draw(self.sparsity, self.scope, self.seed)
+            self._draw(self.sparsity, self.scope, self.seed)
         if self.method == "rigl":
             self._watch()
 
     def epoch_begin(self, epoch: int) -> None:
         self._steps.new_epoch()
         if self._last_update is None:
-            start = self._counted_to
-            if start is None:
-                restored = epoch == getattr(self.model, "_initial_epoch", None)
-                start = epoch * self.params["steps"] if restored else 0
+            start = self._counted_to or 0
             self._steps = StepCounter(start)
             left = self.params["steps"] * (self.params["epochs"] - epoch)
             self._last_update = self.until * (start + left)
@@ -186,6 +176,11 @@ class DynamicSparseTraining(DrawingCallback):
 
     def end(self) -> None:
         self.ticket = Ticket.from_model(self.model, metadata=self._provenance())
+
+    def settle(self) -> None:
+        # Others may have restored weights when training ended.
+        if self.ticket is not None:
+            self.end()
 
     def _provenance(self) -> dict[str, Any]:
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from tf_tickets import checks, masking
-from tf_tickets.callbacks.base import TicketCallback
+from tf_tickets.callbacks.base import Logs, TicketCallback
 from tf_tickets.ticket import Ticket
 
 
@@ -15,7 +15,8 @@ class EnforceTicket(TicketCallback):
     After `Ticket.apply` a plain ``model.fit`` keeps the zeros of every step.
     This callback also repairs weights that other callbacks load during
     training, when it stands after them in the list, and, wherever it stands,
-    those that they restore when training ends.
+    those that they restore when training ends. In the list of ``evaluate`` or
+    ``predict`` it puts the zeros back before the first batch.
 
     Args:
         ticket: The ticket to apply when training begins. The default, `None`,
@@ -69,3 +70,9 @@ class EnforceTicket(TicketCallback):
             )
         else:
             masking.project(self.model)
+
+    def on_test_begin(self, logs: Logs | None = None) -> None:
+        masking.project(self.model)
+
+    def on_predict_begin(self, logs: Logs | None = None) -> None:
+        masking.project(self.model)

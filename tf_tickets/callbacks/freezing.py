@@ -11,9 +11,10 @@ import numpy as np
 
 from tf_tickets import checks
 from tf_tickets.callbacks.base import Directory, Logs, ResumableCallback
+from tf_tickets.callbacks.rounds import warn_of_comparing
 from tf_tickets.layers import Supermask
 from tf_tickets.pruning import scopes
-from tf_tickets.pruning.prune import excess
+from tf_tickets.pruning.prune import describe, excess
 from tf_tickets.pruning.topk import select
 from tf_tickets.selection import layers_of, values_of
 
@@ -178,7 +179,7 @@ class IterativeFreezing(ResumableCallback):
                 "every": self.every,
                 "exact": exact,
                 "rate": rate,
-                "scope": scope if isinstance(scope, str) else "callable",
+                "scope": describe(None, "magnitude", scope, 0)["scope"],
             },
         )
 
@@ -232,6 +233,13 @@ class IterativeFreezing(ResumableCallback):
                 "first_density": self._density("frozen"),
             }
         self._make_plan(**self._remembered)
+        warn_of_comparing(
+            self,
+            self._beside,
+            self._behind,
+            max(self._plan or {}, default=-1) + 1,
+            acts_between=True,
+        )
         if not self._plan and self._excess(self._target()) > 0:
             raise ValueError(
                 "No freeze fits into the epochs that are left: train longer, "

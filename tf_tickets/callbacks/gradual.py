@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -16,6 +17,7 @@ from tf_tickets.callbacks.base import (
     Logs,
     StepCounter,
 )
+from tf_tickets.callbacks.rounds import warn_of_comparing
 from tf_tickets.pruning import criteria, patterns, scopes
 from tf_tickets.pruning.prune import current_masks, describe, excess
 from tf_tickets.pruning.schedules import (
@@ -187,6 +189,8 @@ class GradualPruning(DrawingCallback):
             directory, {**self._provenance(), "count_from": count_from}
         )
 
+    follows_backups = True
+
     def begin(self) -> None:
         self.ticket = None
         self._begun = False
@@ -253,6 +257,13 @@ class GradualPruning(DrawingCallback):
                 stacklevel=3,  # Keras, which called
             )
 
+    def settle(self) -> None:
+        # Others may have restored weights when training ended.
+        if self.ticket is not None:
+            self.ticket = Ticket.from_model(
+                self.model, metadata=self._provenance()
+            )
+
     @property
     def _sparsity(self) -> float:
         return 1 - self._kept / self._size
@@ -275,6 +286,11 @@ class GradualPruning(DrawingCallback):
                 "more epochs, or let it end earlier.",
                 stacklevel=5,  # Keras, which called
             )
+        says_when = self._climb.length or self._climb.target is not None
+        settled = None
+        if steps and says_when:
+            settled = max(0, epoch + math.ceil((end - start) / steps) - 1)
+        warn_of_comparing(self, self._beside, self._behind, settled)
         asked = self._asked(range(start, start + 1))
         if start and asked is None and not self._own_rhythm:
             # What goes on has its last drawing behind it.

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from tf_tickets import checks, masking
+from tf_tickets import checks, figures, masking, progress
 from tf_tickets.callbacks.base import (
     Directory,
     DrawingCallback,
@@ -24,6 +24,7 @@ from tf_tickets.callbacks.rounds import OF_A_ROUND, Round, RoundCallbacks
 from tf_tickets.pruning import criteria, patterns, scopes
 from tf_tickets.pruning.prune import (
     budget,
+    check_criterion,
     current_masks,
     describe,
     sparsity_of,
@@ -99,6 +100,8 @@ class IterativeMagnitudePruning(DrawingCallback):
 
     The logs of every epoch get ``round`` and ``sparsity``, that of the network
     which was trained, for the progress bar, `History` and all other callbacks.
+    Unless `fit` is silent, a line tells where each round begins, and one at the
+    end what was drawn.
 
     Raises:
         ValueError: On bad arguments. When training begins: if `fit` has too
@@ -241,6 +244,57 @@ class IterativeMagnitudePruning(DrawingCallback):
         """How many epochs to ask `fit` for, an upper bound."""
         return self.plan.epochs_before(self.plan.rounds)
 
+    def plot(
+        self,
+        path: Directory | None = None,
+        *,
+        metric: str | None = None,
+        axes: Any = None,
+    ) -> Any:
+        """Draw `history`: a metric over the sparsity, round by round.
+
+        A dashed line is the dense network, if the first round trained one.
+        Where a round was better than at its end, its best is drawn, too.
+
+        Args:
+            path: An image file to write, or `None`.
+            metric: A name in the rows of `history`; by default an accuracy or
+                its like, that of validation before that of training.
+            axes: Matplotlib axes to draw on; a new figure if `None`.
+
+        Returns:
+            The axes. Horizontal positions are densities of the networks that
+            were trained; their labels are sparsities.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+            ValueError: If no round is done, or none has the metric.
+        """
+        rows = self.history
+        if not rows:
+            raise ValueError(
+                "There is nothing to plot before a round is done. Received: "
+                "history=[]"
+            )
+        known = [key for key in rows[0] if _is_plotted(key, rows)]
+        if metric is None:
+            # Not a loss, if there is something else; of validation, if there.
+            metric = min(
+                known, key=lambda k: ("loss" in k, not k.startswith("val_"))
+            )
+        checks.choice("metric", metric, known)
+        trained = [1 - row["trained_sparsity"] for row in rows]
+        last, best = (
+            dict(zip(trained, [row[key] for row in rows], strict=True))
+            for key in (metric, f"best_{metric}")
+        )
+        runs = {"end of the round": last}
+        if best != last:
+            runs["best of the round"] = best
+        return figures.over_sparsity(
+            runs, metric, path, dense=last.get(1.0), axes=axes
+        )
+
     def schedule_epoch(self, epoch: int) -> int:
         """The epoch of the training schedule at epoch ``epoch`` of `fit`.
 
@@ -267,11 +321,16 @@ class IterativeMagnitudePruning(DrawingCallback):
         self._point.set_model(self.model)
         self._point.on_train_begin()
         masks = self._check()
+        check_criterion(
+            self.model, self.criterion, masks, data=self.data, seed=self.seed
+        )
         self._resumed = bool(remembered)
         self._trained_sparsity = sparsity_of(masks)
         if remembered:
             self._recall(remembered, align=True)
-            self._round.recall(remembered.get("best", []))
+            self._round.recall(
+                remembered.get("best", []), remembered.get("logged", [])
+            )
             self._skip_finished()
         else:
             self._initial_sparsity = self._trained_sparsity
@@ -301,6 +360,7 @@ class IterativeMagnitudePruning(DrawingCallback):
                 self.model,
                 {**self.params, "epochs": last},
             )
+            self._show_round()
         self._round.call("on_epoch_begin", self._position)
 
     def on_train_batch_begin(
@@ -361,10 +421,23 @@ class IterativeMagnitudePruning(DrawingCallback):
                 f"{self.plan.rounds}: the last ticket is not drawn.",
                 stacklevel=3,  # Keras, which called
             )
-        elif self._at_rewind_point and self.rewind == "weights":
+            return
+        if self._at_rewind_point and self.rewind == "weights":
             # An optimizer with use_ema=True has just written its averages
             # over the rewound weights.
             self._point.rewind()
+        if progress.of_fit(self.params):
+            progress.say(f"Drawn: {self.ticket!r}")
+
+    def _show_round(self) -> None:
+        """A line above the epochs of a round, where `fit` shows those."""
+        if progress.of_fit(self.params):
+            number = len(self.tickets) + 1
+            progress.say(
+                f"Round {number}/{self.plan.rounds}"
+                if number <= self.plan.rounds
+                else "The last ticket"
+            )
 
     def _end_round(self, epoch: int) -> None:
         if self.rewind is not None and self._point.snapshot is None:
@@ -432,6 +505,7 @@ class IterativeMagnitudePruning(DrawingCallback):
             return
         # As after the last round.
         self._at_rewind_point = True
+        self._say_finished()
         if self._epochs_beyond(self._start - sum(self._lengths)) <= 0:
             self._start_at(max(self._start, self.params.get("epochs", 0)))
 
@@ -477,6 +551,7 @@ class IterativeMagnitudePruning(DrawingCallback):
             "initial_sparsity": self._initial_sparsity,
             "history": self.history,
             "best": self._round.remembered(),
+            "logged": self._round.logged(),
         }
         self._save(epoch, remembered, files)
 
@@ -661,6 +736,13 @@ class RoundPlan:
             initial_sparsity,
             done / self.rounds,
         )
+
+
+def _is_plotted(key: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether this is a metric, and a number in every round."""
+    return key not in ("round", "sparsity") and all(
+        isinstance(row.get(key), float) and f"best_{key}" in row for row in rows
+    )
 
 
 def _text(filters: Filters) -> Any:

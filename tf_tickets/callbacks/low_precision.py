@@ -115,6 +115,7 @@ def low_precision(
             "The model must be built and compiled before it is trained in "
             f"low precision. Received: model={model.name!r}"
         )
+    seed = checks.whole("seed", seed, least=0)
     rounding = _Rounding(model, bits, seed)
     layers = _rounded_layers(model)
     with contextlib.ExitStack() as undo:
@@ -156,7 +157,7 @@ class LowPrecision(TicketCallback):
     def __init__(self, *, bits: int = 8, seed: int = 0) -> None:
         super().__init__()
         self.bits = _checked_bits(bits)
-        self.seed = seed
+        self.seed = checks.whole("seed", seed, least=0)
 
     def begin(self) -> None:
         self._undo.enter_context(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import keras
 
+from tf_tickets import checks
 from tf_tickets.callbacks.base import Logs, ResumableCallback
 
 Callbacks = Sequence[keras.callbacks.Callback]
@@ -42,6 +45,7 @@ class Round:
         self._fresh = callable(callbacks)
         self._callbacks: list[keras.callbacks.Callback] = []
         self._appends: dict[int, bool] = {}
+        self._past: list[int | None] = []
         if not self._fresh:
             self._callbacks = _checked([] if callbacks is None else callbacks)
 
@@ -69,6 +73,12 @@ class Round:
             self._callbacks = _checked(self.given(number))
         self._is_open, self.stopped = True, False
         self._model = model
+        # A round that was broken off has left rows.
+        for logger, length in zip(
+            _loggers(self._callbacks), self._past, strict=False
+        ):
+            _shorten(logger, length)
+        self._past = []
         for index, callback in enumerate(self._callbacks):
             if isinstance(callback, keras.callbacks.CSVLogger):
                 # One file holds all rounds: only the first may empty it.
@@ -119,10 +129,26 @@ class Round:
         best = (getattr(c, "best", None) for c in _checkpoints(self._callbacks))
         return [None if value is None else float(value) for value in best]
 
-    def recall(self, remembered: Sequence[float | None]) -> None:
-        """Go on with what `remembered` returned in another process."""
+    def logged(self) -> list[int | None]:
+        """How long the files of `CSVLogger` are, where they outlive a round."""
+        if self._fresh:
+            return []
+        return [_length(c) for c in _loggers(self._callbacks)]
+
+    def recall(
+        self,
+        remembered: Sequence[float | None],
+        logged: Sequence[int | None] = (),
+    ) -> None:
+        """Go on with what another process has left.
+
+        Args:
+            remembered: What `remembered` returned there.
+            logged: What `logged` returned there.
+        """
         if self._fresh:
             return
+        self._past = list(logged)
         for callback, best in zip(
             _checkpoints(self._callbacks), remembered, strict=False
         ):
@@ -145,6 +171,82 @@ def _checkpoints(callbacks: Callbacks) -> list[keras.callbacks.Callback]:
     return [
         c for c in callbacks if isinstance(c, keras.callbacks.ModelCheckpoint)
     ]
+
+
+def _loggers(callbacks: Callbacks) -> list[keras.callbacks.Callback]:
+    return [c for c in callbacks if isinstance(c, keras.callbacks.CSVLogger)]
+
+
+def _length(logger: keras.callbacks.Callback) -> int | None:
+    """Bytes of a logger's file; `None` if it is not in a local file system."""
+    file = Path(logger.filename)
+    if file.is_file():
+        return file.stat().st_size
+    return 0 if file.parent.is_dir() else None
+
+
+def _shorten(logger: keras.callbacks.Callback, length: int | None) -> None:
+    found = _length(logger)
+    if length is not None and found is not None and found > length:
+        os.truncate(logger.filename, length)
+
+
+def warn_of_comparing(
+    owner: keras.callbacks.Callback,
+    beside: Callbacks,
+    behind: Callbacks,
+    settled: int | None,
+    acts_between: bool = False,
+) -> None:
+    """Warn of callbacks that compare networks of different sparsity.
+
+    Args:
+        owner: Who makes the model sparser in the course of one training.
+        beside: The other callbacks of the list.
+        behind: Those of them that come later.
+        settled: The first epoch whose score is that of the last sparsity;
+            `None` if nobody knows.
+        acts_between: Whether ``owner`` changes masks when an epoch has ended:
+            who saves the model after it saves another one than was scored.
+    """
+    name = type(owner).__name__
+    comparing = [
+        type(c).__name__
+        for c in beside
+        if settled != 0
+        and (
+            (
+                isinstance(c, keras.callbacks.EarlyStopping)
+                and (c.start_from_epoch < settled if settled else True)
+            )
+            or (
+                isinstance(c, keras.callbacks.ModelCheckpoint)
+                and c.save_best_only
+            )
+        )
+    ]
+    if comparing:
+        when = "its end" if settled is None else f"epoch {settled}"
+        checks.warn(
+            f"{', '.join(comparing)} beside {name} compares epochs of "
+            "different sparsity, and the best is often one before the last. "
+            f"Give EarlyStopping start_from_epoch={settled or '...'}, and "
+            "ModelCheckpoint to another `fit`, which trains on with the masks. "
+            f"Received: a schedule that reaches its sparsity at {when}"
+        )
+    after = [
+        type(c).__name__
+        for c in behind
+        if isinstance(
+            c, keras.callbacks.EarlyStopping | keras.callbacks.ModelCheckpoint
+        )
+    ]
+    if acts_between and after:
+        checks.warn(
+            f"{name} makes the model sparser when an epoch has ended, so what "
+            "stands behind it saves another network than was scored: list it "
+            f"last. Received: {', '.join(after)} behind it"
+        )
 
 
 def _checked(callbacks: Any) -> list[keras.callbacks.Callback]:

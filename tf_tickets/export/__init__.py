@@ -1,5 +1,6 @@
 """Ship a ticket: artifacts that other programs load and serve."""
 
+from tf_tickets.export.digests import Verified, verify
 from tf_tickets.export.formats import (
     FORMATS,
     litert,
@@ -16,6 +17,7 @@ __all__ = [
     "FORMATS",
     "Report",
     "Source",
+    "Verified",
     "Written",
     "litert",
     "load_sparse",
@@ -23,5 +25,6 @@ __all__ = [
     "report",
     "saved_model",
     "unpack",
+    "verify",
     "write",
 ]

@@ -1,7 +1,6 @@
-"""What is faster, decided by measurement: timing, and the choice it leads to.
+"""What is faster, decided by measurement, and the choice that it leads to.
 
-Runs are interleaved, since a busy moment of a shared machine should fall on
-all that are compared, and differences within the noise count as none.
+Differences within the noise count as none.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_tickets import progress
 from tf_tickets.export.kernels import (
     Choice,
     Method,
@@ -26,6 +25,7 @@ from tf_tickets.export.kernels import (
     replaced_call,
 )
 from tf_tickets.export.source import DEFAULT, Source, concrete, sample
+from tf_tickets.export.timing import Latency, interleaved
 from tf_tickets.selection import layers_of
 
 # Denser or smaller kernels never won a measurement.
@@ -34,62 +34,6 @@ _FEWEST_WEIGHTS = 4096
 
 # Runs that differ by less than this cannot be told apart on a shared machine.
 NOISE = 0.05
-
-
-@dataclasses.dataclass(frozen=True)
-class Latency:
-    """Seconds a call takes.
-
-    Attributes:
-        median: Of all runs.
-        low: First quartile.
-        high: Third quartile.
-        runs: How many there were.
-    """
-
-    median: float
-    low: float
-    high: float
-    runs: int
-
-    @classmethod
-    def of(cls, seconds: list[float]) -> Latency:
-        """Summarize measured runs."""
-        low, median, high = np.percentile(seconds, (25, 50, 75))
-        return cls(float(median), float(low), float(high), len(seconds))
-
-
-def interleaved(
-    functions: Mapping[str, Callable[[], Any]],
-    *,
-    runs: int = 30,
-    seconds: float = 1.0,
-    warmup: int = 2,
-) -> dict[str, Latency]:
-    """Time functions in turns, so that a busy moment falls on all of them.
-
-    Args:
-        functions: ``{name: function}``; each must wait for its result.
-        runs: At most this many runs of each.
-        seconds: Stop after this much time in all, but not before five runs.
-        warmup: Runs of each that do not count.
-
-    Returns:
-        ``{name: latency}``.
-    """
-    for _ in range(warmup):
-        for function in functions.values():
-            function()
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    began = time.perf_counter()
-    for done in range(runs):
-        if done >= 5 and time.perf_counter() - began > seconds:
-            break
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - start)
-    return {name: Latency.of(values) for name, values in times.items()}
 
 
 def compared(
@@ -106,19 +50,30 @@ def compared(
         functions: ``{name: function}`` of what ``signature`` says.
         signature: One structure of `tf.TensorSpec` for each argument.
         batch: Batch size.
-        runs: As in `interleaved`.
-        seconds: As in `interleaved`.
+        runs: At most so many of each.
+        seconds: At most about so long in all.
 
     Returns:
         ``({name: latency}, {name: outputs})``.
+
+    Raises:
+        ValueError: If a function refuses the batch.
     """
     inputs = sample(signature, batch)
     calls = {
         name: functools.partial(_outputs, function, inputs)
         for name, function in functions.items()
     }
-    outputs = {name: call() for name, call in calls.items()}
-    return interleaved(calls, runs=runs, seconds=seconds), outputs
+    try:
+        outputs = {name: call() for name, call in calls.items()}
+    except tf.errors.InvalidArgumentError as error:
+        raise ValueError(
+            "The model refuses the inputs that latency is measured on: normal "
+            "numbers, zeros and empty strings. A lookup that takes no unknown "
+            "words does; measure the model from behind it. Received: "
+            + str(error.message).partition("\n")[0]
+        ) from error
+    return _latencies(calls, runs, seconds), outputs
 
 
 def difference(one: list[np.ndarray], other: list[np.ndarray]) -> float:
@@ -212,12 +167,18 @@ def choose(
         ``({key: choice}, {key: measured})``; the first has winners only.
     """
     choices, measured = {}, {}
-    for site in sites_of(source, max(batch_sizes)):
-        methods = methods_for(site.layer, site.kernel)
-        result = _measure(site, methods, batch_sizes)
-        measured[site.key] = result
-        if result.method in methods:
-            choices[site.key] = Choice(site.layer, methods[result.method])
+    sites = sites_of(source, max(batch_sizes))
+    with progress.bar(
+        "Measuring which layers are faster sparse", len(sites), unit="layer"
+    ) as step:
+        for site in sites:
+            methods = methods_for(site.layer, site.kernel)
+            with source.traceable():
+                result = _measure(site, methods, batch_sizes)
+            measured[site.key] = result
+            if result.method in methods:
+                choices[site.key] = Choice(site.layer, methods[result.method])
+            step()
     return choices, measured
 
 
@@ -247,7 +208,7 @@ def sites_of(source: Source, batch: int) -> list[Site]:
 
 def _record_shapes(sites: list[Site], source: Source, batch: int) -> None:
     function, signature = source.endpoints[DEFAULT]
-    with contextlib.ExitStack() as stack:
+    with source.traceable(), contextlib.ExitStack() as stack:
         for site in sites:
             stack.enter_context(
                 replaced_call(site.layer, _recorder(site, batch))
@@ -302,7 +263,7 @@ def _measure(
     latencies: dict[int, dict[str, Latency]] = {}
     for batch in sorted(batch_sizes, reverse=True):
         functions = callers(site, running, batch)
-        row = interleaved(functions, seconds=0.15 * len(functions), runs=50)
+        row = _latencies(functions, 50, 0.15 * len(functions))
         latencies[batch] = row
         limit = row["dense"].median * (1 - NOISE)
         running = {n: m for n, m in running.items() if row[n].median < limit}
@@ -316,6 +277,13 @@ def _measure(
         ),
     )
     return Measured(best, latencies)
+
+
+def _latencies(
+    calls: Mapping[str, Callable[[], Any]], runs: int, seconds: float
+) -> dict[str, Latency]:
+    times = interleaved(calls, rounds=runs, seconds=seconds)
+    return {name: Latency.of(one) for name, one in times.items()}
 
 
 def _outputs(

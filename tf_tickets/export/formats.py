@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from tf_tickets import archive, checks, masking
-from tf_tickets.export.choosing import Latency, compared, difference
+from tf_tickets import archive, checks, masking, progress
+from tf_tickets.export import digests
+from tf_tickets.export.choosing import compared, difference
 from tf_tickets.export.litert import LiteRT
 from tf_tickets.export.report import (
+    PLACE,
     Report,
     Written,
     describe,
@@ -30,6 +33,9 @@ from tf_tickets.export.source import (
     batch_sizes_of,
     signature_of,
 )
+from tf_tickets.export.timing import Latency
+from tf_tickets.pruning.prune import warn_of_collapse
+from tf_tickets.selection import check_model
 
 # Writers: functions, or objects that have more methods.
 FORMATS: dict[str, Any] = {
@@ -57,20 +63,28 @@ def write(
     format: str,
     endpoints: Mapping[str, Endpoint] | None = None,
     input_signature: Sequence[Any] | None = None,
+    overwrite: bool = True,
+    verbose: progress.Verbosity = "auto",
     **options: Any,
 ) -> Report:
     """Write ``model`` in any format of `FORMATS`.
 
-    Masks in force are enforced once more before writing. What is written
-    appears whole or not at all; a killed export leaves at most a hidden
-    directory beside it.
+    Masks in force are enforced once more before writing, and a kernel whose
+    weights are all zero is warned of. What is served predicts: augmentation
+    and dropout are off. What is written appears whole or not at all; a killed
+    export leaves at most a hidden directory beside it, which the next one
+    removes. It carries digests, which `verify` compares.
 
     Args:
         model: A built Keras model whose weights hold zeros.
-        path: Where there is nothing yet.
+        path: Of a file or a directory, as the format has it.
         format: A name in `FORMATS`.
         endpoints: As in `saved_model`.
         input_signature: As in `saved_model`.
+        overwrite: Whether to replace what is at ``path``, which is the
+            default. A directory is replaced only if it is empty or holds an
+            export.
+        verbose: As in `saved_model`.
         **options: Of the format.
 
     Returns:
@@ -80,7 +94,7 @@ def write(
     Raises:
         ValueError: On an unknown format or a bad option, or a model without
             weights.
-        FileExistsError: If ``path`` exists.
+        FileExistsError: If ``path`` exists and must not be replaced.
         OSError: If it cannot be written; nothing is left behind.
 
     Example:
@@ -101,13 +115,28 @@ def write(
     """
     checks.choice("format", format, FORMATS)
     path = Path(path)
-    if path.exists() or path.is_symlink():
-        raise FileExistsError(
-            f"{str(path)!r} exists: choose a path that does not."
-        )
+    check_model(model)
+    masking.warn_of_written(model)
     masking.project(model)
     source = Source.of(model, input_signature, endpoints)
-    with archive.replacing(path) as target:
+    # Whether a weight is kept is all that is asked of a mask here.
+    warn_of_collapse(
+        {key: np.array([source.kept[key] > 0]) for key in source.prunable}
+    )
+    with progress.shown(verbose):
+        return _write(source, path, format, options, overwrite)
+
+
+def _write(
+    source: Source,
+    path: Path,
+    format: str,
+    options: Mapping[str, Any],
+    overwrite: bool = True,
+) -> Report:
+    """Write what is ready to be written."""
+    with archive.replacing(path, overwrite=overwrite) as target:
+        _check_replaceable(path)
         try:
             written = FORMATS[format](source, target, **options) or Written()
         except tf.errors.OpError as error:
@@ -121,6 +150,7 @@ def write(
             )
         described = describe(format, source, written)
         write_manifest(target, described, written.takes_zip)
+        digests.seal(target, written.takes_zip)
     return Report.of(path, described)
 
 
@@ -133,6 +163,8 @@ def saved_model(
     batch_sizes: Sequence[int] = (1, 32),
     endpoints: Mapping[str, Endpoint] | None = None,
     input_signature: Sequence[Any] | None = None,
+    overwrite: bool = True,
+    verbose: progress.Verbosity = "auto",
 ) -> Report:
     """Write ``model`` as a SavedModel with the zeros of its ticket.
 
@@ -144,7 +176,7 @@ def saved_model(
 
     Args:
         model: A built Keras model whose weights hold zeros.
-        path: A directory that does not exist yet.
+        path: A directory.
         format: `"dense"`: every weight is stored, zeros included; a
             compressed file of it is small, the directory itself is not.
             `"packed"`: kept values and their places are stored, and decoded
@@ -166,6 +198,11 @@ def saved_model(
         input_signature: A list of structures of `tf.TensorSpec`, one for each
             positional argument of the model, where the model does not say
             itself what it takes.
+        overwrite: Whether to replace an export that is there, which is the
+            default.
+        verbose: `"auto"`, the default, shows a bar of what is measured once
+            that has taken a second; 1 at once; 2 one line at the end; 0
+            nothing.
 
     Returns:
         A `Report` of what was written, not measured yet. It stands for the
@@ -174,7 +211,8 @@ def saved_model(
     Raises:
         ValueError: On an unknown option, a model without weights, or values
             too large for ``values``.
-        FileExistsError: If ``path`` exists.
+        FileExistsError: If ``path`` exists and must not be replaced: with
+            ``overwrite=False``, or if it holds something else.
         OSError: If it cannot be written; nothing is left behind.
 
     Example:
@@ -197,6 +235,8 @@ def saved_model(
         format=format,
         endpoints=endpoints,
         input_signature=input_signature,
+        overwrite=overwrite,
+        verbose=verbose,
         values=values,
         batch_sizes=batch_sizes,
     )
@@ -209,15 +249,20 @@ def litert(
     sparse: bool = True,
     batch_size: int = 1,
     input_signature: Sequence[Any] | None = None,
+    overwrite: bool = True,
+    verbose: progress.Verbosity = "auto",
 ) -> Report:
     """Write ``model`` as a LiteRT file, run it to check it, and measure it.
 
     Args:
         model: A built Keras model whose weights hold zeros.
-        path: The file; it must not exist.
+        path: The file.
         sparse: Store sparse kernels sparsely.
         batch_size: The file's; LiteRT is fastest with a fixed one.
         input_signature: As in `saved_model`.
+        overwrite: Whether to replace a file that is there, which is the
+            default.
+        verbose: As in `saved_model`.
 
     Returns:
         A `Report`, measured against the same file stored densely: for each
@@ -227,7 +272,8 @@ def litert(
         ImportError: If ai-edge-litert is not installed.
         ValueError: On a bad option, or if the interpreter's outputs differ
             from the model's; nothing is written then.
-        FileExistsError: If ``path`` exists.
+        FileExistsError: If ``path`` exists and must not be replaced: with
+            ``overwrite=False``, or if it holds something else.
         OSError: If it cannot be written.
 
     Example:
@@ -246,10 +292,17 @@ def litert(
         path,
         format="litert",
         input_signature=input_signature,
+        overwrite=overwrite,
         sparse=sparse,
         batch_size=batch_size,
     )
-    return report(made, model, input_signature=input_signature, seconds=2.0)
+    return report(
+        made,
+        model,
+        seconds=2.0,
+        input_signature=input_signature,
+        verbose=verbose,
+    )
 
 
 def report(
@@ -260,6 +313,7 @@ def report(
     runs: int = 30,
     seconds: float = 5.0,
     input_signature: Sequence[Any] | None = None,
+    verbose: progress.Verbosity = "auto",
 ) -> Report:
     """Measure what an export is worth, whatever its format.
 
@@ -275,6 +329,7 @@ def report(
         runs: At most so many of each, at each batch size.
         seconds: At most about so long at each batch size.
         input_signature: As in `saved_model`.
+        verbose: As in `saved_model`.
 
     Returns:
         A `Report`, with ``table()``, ``to_json()`` and ``plot(path)``.
@@ -311,31 +366,46 @@ def report(
     if hasattr(writer, "baseline"):
         name, options = writer.baseline(found)
     signature = list(input_signature or signature_of(model))
-    with tempfile.TemporaryDirectory() as directory:
-        dense = write(
-            model,
-            Path(directory) / "dense",
-            format=name,
-            input_signature=signature,
-            **options,
-        )
-        served = {
-            "dense": FORMATS[name].load(dense.path),
-            "export": load(found.path),
-        }
     latencies: dict[int, dict[str, Latency]] = {}
     differences: dict[int, float] = {}
-    for batch in batch_sizes:
-        latencies[batch], outputs = compared(
-            served, signature, batch, runs=runs, seconds=seconds
-        )
-        differences[batch] = difference(outputs["dense"], outputs["export"])
+    with (
+        progress.shown(verbose),
+        progress.bar(
+            f"Measuring the {found.format} export", 1 + len(batch_sizes)
+        ) as step,
+    ):
+        with tempfile.TemporaryDirectory() as directory:
+            masking.project(model)
+            source = Source.of(model, signature)
+            dense = _write(source, Path(directory) / "dense", name, options)
+            served = {
+                "dense": FORMATS[name].load(dense.path),
+                "export": load(found.path),
+            }
+        step()
+        for batch in batch_sizes:
+            latencies[batch], outputs = compared(
+                served, signature, batch, runs=runs, seconds=seconds
+            )
+            differences[batch] = difference(outputs["dense"], outputs["export"])
+            step()
     return dataclasses.replace(
         found,
         dense_disk_bytes=dense.disk_bytes,
         latencies=latencies,
         differences=differences,
     )
+
+
+def _check_replaceable(path: Path) -> None:
+    """Meet a directory that is somebody's, before all of it is deleted."""
+    if not path.is_dir() or not any(path.iterdir()):
+        return
+    if not any((path / name).exists() for name in ("saved_model.pb", PLACE)):
+        raise FileExistsError(
+            f"{str(path)!r} is a directory that holds something else than an "
+            "export, which stays: choose another path."
+        )
 
 
 def _read(path: str | os.PathLike[str]) -> Report:

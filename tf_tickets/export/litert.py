@@ -36,6 +36,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -87,12 +88,15 @@ class LiteRT:
                 "A LiteRT file has one function, that of the model. "
                 f"Received: endpoints={[*source.endpoints]}"
             )
-        inputs = sample(source.endpoints[DEFAULT][1], batch_size)
-        outputs = keras.tree.flatten(source.model(*inputs))
+        _check_floats(source.model)
+        function, signature = source.endpoints[DEFAULT]
+        inputs = sample(signature, batch_size)
+        outputs = keras.tree.flatten(function(*inputs))
         expected = [output.numpy() for output in outputs]
         notes = _notes()
         for stores in dict.fromkeys((sparse, False)):
-            content = _convert(source.model, inputs, sparse=stores)
+            with source.traceable():
+                content = _convert(source, inputs, sparse=stores)
             run, sparse_tensors = _runner(content)
             off = _difference(expected, run(*inputs))
             if off <= _TOLERANCE:
@@ -131,6 +135,26 @@ class LiteRT:
     def baseline(self, made: Report) -> tuple[str, dict[str, Any]]:
         """What `report` compares a file with: the same one, stored densely."""
         return made.format, {"sparse": False, "batch_size": made.batch_size}
+
+
+# Kernels of these are computed with as they are stored.
+_REFUSED = ("int8", "float8")
+
+
+def _check_floats(model: keras.Model) -> None:
+    modes = {
+        layer.name: layer.dtype_policy.quantization_mode
+        for layer in layers_of(model)
+        if getattr(layer.dtype_policy, "quantization_mode", None) in _REFUSED
+    }
+    if modes:
+        raise ValueError(
+            "The LiteRT converter does not take layers that Keras has "
+            "quantized to int8 or float8: export the model from before "
+            "`model.quantize`. Received: "
+            f"model={model.name!r} with {len(modes)} such layers: "
+            + ", ".join(f"{k} ({v})" for k, v in [*modes.items()][:5])
+        )
 
 
 def prunable_for_xnnpack(path: str, variable: keras.Variable) -> bool:
@@ -262,18 +286,19 @@ def _interpreter() -> Any:
     return Interpreter
 
 
-def _convert(model: keras.Model, inputs: list[Any], *, sparse: bool) -> bytes:
+def _convert(source: Source, inputs: list[Any], *, sparse: bool) -> bytes:
     values = [
         (variable, keras.ops.convert_to_numpy(variable))
-        for variable in model.variables
+        for variable in source.model.variables
     ]
     flat = keras.tree.flatten(inputs)
+    predict, _ = source.endpoints[DEFAULT]
 
     def serve(*tensors: tf.Tensor) -> Any:
         # As constants: the converter does not find the variables of Keras 3.
         constants = [(v, tf.constant(value)) for v, value in values]
         with keras.StatelessScope(constants):
-            return model(*keras.tree.pack_sequence_as(inputs, list(tensors)))
+            return predict(*keras.tree.pack_sequence_as(inputs, list(tensors)))
 
     function = tf.function(
         serve,
@@ -283,10 +308,41 @@ def _convert(model: keras.Model, inputs: list[Any], *, sparse: bool) -> bytes:
             for i, x in enumerate(flat)
         ],
     ).get_concrete_function()
+    # Told before the converter fills the screen with them.
+    _check_operations(
+        source,
+        {
+            operation.type
+            for operation in function.graph.get_operations()
+            if operation.type.startswith("LookupTable")
+            or any(x.dtype == tf.string for x in operation.outputs)
+        },
+    )
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
     if sparse:
         converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
-    return converter.convert()
+    try:
+        return converter.convert()
+    except Exception as error:  # of a class that has no public name
+        _check_operations(source, set(_UNKNOWN.findall(str(error))), error)
+        raise
+
+
+_UNKNOWN = re.compile(r"'tf\.(\w+)' op is neither a custom op nor a flex op")
+
+
+def _check_operations(
+    source: Source, unknown: set[str], error: Exception | None = None
+) -> None:
+    """Meet what LiteRT has no kernels for: tables of words, random numbers."""
+    if unknown:
+        raise ValueError(
+            "LiteRT has no kernels for some of the model's operations. Where "
+            "they prepare data, as the look-up of words does, leave that to "
+            "the data pipeline and export the model from behind them: "
+            "keras.Model(prepared, model.output). Received: "
+            f"model={source.model.name!r} with {', '.join(sorted(unknown))}"
+        ) from error
 
 
 def _runner(

@@ -20,17 +20,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets.analysis.figures import new_axes, save
+from tf_tickets import figures
 from tf_tickets.analysis.flops import flops
-from tf_tickets.export.choosing import Latency, gain
+from tf_tickets.export import digests
+from tf_tickets.export.choosing import gain
 from tf_tickets.export.coding import entropy_floor, np_dtype
-from tf_tickets.export.source import Source
+from tf_tickets.export.source import DEFAULT, Source, shapes_in
+from tf_tickets.export.timing import Latency
 from tf_tickets.version import __version__
 
 FORMAT_VERSION = 1
 
 # TensorFlow leaves this directory of a SavedModel to its users.
-_PLACE = Path("assets.extra") / "tf_tickets.json.gz"
+PLACE = Path("assets.extra") / "tf_tickets.json.gz"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,9 @@ def describe(format: str, source: Source, written: Written) -> dict[str, Any]:
     """
     source = written.source or source
     try:
-        counted = flops(source.model).layers
+        counted = flops(
+            source.model, input_shape=shapes_in(source.endpoints[DEFAULT][1])
+        ).layers
     except ValueError:  # a subclassed model, or sizes left open
         counted = ()
     macs = {layer.name: layer.macs for layer in counted}
@@ -124,30 +128,29 @@ def write_manifest(
     """
     data = json.dumps(fields).encode()
     if target.is_dir():
-        (target / _PLACE).parent.mkdir(exist_ok=True)
-        (target / _PLACE).write_bytes(gzip.compress(data, mtime=0))
+        (target / PLACE).parent.mkdir(exist_ok=True)
+        (target / PLACE).write_bytes(gzip.compress(data, mtime=0))
     elif takes_zip:
         with zipfile.ZipFile(target, "a") as bundle:
-            place = zipfile.ZipInfo(_PLACE.stem)
+            place = zipfile.ZipInfo(PLACE.stem)
             bundle.writestr(place, data, zipfile.ZIP_DEFLATED)
 
 
 def read_manifest(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The manifest of an export.
+    """The manifest of an export, all of whose files are whole.
 
     Raises:
         FileNotFoundError: If there is nothing.
         ValueError: If it is not an export of this library, or damaged.
     """
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"There is no exported model {str(path)!r}.")
+    digests.compare(path)
     try:
         if path.is_dir():
-            data = gzip.decompress((path / _PLACE).read_bytes())
+            data = gzip.decompress((path / PLACE).read_bytes())
         else:
             with zipfile.ZipFile(path) as bundle:
-                data = bundle.read(_PLACE.stem)
+                data = bundle.read(PLACE.stem)
         fields = json.loads(data)
         if fields["format"] != "tf_tickets.export":
             raise ValueError(f"it says it holds {fields['format']!r}")
@@ -369,32 +372,69 @@ class Report:
         ]
         return "\n".join([*aligned, "", *self._summary()])
 
-    def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw bytes and latencies into an image file (needs matplotlib)."""
-        figure, (size, speed) = new_axes((9, 3.5), columns=2)
-        names = ("dense", "gzip", "packed", "floor")
-        size.bar(names, [self.total(f"{n}_bytes") / 1e6 for n in names])
-        size.set(ylabel="MB", yscale="log", title="weights")
-        for offset, name in ((-0.2, "dense"), (0.2, "export")):
-            times = [row[name] for row in self.latencies.values()]
-            speed.bar(
-                np.arange(len(times)) + offset,
-                [1e3 * t.median for t in times],
-                0.4,
-                yerr=np.array(
-                    [
-                        (1e3 * (t.median - t.low), 1e3 * (t.high - t.median))
-                        for t in times
-                    ]
-                ).T.reshape(2, -1),
-                label=name,
+    def plot(self, path: figures.Path | None = None) -> Any:
+        """Draw bytes and latencies; see `tf_tickets.figures`.
+
+        The bars are those of the text's last row and of its lines below, with
+        the same numbers beside them. What was not measured has no bar.
+
+        Args:
+            path: An image file to write, or `None`.
+
+        Returns:
+            The two axes.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        figure, (size, speed) = figures.new_axes((10, 3), columns=2)
+        weights = {
+            f"weights, {name}": self.total(f"{name}_bytes")
+            for name in ("dense", "gzip", "packed", "floor")
+        }
+        disk = {
+            "on disk, dense": self.dense_disk_bytes,
+            f"on disk, {self.format}": self.disk_bytes,
+        }
+        measured = {k: v for k, v in {**weights, **disk}.items() if v}
+        figures.bars(measured, "size", axes=size, form=_size)
+        size.xaxis.set_major_formatter(lambda value, _: _size(value))
+        size.locator_params(axis="x", nbins=3)
+        gains = self.gains()
+        size.set_title(f"size: {gains.get('size', 'not compared')}")
+        times = {
+            f"batch {batch}, {self.format if name == 'export' else name}": row[
+                name
+            ]
+            for batch, row in self.latencies.items()
+            for name in ("dense", "export")
+        }
+        medians = {name: 1e3 * one.median for name, one in times.items()}
+        if not times:
+            speed.set_axis_off()
+            speed.set_title("latency: not measured")
+        else:
+            spread = {
+                name: (1e3 * (t.median - t.low), 1e3 * (t.high - t.median))
+                for name, t in times.items()
+            }
+            figures.bars(
+                medians,
+                "ms a call, median and quartiles",
+                axes=speed,
+                form="{:.2f} ms",
+                spread=spread,
             )
-        speed.set_xticks(
-            range(len(self.latencies)), [f"batch {b}" for b in self.latencies]
-        )
-        speed.set(ylabel="ms, median and quartiles", title="latency")
-        speed.legend()
-        save(figure, path)
+            speed.set_title(
+                "\n".join(
+                    f"{name}: {word}"
+                    for name, word in gains.items()
+                    if name != "size"
+                ),
+                fontsize=10,
+            )
+        figures.save(figure, path)
+        return size, speed
 
     def __str__(self) -> str:
         return self.table()

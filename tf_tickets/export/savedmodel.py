@@ -91,11 +91,13 @@ class SavedModel:
             choices, measured = choosing.choose(source, batch_sizes)
         packed = self._save(source, target, stored, choices)
         if self.whole and choices:
-            slower = _slower_than_dense(target, dense, batch_sizes)
-            if slower:
-                notes.append(
-                    f"as a whole not faster, so served densely: {slower}"
-                )
+            try:
+                slower = _slower_than_dense(target, dense, batch_sizes)
+                why = f"as a whole not faster: {slower}" if slower else ""
+            except ValueError as error:
+                why = f"cannot be measured: {error}"
+            if why:
+                notes.append(f"served densely, {why}")
                 choices = {}
                 shutil.rmtree(target)
                 packed = self._save(source, target, stored, choices)
@@ -118,13 +120,16 @@ class SavedModel:
         packed = serving.NOTHING
         if self.packs:
             packed = serving.pack_model(source, stored, choices)
-        module = serving.build(source, packed, choices)
-        functions = {name: getattr(module, name) for name in source.endpoints}
-        tf.saved_model.save(
-            module,
-            str(target),
-            signatures={**functions, "serving_default": functions[DEFAULT]},
-        )
+        with source.traceable():
+            module = serving.build(source, packed, choices)
+            functions = {
+                name: getattr(module, name) for name in source.endpoints
+            }
+            tf.saved_model.save(
+                module,
+                str(target),
+                signatures={**functions, "serving_default": functions[DEFAULT]},
+            )
         return packed
 
 
@@ -292,9 +297,10 @@ def _slower_than_dense(
     dense = tf.function(function, input_signature=signature, autograph=False)
     slower = {}
     for batch in batch_sizes:
-        times, _ = choosing.compared(
-            {"dense": dense, "export": loaded.serve}, signature, batch
-        )
+        with source.traceable():
+            times, _ = choosing.compared(
+                {"dense": dense, "export": loaded.serve}, signature, batch
+            )
         ratio = times["export"].median / times["dense"].median
         if ratio > 1 + choosing.NOISE:
             slower[batch] = round(ratio, 2)

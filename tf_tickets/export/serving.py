@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from tf_tickets.export import coding
 from tf_tickets.export.kernels import Choice, outputs_of, replaced_call
-from tf_tickets.export.source import Source
+from tf_tickets.export.source import Source, graph_name
 
 # What decoding adds to the graph, once and for each tensor, generously: where
 # packing saves less, the directory would not shrink.
@@ -108,11 +108,15 @@ def build(
         choices: Kernels that are not computed densely; all of them packed.
     """
     module = tf.Module(name="tf_tickets_export")
-    module.kept = [
-        variable.value
-        for key, variable in source.weights.items()
-        if key not in packed.specs
-    ]
+    kept = {k: v for k, v in source.weights.items() if k not in packed.specs}
+    # Variables cannot be given another name, so that those whose own no graph
+    # can hold are copied.
+    copies = {
+        key: tf.Variable(source.values[key], trainable=False, name="kept")
+        for key, variable in kept.items()
+        if variable.path != graph_name(variable.path)
+    }
+    module.kept = [copies.get(key, v.value) for key, v in kept.items()]
     if packed.specs:
         # On the module, not on the resources, which are restored first.
         module.packed = tf.Variable(
@@ -138,6 +142,10 @@ def build(
                 for key, tensors in made.items()
                 if key not in choices
             ]
+            values += [
+                (source.weights[key], tf.convert_to_tensor(copy))
+                for key, copy in copies.items()
+            ]
             with contextlib.ExitStack() as stack:
                 scope = stack.enter_context(_RecordingScope(values))
                 for key, choice in choices.items():
@@ -153,7 +161,7 @@ def build(
     traced = []
     for name, (function, signature) in source.endpoints.items():
         served = tf.function(
-            substituting(function) if packed.specs else function,
+            substituting(function) if packed.specs or copies else function,
             input_signature=signature,
             autograph=False,
         )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -11,7 +15,12 @@ import numpy as np
 import tensorflow as tf
 
 from tf_tickets import checks
-from tf_tickets.selection import named_weights, prunable_among, view_of
+from tf_tickets.selection import (
+    layers_of,
+    named_weights,
+    prunable_among,
+    view_of,
+)
 
 Function = Callable[..., Any]
 Endpoint = Function | tuple[Function, Sequence[Any]]
@@ -69,6 +78,42 @@ class Source:
         except ValueError:  # a model without kernels is a model all the same
             prunable = frozenset()
         return cls(model, weights, values, kept, prunable, endpoints)
+
+    @contextlib.contextmanager
+    def traceable(self) -> Iterator[None]:
+        """Names that a graph can hold, as long as it is traced.
+
+        Keras calls every layer under its name, and TensorFlow's graphs refuse
+        names with a space or beyond ASCII. Keras cannot even `fit` such a
+        model, only call it.
+        """
+        functions = [function for function, _ in self.endpoints.values()]
+        layers = [
+            layer
+            for model in (self.model, *functions)
+            if isinstance(model, keras.Model)
+            for layer in (model, *layers_of(model))
+        ]
+        with contextlib.ExitStack() as stack:
+            for layer in layers:
+                name = graph_name(layer.name)
+                if name != layer.name:
+                    stack.callback(setattr, layer, "name", layer.name)
+                    layer.name = name
+            yield
+
+
+def graph_name(name: str) -> str:
+    """A name that TensorFlow's graphs can hold; such a name itself.
+
+    Example:
+
+    >>> graph_name("dense/kernel"), graph_name("größe")
+    ('dense/kernel', 'named_gr__e')
+    """
+    if re.fullmatch(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*", name):
+        return name
+    return "named_" + re.sub(r"[^A-Za-z0-9_.\\/>-]", "_", name)
 
 
 def batch_sizes_of(batch_sizes: Sequence[int]) -> tuple[int, ...]:
@@ -133,6 +178,21 @@ def concrete(signature: Any, batch: int) -> Any:
     return keras.tree.map_structure(fix, signature)
 
 
+def shapes_in(signature: Sequence[Any]) -> Any:
+    """The shapes in a signature without the batch axis, as `flops` takes them.
+
+    Args:
+        signature: One structure of `tf.TensorSpec` for each argument.
+
+    Returns:
+        A list of shapes, or a dictionary of them where the model takes one.
+    """
+    only = signature[0] if len(signature) == 1 else signature
+    if isinstance(only, Mapping):
+        return {key: tuple(one.shape[1:]) for key, one in only.items()}
+    return [tuple(one.shape[1:]) for one in keras.tree.flatten(only)]
+
+
 def sample(signature: Any, batch: int, seed: int = 0) -> Any:
     """Random inputs: normal numbers, zeros for integers, empty strings."""
     generator = tf.random.Generator.from_seed(seed)
@@ -149,7 +209,7 @@ def sample(signature: Any, batch: int, seed: int = 0) -> Any:
 
 def _from_symbolic(tensor: keras.KerasTensor) -> tf.TensorSpec:
     return tf.TensorSpec(
-        (None, *tensor.shape[1:]), tensor.dtype, name=tensor.name
+        (None, *tensor.shape[1:]), tensor.dtype, name=graph_name(tensor.name)
     )
 
 
@@ -169,7 +229,9 @@ def _endpoints_of(
     endpoints: Mapping[str, Endpoint] | None,
 ) -> Endpoints:
     default = list(signature) if signature else signature_of(model)
-    found: dict[str, tuple[Function, list[Any]]] = {DEFAULT: (model, default)}
+    found: dict[str, tuple[Function, list[Any]]] = {
+        DEFAULT: (_predicting(model), default)
+    }
     for name, endpoint in (endpoints or {}).items():
         function, own = (
             endpoint if isinstance(endpoint, tuple) else (endpoint, None)
@@ -185,5 +247,18 @@ def _endpoints_of(
             )
         if own is None and isinstance(function, keras.Model):
             own = signature_of(function)
+        if isinstance(function, keras.layers.Layer):
+            function = _predicting(function)
         found[name] = (function, default if own is None else list(own))
     return found
+
+
+def _predicting(layer: keras.layers.Layer) -> Function:
+    """The layer as it predicts.
+
+    Left to themselves some layers train: augmentation of images does, and so
+    does whatever comes after it in a model.
+    """
+    if "training" in inspect.signature(layer.call).parameters:
+        return functools.partial(layer, training=False)
+    return layer

@@ -18,10 +18,12 @@ class _Drawn(keras.initializers.Initializer):
     """An initializer whose values NumPy draws, anew from the same seed."""
 
     def __init__(self, seed: int | None = None) -> None:
-        self.seed = seed
+        self.seed = (
+            None if seed is None else checks.whole("seed", seed, least=0)
+        )
         # As in Keras: an instance without a seed repeats itself too, and
         # `keras.utils.set_random_seed` decides what.
-        self._seed = random.randint(1, 10**9) if seed is None else seed
+        self._seed = random.randint(1, 10**9) if seed is None else self.seed
 
     def __call__(self, shape: Shape, dtype: Any = None) -> tf.Tensor:
         values = self._draw(np.random.default_rng(self._seed), tuple(shape))

@@ -68,6 +68,7 @@ class SupermaskOptions:
             checks.sparsity(self.sparsity)
         checks.number("score_penalty", self.score_penalty, "[0, inf)")
         checks.whole("seed", self.seed, least=0)
+        checks.make_plain(self)
         # Unknown names raise here, before anything is made.
         _ = self.score_initializer, self.weight_initializer
 

@@ -22,6 +22,7 @@ from tf_tickets.masking import masked
 from tf_tickets.pruning import scopes
 from tf_tickets.selection import (
     Filters,
+    check_keras,
     layers_of,
     named_weights,
     values_of,
@@ -416,6 +417,7 @@ def supermask(model: keras.Model, **options: Any) -> SupermaskModel:
     >>> tt.Ticket.from_supermask(miner).kept
     32
     """
+    check_keras(model)
     if isinstance(model, keras.Model):
         named_weights(model)  # raises if it is not built
     return SupermaskModel(Supermask(model, **options))

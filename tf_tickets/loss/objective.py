@@ -10,12 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    Sized,
+)
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tf_tickets import progress
 from tf_tickets.loss.batches import Batch, batches
 from tf_tickets.masking import masked
 from tf_tickets.selection import layers_of, named_weights
@@ -237,14 +245,17 @@ def mean_over(
         ``{key: mean}``.
     """
     total, sums = 0, None
-    for batch in batches:
-        total += batch.size
-        parts = {k: batch.size * t for k, t in function(batch).items()}
-        sums = (
-            parts
-            if sums is None
-            else {key: sums[key] + part for key, part in parts.items()}
-        )
+    count = len(batches) if isinstance(batches, Sized) else None
+    with progress.bar("Reading the data", count, unit="batch") as step:
+        for batch in batches:
+            total += batch.size
+            parts = {k: batch.size * t for k, t in function(batch).items()}
+            sums = (
+                parts
+                if sums is None
+                else {key: sums[key] + part for key, part in parts.items()}
+            )
+            step()
     return {key: part / total for key, part in (sums or {}).items()}
 
 

@@ -14,7 +14,14 @@ from typing import Any
 
 import keras
 
+from tf_tickets.selection import check_keras
+
 Shape = tuple[int | None, ...]
+InputShape = (
+    Sequence[int | None]
+    | Sequence[Sequence[int | None]]
+    | Mapping[str, Sequence[int | None]]
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +119,7 @@ def require_graph(model: object, what: str, advice: str = "") -> None:
     Raises:
         ValueError: If they are not.
     """
+    check_keras(model)
     if not is_graph(model):
         raise ValueError(
             f"{what} needs a functional model or a sequential one with a "
@@ -143,7 +151,7 @@ def graphs_of(model: keras.Model) -> list[keras.Model]:
 
 def trace(
     model: keras.Model,
-    input_shape: Sequence[int | None] | None = None,
+    input_shape: InputShape | None = None,
     *,
     inline: bool = True,
 ) -> Graph:
@@ -151,8 +159,9 @@ def trace(
 
     Args:
         model: A functional model, or a sequential one that is built.
-        input_shape: Without the batch axis, for a model of one input that
-            leaves sizes open; `None`: as the model says.
+        input_shape: Without the batch axis, for a model that leaves sizes
+            open: of its one input, or of each, in a list or by name; `None`:
+            as the model says.
         inline: Record the calls inside nested models in place of the call
             of each; otherwise a nested model is one call.
 
@@ -178,16 +187,40 @@ def trace(
     graph = Graph([], [], [])
     shapes = [tuple(x.shape) for x in model.inputs]
     if input_shape is not None:
-        if len(shapes) != 1 or len(shapes[0]) != len(input_shape) + 1:
-            raise ValueError(
-                "`input_shape` must be that of the model's one input, without "
-                f"the batch axis. Received: input_shape={input_shape!r}, "
-                f"inputs of shapes {shapes}"
-            )
-        shapes = [(None, *input_shape)]
+        shapes = _given_shapes(model, shapes, input_shape)
     graph.inputs = tuple(graph.new_tensor(shape) for shape in shapes)
     graph.outputs = _record(graph, model, graph.inputs, inline)
     return graph
+
+
+def _given_shapes(
+    model: keras.Model, shapes: list[Shape], given: InputShape
+) -> list[Shape]:
+    """The shapes of the model's inputs as they were given."""
+    found: list[Any] = [given]
+    if isinstance(given, Mapping):
+        names = [x.name for x in model.inputs]
+        own = model.input
+        if isinstance(own, dict) and own.keys() == given.keys():
+            # Keys need not be names; the inputs come in the order of the keys.
+            names = sorted(own, key=lambda key: _place(own[key], model.inputs))
+        found = [given.get(name) for name in names]
+    elif len(given) and all(hasattr(one, "__len__") for one in given):
+        found = list(given)
+    if len(found) != len(shapes) or any(
+        one is None or len(shape) != len(one) + 1
+        for one, shape in zip(found, shapes, strict=False)
+    ):
+        raise ValueError(
+            "`input_shape` must be that of the model's one input, without "
+            "the batch axis, or have the shape of each, in a list or by name. "
+            f"Received: input_shape={given!r}, inputs of shapes {shapes}"
+        )
+    return [(None, *one) for one in found]
+
+
+def _place(tensor: Any, tensors: Sequence[Any]) -> int:
+    return next(i for i, one in enumerate(tensors) if one is tensor)
 
 
 def _record(

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets import checks
+from tf_tickets import checks, progress
 from tf_tickets.loss.batches import Batch
 from tf_tickets.loss.objective import (
     Loss,
@@ -91,6 +91,7 @@ def search_densities(
     batches: int | None = None,
     seed: int = 0,
     jit_compile: bool = False,
+    verbose: progress.Verbosity = "auto",
 ) -> DensitySearch:
     r"""Search densities $p_l$ of the layers for random masks.
 
@@ -139,6 +140,9 @@ def search_densities(
         seed: Equal ones draw equal masks and points; 0 by default.
         jit_compile: Compile the loss and its gradient with XLA. `False` by
             default.
+        verbose: `"auto"`, the default, shows a bar, of trainings at once and
+            of other steps when they have taken a second; 1 at once; 2 one line
+            at the end; 0 nothing.
 
     Returns:
         The densities, with the history of the search. They are no worse than
@@ -203,14 +207,23 @@ def search_densities(
             }
             points.append(settled(project(moved, sizes, budget)))
     elif estimate is not None:
-        tuned = descend(
-            estimate, first, sizes, budget, steps, learning_rate, history
-        )
+        with progress.shown(verbose):
+            tuned = descend(
+                estimate, first, sizes, budget, steps, learning_rate, history
+            )
         points.append(settled(tuned))
     if train is not None:
-        values = _trained(model, points, sizes, train, seed)
+        with progress.shown(verbose):
+            values = _trained(model, points, sizes, train, seed)
     elif estimate is not None:
-        values = [-estimate.mean(p, samples) for p in points]
+        with (
+            progress.shown(verbose),
+            progress.bar("Comparing densities", len(points)) as done,
+        ):
+            values = []
+            for point in points:
+                values.append(-estimate.mean(point, samples))
+                done()
     best = int(np.argmax(values))  # the start, in a tie
     sign, name = (1, "value") if train is not None else (-1, "loss")
     if method == "ball":
@@ -304,8 +317,20 @@ def _trained(
         )
         for point in points
     ]
-    with trials(model) as run:
-        return [run(ticket, train, seed) for ticket in tickets]
+    values = []
+    with (
+        trials(model) as run,
+        progress.bar(
+            "Training random tickets",
+            len(tickets),
+            unit="training",
+            at_once=True,
+        ) as done,
+    ):
+        for ticket in tickets:
+            values.append(run(ticket, train, seed))
+            done()
+    return values
 
 
 class BernoulliLoss:
@@ -407,29 +432,32 @@ def descend(
     )
     weights = np.array([sizes[k] for k in p], float)
     square = 0.0
-    for step in range(steps):
-        loss, slopes = estimate.slope(p, step)
-        if not np.isfinite(loss):
-            raise ValueError(
-                "The loss of a random mask is not finite. "
-                f"Received: {loss} at step {step}"
+    with progress.bar("Descending the loss of random masks", steps) as done:
+        for step in range(steps):
+            loss, slopes = estimate.slope(p, step)
+            if not np.isfinite(loss):
+                raise ValueError(
+                    "The loss of a random mask is not finite. "
+                    f"Received: {loss} at step {step}"
+                )
+            history.append({"densities": dict(p), "loss": loss})
+            per_weight = np.array([slopes[k] for k in p])
+            per_weight = per_weight / np.maximum(weights, 1)
+            mean_square = float(np.average(per_weight**2, weights=weights))
+            square = 0.9 * square + 0.1 * mean_square
+            scale = np.sqrt(square / (1 - 0.9 ** (step + 1))) or 1.0
+            rate = learning_rate * (1 - step / steps)
+            # No single draw may change a density by more than a factor of √e.
+            move = np.clip(rate * per_weight / scale, -0.5, 0.5)
+            p = project(
+                {
+                    k: d * np.exp(-m)
+                    for (k, d), m in zip(p.items(), move, strict=True)
+                },
+                sizes,
+                budget,
             )
-        history.append({"densities": dict(p), "loss": loss})
-        per_weight = np.array([slopes[k] for k in p]) / np.maximum(weights, 1)
-        mean_square = float(np.average(per_weight**2, weights=weights))
-        square = 0.9 * square + 0.1 * mean_square
-        scale = np.sqrt(square / (1 - 0.9 ** (step + 1))) or 1.0
-        rate = learning_rate * (1 - step / steps)
-        # No single draw may change a density by more than a factor of √e.
-        move = np.clip(rate * per_weight / scale, -0.5, 0.5)
-        p = project(
-            {
-                k: d * np.exp(-m)
-                for (k, d), m in zip(p.items(), move, strict=True)
-            },
-            sizes,
-            budget,
-        )
+            done()
     return p
 
 

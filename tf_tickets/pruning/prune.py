@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from tf_tickets import checks, masking
+from tf_tickets import checks, masking, progress
+from tf_tickets.masks import Arrays
 from tf_tickets.pruning import criteria, patterns, scopes
 from tf_tickets.pruning.topk import select, single_weights
 from tf_tickets.selection import (
@@ -31,6 +32,7 @@ def prune(
     filters: Filters = None,
     iterations: int | None = None,
     seed: int = 0,
+    verbose: progress.Verbosity = "auto",
 ) -> Ticket:
     """Draw a ticket from the weights that ``model`` has now.
 
@@ -68,6 +70,9 @@ def prune(
             fall by equal factors. `None` leaves it to the criterion: 100 for
             `"synflow"`, 1 for the others.
         seed: For criteria that draw at random; 0 by default.
+        verbose: `"auto"`, the default, shows a bar of the drawings, or of the
+            batches that are read, once they have taken a second; 1 at once;
+            2 one line at the end; 0 nothing.
 
     Returns:
         A ticket whose start weights are the model's present weights, with the
@@ -95,17 +100,18 @@ def prune(
     """
     seed = checks.whole("seed", seed, least=0)
     sparsity = patterns.sparsity_for(pattern, sparsity, scope)
-    masks, scores = draw_masks(
-        model,
-        sparsity,
-        criterion=criterion,
-        scope=scope,
-        pattern=pattern,
-        data=data,
-        filters=filters,
-        iterations=iterations,
-        seed=seed,
-    )
+    with progress.shown(verbose):
+        masks, scores = draw_masks(
+            model,
+            sparsity,
+            criterion=criterion,
+            scope=scope,
+            pattern=pattern,
+            data=data,
+            filters=filters,
+            iterations=iterations,
+            seed=seed,
+        )
     return Ticket(
         masks,
         values_of(named_weights(model)),
@@ -154,17 +160,74 @@ def draw_masks(
         criterion, model, data=data, seed=seed, again=iterations > 1
     )
     before = masks
-    for target in targets:
-        scores = dict(score(masks))
-        masks = select(
-            scores,
-            budget(*target, masks, layout),
-            masks,
-            single_weights if layout is None else layout.units,
-            share=layout is not None and not isinstance(scope, Mapping),
-        )
+    name = describe(None, criterion, scope, seed)["criterion"]
+    with progress.bar(
+        f"Drawing masks by {name}", iterations, unit="drawing"
+    ) as step:
+        for target in targets:
+            scores = _scores_of(score, masks, name)
+            masks = select(
+                scores,
+                budget(*target, masks, layout),
+                masks,
+                single_weights if layout is None else layout.units,
+                share=layout is not None and not isinstance(scope, Mapping),
+            )
+            step()
     warn_of_collapse(masks, before)
     return masks, scores
+
+
+def _scores_of(
+    score: Callable[[Arrays], Arrays], masks: Arrays, name: object
+) -> dict[str, np.ndarray]:
+    """What a criterion says, if it speaks of every weight and of no other."""
+    found = score(masks)
+    if not isinstance(found, Mapping) or found.keys() != masks.keys():
+        found = found if isinstance(found, Mapping) else {}
+        parts = {
+            "without scores": [path for path in masks if path not in found],
+            "unknown": [path for path in found if path not in masks],
+        }
+        listed = [
+            f"{what}: {', '.join(map(str, paths[:8]))}"
+            + (", ..." if len(paths) > 8 else "")
+            for what, paths in parts.items()
+            if paths
+        ]
+        raise ValueError(
+            "A criterion must return {path: scores} for every path of the "
+            "masks that it is given, and for no other; to leave weights "
+            "alone, use `filters`. Received: "
+            f"criterion={name!r} with {'; '.join(listed)}"
+        )
+    return dict(found)
+
+
+def check_criterion(
+    model: keras.Model,
+    criterion: str | criteria.Criterion,
+    masks: Arrays,
+    *,
+    data: Any = None,
+    seed: int = 0,
+) -> None:
+    """Try a criterion of the user's own, before a training relies on it.
+
+    Args:
+        model: A built Keras model.
+        criterion: As in `prune`; those of `criteria.CRITERIA` are not tried.
+        masks: ``{path: boolean array}``.
+        data: What to score on.
+        seed: Of random draws.
+
+    Raises:
+        ValueError: If it does not score every path, and no other.
+    """
+    if not criteria.is_known(criterion):
+        score = criteria.scorer(criterion, model, data=data, seed=seed)
+        name = describe(None, criterion, "global", seed)["criterion"]
+        _scores_of(score, masks, name)
 
 
 def warn_of_collapse(

@@ -40,6 +40,7 @@ class Constant:
     def __post_init__(self) -> None:
         checks.sparsity(self.sparsity)
         checks.number("begin_step", self.begin_step, "[0, inf)")
+        checks.make_plain(self)
 
     def __call__(self, step: int) -> float:
         return self.sparsity if step >= self.begin_step else 0.0
@@ -73,8 +74,8 @@ class Polynomial:
     power: float = 3.0
 
     def __post_init__(self) -> None:
-        _check_climb(self)
         checks.number("power", self.power, "(0, inf)")
+        _check_climb(self)
 
     def __call__(self, step: int) -> float:
         if step < self.begin_step:
@@ -216,3 +217,4 @@ def _check_climb(climb: Polynomial | Geometric) -> None:
             "`end_step` must lie after `begin_step`. Received: "
             f"begin_step={climb.begin_step!r}, end_step={climb.end_step!r}"
         )
+    checks.make_plain(climb)

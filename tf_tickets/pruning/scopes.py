@@ -378,12 +378,16 @@ def pools(
     if scope == "global":
         return [Pool(tuple(shapes), total)]
     allocate = scope if callable(scope) else SCOPES[scope]
-    densities = allocate(shapes, total / max(sum(sizes.values()), 1))
-    if set(densities) != set(shapes):
+    # What has no weights has no share, and a number of inputs of zero.
+    some = {p: shape for p, shape in shapes.items() if sizes[p]}
+    share = total / max(sum(sizes.values()), 1)
+    densities = dict(allocate(some, share)) if some else {}
+    if set(densities) != set(some):
         raise ValueError(
             "A scope must give a density for every tensor. Received: "
-            f"{sorted(set(densities) ^ set(shapes))} missing or unknown"
+            f"{sorted(set(densities) ^ set(some))} missing or unknown"
         )
+    densities |= dict.fromkeys(set(shapes) - set(some), 1.0)
     ideal = {p: densities[p] * sizes[p] for p in shapes}
     if abs(sum(ideal.values()) - total) > len(ideal):
         raise ValueError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, overload
 
@@ -272,7 +273,10 @@ def _merge_at(calls: Graph, add: Call) -> _Merge | str:
     if maker and isinstance(maker.operation, keras.layers.BatchNormalization):
         norm, maker = maker.operation, calls.maker(maker.inputs[0])
     name = add.operation.name.removesuffix("_skip_add")
-    if maker is None or maker.operation.name != name:
+    # A second branch around a convolution has a number in its name.
+    if maker is None or not re.fullmatch(
+        re.escape(maker.operation.name) + r"(_\d+)?", name
+    ):
         return "another layer than the convolution leads to the addition"
     conv: Any = maker.operation
     if not is_linear(conv):

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets import checks, masking
+from tf_tickets import checks, masking, progress
 from tf_tickets.loss.batches import Batch, batches
 from tf_tickets.loss.objective import Loss, Objective, Tensors, computing_in
 from tf_tickets.masking import masked
@@ -134,6 +134,7 @@ def rescale_initialization(
     loss: Loss | None = None,
     on_iteration: Callable[[Row], None] | None = None,
     jit_compile: bool = False,
+    verbose: progress.Verbosity = "auto",
 ) -> Rescaling:
     r"""Learn a factor for each tensor that makes the first step count.
 
@@ -175,6 +176,8 @@ def rescale_initialization(
         on_iteration: Called with each row of the history, to show progress.
             Default: nothing is called.
         jit_compile: Boolean: compile with XLA. Default `False`.
+        verbose: `"auto"`, the default, shows a bar once this has taken a
+            second, 1 at once, 2 one line at the end, 0 nothing.
 
     Returns:
         The factors and the history.
@@ -228,11 +231,16 @@ def rescale_initialization(
             clip,
         )
         history: list[Row] = []
-        for iteration in range(1, iterations + 1):
-            row = search.iterate(scales, feed, gradient_norm)
-            history.append({"iteration": iteration, **row})
-            if on_iteration is not None:
-                on_iteration(dict(history[-1]))
+        with (
+            progress.shown(verbose),
+            progress.bar("Rescaling the initialization", iterations) as step,
+        ):
+            for iteration in range(1, iterations + 1):
+                row = search.iterate(scales, feed, gradient_norm)
+                history.append({"iteration": iteration, **row})
+                step()
+                if on_iteration is not None:
+                    on_iteration(dict(history[-1]))
     rescaling = Rescaling(
         {
             key: float(scale)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any, Literal, overload
 
@@ -126,7 +127,8 @@ def inject_skip_connections(
     are the two of each block, as in the paper; in a bottleneck block it is
     the middle one; in a depthwise convolution the branch is depthwise too.
     Names, weights, masks and weight keys stay; the branches' layers are
-    called ``<convolution>_skip_...``. A sequential model comes back
+    called ``<convolution>_skip_...``, those of a second injection
+    ``<convolution>_2_skip_...``. A sequential model comes back
     functional.
 
     Args:
@@ -177,6 +179,10 @@ def inject_skip_connections(
     return (deeper, injection.report(copier.keys)) if return_report else deeper
 
 
+# What the layers of a branch are called, behind its prefix.
+_PARTS = ("conv", "bn", "add", "activation")
+
+
 class Injection:
     """Lays the branches while a model is copied.
 
@@ -225,6 +231,7 @@ class Injection:
         self._joins = {id(s.norm or s.conv): s for s in sites}
         self._pads = {id(s.pad) for s in sites if s.pad is not None}
         self._layers: list[keras.layers.Layer] = []
+        self._prefixes: dict[int, tuple[int, str]] = {}
         self._before: dict[int, Any] = {}
         self._sources: dict[int, Any] = {}
 
@@ -282,16 +289,32 @@ class Injection:
                 norm = self._norm(site)
                 self._layers += [small, norm]
                 side = norm(small(source))
-            add = keras.layers.Add(name=f"{conv.name}_skip_add", dtype=policy)
+            add = keras.layers.Add(
+                name=f"{self._prefix(site)}_add", dtype=policy
+            )
             out = add([made, side])
             if not is_linear(conv):
                 activation: Any = keras.layers.Activation(
                     conv.activation,
-                    name=f"{conv.name}_skip_activation",
+                    name=f"{self._prefix(site)}_activation",
                     dtype=policy,
                 )
                 out = (self._other(activation) or activation)(out)
         return out
+
+    def _prefix(self, site: Site) -> str:
+        """How the names of a branch's layers begin, unlike all in its model."""
+        model, conv = id(site.model), site.conv
+        if id(conv) not in self._prefixes:
+            taken = {layer.name for layer in site.model.layers}
+            numbers = itertools.count(2)
+            prefix = f"{conv.name}_skip"
+            while (model, prefix) in self._prefixes.values() or any(
+                f"{prefix}_{part}" in taken for part in _PARTS
+            ):
+                prefix = f"{conv.name}_{next(numbers)}_skip"
+            self._prefixes[id(conv)] = model, prefix
+        return self._prefixes[id(conv)][1]
 
     def _small(self, site: Site) -> keras.layers.Layer:
         """The convolution of the branch: one pixel, the same strides."""
@@ -301,7 +324,7 @@ class Injection:
             "strides": conv.strides,
             "data_format": conv.data_format,
             "use_bias": False,
-            "name": f"{conv.name}_skip_conv",
+            "name": f"{self._prefix(site)}_conv",
             "dtype": conv.dtype_policy,
         }
         fill = keras.initializers.Constant(self.scale)
@@ -331,7 +354,7 @@ class Injection:
             synchronized=like is not None and like.synchronized,
             gamma_regularizer=like and like.gamma_regularizer,
             beta_regularizer=like and like.beta_regularizer,
-            name=f"{site.conv.name}_skip_bn",
+            name=f"{self._prefix(site)}_bn",
             dtype=site.conv.dtype_policy,
         )
 

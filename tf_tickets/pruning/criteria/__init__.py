@@ -46,6 +46,8 @@ CRITERIA: dict[str, Criterion] = {
     "prospr": prospr,
 }
 
+_OURS = tuple(CRITERIA.values())
+
 
 def get(criterion: str | Criterion) -> Criterion:
     """The criterion of that name; a callable is returned as it is.
@@ -83,6 +85,11 @@ def needs_data(criterion: str | Criterion) -> bool:
         getattr(_unbound(score), "needs_data", False)
         and _options_of(score).get("data") is None
     )
+
+
+def is_known(criterion: str | Criterion) -> bool:
+    """Whether a criterion is one of this package, with options or without."""
+    return _unbound(get(criterion)) in _OURS
 
 
 def drawings(criterion: str | Criterion) -> int:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets import checks
+from tf_tickets import checks, data
 
 # Of a batch of images and a seed makes the changed batch.
 Augmentation: TypeAlias = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
@@ -132,21 +132,19 @@ class Examples:
             normalize: Applied to each batch of images, last of all.
             augmentations: Applied to each batch of images, in this order.
             shuffle_seed: Seed of the order and of the augmentations, both
-                new in each epoch; every batch is then full. `None` keeps the
-                order and the incomplete last batch.
+                new in each epoch, which they follow from; every batch is then
+                full. `None` keeps the order and the incomplete last batch.
 
         Returns:
             A `tf.data.Dataset` of `(images, labels)`.
         """
         training = shuffle_seed is not None
         order = tf.data.Dataset.range(len(self))
-        if training:
-            order = order.shuffle(len(self), seed=shuffle_seed)
+        if shuffle_seed is not None:
+            order = data.shuffled(order, seed=shuffle_seed)
         batches = self._fetch(order, batch_size, training)
         if augmentations:
-            seeds = tf.data.Dataset.random(
-                seed=shuffle_seed, rerandomize_each_iteration=True
-            ).batch(2, drop_remainder=True)
+            seeds = data.random_seeds(seed=shuffle_seed or 0)
             batches = tf.data.Dataset.zip(batches, seeds).map(
                 lambda batch, seed: (
                     _augment(batch[0], seed, augmentations),
@@ -227,7 +225,8 @@ class Dataset:
 
     Attributes:
         name: The name given to `load`.
-        train: Shuffled, augmented, full batches; a new order every epoch.
+        train: Shuffled, augmented, full batches; a new order every epoch,
+            which follows from the seed and the epoch (`tf_tickets.data`).
         validation: Held-out batches, or `None` if nothing was held out.
         test: Test batches.
         input_shape: Height, width and channels of an image.
