@@ -30,6 +30,7 @@ datasets = [
     "importlib_resources>=6",  # which TensorFlow Datasets forgets to name
     "scikit-learn>=1.4,<2",
 ]
+mnist1d = ["mnist1d>=0.0.2.post1,<0.1"]
 tfmot = ["tensorflow-model-optimization>=0.8,<0.9", "tf-keras>=2.16,<3"]
 litert = ["ai-edge-litert>=2,<3"]
 ray = ["ray>=2.40,<3"]
@@ -60,6 +61,7 @@ setup(
     extras_require={
         "plots": plots,
         "datasets": datasets,
+        "mnist1d": mnist1d,
         "tfmot": tfmot,
         "litert": litert,
         "ray": ray,
@@ -67,11 +69,13 @@ setup(
         "tests": [
             "pytest>=8,<10",
             "pytest-xdist>=3.5,<4",
+            "hypothesis>=6.100,<7",
             "tensorboard>=2.18,<3",
             "ruff>=0.6,<1",
             "mypy>=1.11,<3",
             *plots,
             *datasets,
+            *mnist1d,
             *tfmot,
             *litert,
         ],

@@ -24,7 +24,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags
-from harness import Progress, adjusted, write_csv
+from harness import Progress, found_or_near, write_csv
 
 import tf_tickets as tt
 from tf_tickets.export.choosing import interleaved
@@ -46,17 +46,6 @@ flags.DEFINE_list(
 )
 flags.DEFINE_integer("timing_rounds", 100, "Timed steps of each network.")
 flags.DEFINE_integer("seed", 0, "Seed of weights and batches.")
-
-_DIGITS = recipes.EarlyBirdRecipe(
-    model="digits_cnn",
-    dataset="digits",
-    epochs=60,
-    batch_size=128,
-    initial_learning_rate=0.1,
-    schedule="multistep",
-    milestones=(30, 45),
-    weight_decay=1e-4,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,17 +84,15 @@ def main(output: Path) -> None:
 
 def recipe() -> recipes.EarlyBirdRecipe:
     """The recipe for the data set and network, with the flags' changes."""
-    if FLAGS.dataset == "digits":
-        found = _DIGITS
-    else:
-        found = recipes.early_bird("vgg16", FLAGS.dataset)
+    usual = "digits_cnn" if FLAGS.dataset == "digits" else "vgg16"
+    found = found_or_near(
+        recipes.early_bird, FLAGS.model or usual, (usual, FLAGS.dataset)
+    )
     sparsities = FLAGS.sparsities and tuple(map(float, FLAGS.sparsities))
-    return adjusted(
-        found,
-        model=FLAGS.model,
+    return found.adjusted(
         epochs=FLAGS.epochs,
         batch_size=FLAGS.batch_size,
-        sparsities=sparsities,
+        sparsities=sparsities or None,
         epsilon=FLAGS.epsilon,
     )
 
@@ -113,9 +100,7 @@ def recipe() -> recipes.EarlyBirdRecipe:
 def search(*, bits: int, stop: bool) -> Search:
     """Train with an Early-Bird callback, in full precision or in few bits."""
     task = Task.prepare(recipe(), data_dir=FLAGS.data_dir, seed=FLAGS.seed)
-    for weight in task.model.trainable_variables:
-        if weight.name == "gamma":
-            weight.assign(np.full(weight.shape, task.recipe.initial_scale))
+    task.recipe.start(task.model)
     early_bird = task.recipe.callback(coupled=FLAGS.coupled, stop=stop)
     others: dict[int, ChannelTicket] = {}
     callbacks: list[Any] = [early_bird, Progress(f"{bits} bits")]
@@ -197,8 +182,7 @@ def retrain(dense: Task, candidate: Candidate, timer: Timer) -> dict[str, Any]:
     small, summary = shrink(
         dense.model, ticket, weights="start", return_report=True
     )
-    task = Task(dense.data, small, recipe)
-    task.compile()
+    task = dense.on(small)  # all see the same batches
     # The schedule goes on where the ticket was drawn.
     small.optimizer.build(small.trainable_variables)
     begin = candidate.begin * dense.data.steps_per_epoch

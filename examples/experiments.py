@@ -2,28 +2,32 @@ r"""Compare methods over densities and seeds: many runs, any of which may die.
 
     python examples/experiments.py --workers=2
     python examples/experiments.py --methods=imp,random --densities=0.1 --ray
+    python examples/experiments.py --model=resnet1d --dataset=mnist1d
+    python examples/experiments.py --methods=imp --tweaks=paper
 
 Every run is a directory. The same command after a kill does only what is
-missing; more seeds or methods only add runs. With `--ray` the runs go to Ray:
+missing; more seeds or methods only add runs. `results.csv` and `accuracy.png`
+beside them show all there are. With `--ray` the runs go to Ray:
 `pip install 'tf_tickets[ray]'`.
 """
 
 from __future__ import annotations
 
-import collections
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import numpy as np
 from absl import app, flags, logging
 
 from tf_tickets.zoo import experiments
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list(
-    "methods", "dense,imp,gradual,magnitude,random", "What to compare."
+    "methods",
+    "dense,imp,gradual,magnitude,random",
+    f"What to compare, of {', '.join(experiments.METHODS)}.",
 )
+flags.DEFINE_list("tweaks", [], "How tickets are retrained.")
 flags.DEFINE_list("densities", "0.1,0.03", "Shares of the weights to keep.")
 flags.DEFINE_list("seeds", "0,1,2", "One run for each.")
 flags.DEFINE_string("model", "digits_cnn", "Network, by its recipe.")
@@ -47,6 +51,7 @@ def main(argv: list[str]) -> None:
         model=FLAGS.model,
         dataset=FLAGS.dataset,
         epochs=1 if FLAGS.smoke else FLAGS.epochs,
+        **({"tweaks": FLAGS.tweaks} if FLAGS.tweaks else {}),
     )
     done = sum((one.result(_place(one)) is not None) for one in units)
     print(f"{len(units)} runs in {FLAGS.output_dir}, {done} done before")
@@ -61,15 +66,14 @@ def main(argv: list[str]) -> None:
             workers=FLAGS.workers,
             data_dir=FLAGS.data_dir,
         )
-    table = collections.defaultdict(list)
-    for one, result in zip(units, found, strict=True):
-        table[one.density, one.method].append(result["test_accuracy"])
-    print(f"{'density':>8}  {'method':<12}{'test accuracy':>14}  runs")
-    for (density, method), values in sorted(table.items(), reverse=True):
+    print(f"{'density':>8}  {'method':<24}{'test accuracy':>14}  runs")
+    rows = experiments.summarize(found)
+    for row in sorted(rows, key=lambda row: (-row["density"], row["method"])):
         print(
-            f"{density:>8.3f}  {method:<12}{np.mean(values):>9.4f} "
-            f"±{np.std(values):.4f}  {len(values)}"
+            f"{row['density']:>8.3f}  {row['method']:<24}{row['mean']:>9.4f} "
+            f"±{row['std']:.4f}  {row['runs']}"
         )
+    print(f"see {FLAGS.output_dir}: results.csv, accuracy.png")
 
 
 def _place(one: experiments.Experiment) -> str:

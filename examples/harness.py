@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import gzip
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +56,6 @@ def run(main: Callable[[Path], None], name: str) -> None:
     app.run(whole)
 
 
-def adjusted(recipe: Any, **changes: Any) -> Any:
-    """The recipe with what is not None changed; milestones move with it."""
-    changes = {name: value for name, value in changes.items() if value}
-    epochs = changes.get("epochs", recipe.epochs)
-    if epochs != recipe.epochs:
-        changes["milestones"] = tuple(
-            max(1, round(m * epochs / recipe.epochs)) for m in recipe.milestones
-        )
-    return dataclasses.replace(recipe, **changes)
-
-
 def found_or_near(
     lookup: Callable[[str, str], Any], model: str, near: tuple[str, str]
 ) -> Any:
@@ -75,7 +63,7 @@ def found_or_near(
     try:
         return lookup(model, FLAGS.dataset)
     except ValueError:
-        return adjusted(lookup(*near), model=model, dataset=FLAGS.dataset)
+        return lookup(*near).adjusted(model=model, dataset=FLAGS.dataset)
 
 
 def everything(model: keras.Model, start: tt.Snapshot) -> tt.Ticket:
@@ -166,14 +154,3 @@ def figure(columns: int = 1, *, width: float = 7.0) -> tuple[Any, list[Any]]:
 
     made = Figure(figsize=(width, 4.2), layout="constrained")
     return made, list(made.subplots(1, columns, sharey=True, squeeze=False)[0])
-
-
-def sparsity_axis(axes: Any, densities: Iterable[float]) -> None:
-    """Densities from dense to sparse, labelled by their sparsity."""
-    axes.set_xscale("log")
-    axes.invert_xaxis()
-    ticks = list(densities)
-    axes.set_xticks(ticks, [f"{1 - tick:.1%}" for tick in ticks])
-    axes.minorticks_off()
-    axes.set_xlabel("sparsity (log scale of the density)")
-    axes.grid(alpha=0.3)

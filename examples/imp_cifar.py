@@ -24,7 +24,6 @@ import harness
 from absl import flags
 from harness import (
     Progress,
-    adjusted,
     everything,
     found_or_near,
     gzipped_bytes,
@@ -64,7 +63,7 @@ flags.DEFINE_integer(
 flags.DEFINE_integer("seed", 0, "Seed of weights, batches and controls.")
 
 # Densities of 1.4 %, where tickets and controls part.
-_ROUNDS = {"digits": 12}
+_ROUNDS = {"digits": 12, "mnist1d": 10}
 _PAPER_ROUNDS = 19
 
 
@@ -85,14 +84,13 @@ def main(output: Path) -> None:
 
 def recipe() -> recipes.PruningRecipe:
     """The recipe for the data set and network, with the flags' changes."""
-    default = "digits_cnn" if FLAGS.dataset == "digits" else "resnet20"
-    name = FLAGS.model or default
-    near = ("digits_cnn", "digits")
-    if FLAGS.dataset != "digits":
-        near = ("resnet20", "cifar10")
+    near = {
+        "digits": ("digits_cnn", "digits"),
+        "mnist1d": ("resnet1d", "mnist1d"),
+    }.get(FLAGS.dataset, ("resnet20", "cifar10"))
+    name = FLAGS.model or near[0]
     found = found_or_near(recipes.iterative_pruning, name, near)
-    return adjusted(
-        found,
+    return found.adjusted(
         epochs=FLAGS.epochs,
         initial_learning_rate=FLAGS.learning_rate,
         batch_size=FLAGS.batch_size,
@@ -193,8 +191,12 @@ def compare(
 def train(
     task: Task, state: tt.Snapshot, ticket: tt.Ticket, kind: str
 ) -> dict[str, Any]:
-    """Train a ticket from its start weights, the optimizer from ``state``."""
+    """Train a ticket from its start weights, the optimizer from ``state``.
+
+    All that are compared see the same batches.
+    """
     begun = time.monotonic()
+    task.restart()
     state.restore(task.model)
     ticket.apply(task.model)
     label = f"{kind}, density {ticket.density:.4f}"

@@ -28,14 +28,13 @@ import numpy as np
 from absl import flags
 from harness import (
     Progress,
-    adjusted,
     figure,
     found_or_near,
-    sparsity_axis,
     write_csv,
 )
 
 import tf_tickets as tt
+from tf_tickets.figures import sparsity_axis
 from tf_tickets.zoo import recipes
 from tf_tickets.zoo.experiments import Task
 
@@ -89,10 +88,9 @@ def recipe() -> recipes.SpendingRecipe:
     name = FLAGS.model or ("digits_cnn" if digits else "resnet18")
     found = found_or_near(recipes.spending, name, ("resnet18", "cifar10"))
     if digits:
-        found = adjusted(found, epochs=20, rewind_epoch=4)
+        found = found.adjusted(epochs=20, rewind_epoch=4)
     epochs = FLAGS.epochs or found.epochs
-    return adjusted(
-        found,
+    return found.adjusted(
         epochs=epochs,
         rewind_epoch=max(1, round(found.rewind_epoch * epochs / found.epochs)),
         initial_learning_rate=FLAGS.learning_rate,
@@ -156,6 +154,7 @@ def rewind(task: Task, start: tt.Snapshot) -> dict[str, np.ndarray]:
     """The dense network's weights at the rewind point."""
     tt.release(task.model)
     start.restore(task.model)
+    task.restart()
     task.fit(task.recipe.rewind_epoch, [])
     return tt.Snapshot.take(task.model).weights_of(task.model)
 
@@ -164,6 +163,7 @@ def train_dense(task: Task, start: tt.Snapshot) -> tt.Snapshot:
     """The trained dense network, which one-shot masks are drawn from."""
     tt.release(task.model)
     start.restore(task.model)
+    task.restart()
     task.fit(task.recipe.epochs, [Progress("dense")])
     return tt.Snapshot.take(task.model)
 
@@ -185,6 +185,7 @@ def spend(
     begun = time.monotonic()
     tt.release(task.model)
     start.restore(task.model)  # a fresh optimizer, too
+    task.restart()
     tweaks = WAYS[way]
     options: dict[str, dict[str, Any]] = {}
     if {"rescale", "recipe", "paper"} & set(tweaks):
@@ -208,6 +209,7 @@ def spend(
     else:
         model = task.model
         ticket.apply(model)
+    task.restart()  # rescaling has looked at batches: all see the same
     retraining = Task(task.data, model, task.recipe)
     label = f"{kind}, {ticket.sparsity:.4f}, {way}"
     callbacks: list[Any] = [Progress(label)]

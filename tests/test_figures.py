@@ -149,9 +149,15 @@ def test_a_run_is_plotted_as_fit_leaves_it(imp, data):
 
 def test_seeds_are_a_mean_and_a_deviation():
     runs = {"one": {1.0: [0.8, 1.0], 0.1: [0.5, 0.7]}, "two": {0.1: 0.4}}
-    axes = figures.over_sparsity(runs, "accuracy")
+    axes = figures.over_sparsity(runs, "accuracy", dense=[0.8, 1.0])
     lines = lines_of(axes)
-    np.testing.assert_allclose(lines["one"], [(1, 0.9), (0.1, 0.6)])
+    np.testing.assert_allclose(lines["one"][:, 1], [0.9, 0.6])
+    # Beside its place, so that whiskers of others are seen.
+    np.testing.assert_allclose(lines["one"][:, 0], [1, 0.1], rtol=0.04)
+    assert lines["one"][1, 0] != lines["two"][0, 0]
+    np.testing.assert_allclose(lines["dense"][:, 1], 0.9)
+    [band] = axes.patches
+    assert band.get_height() == pytest.approx(2 * 0.1 * 2**0.5)
     np.testing.assert_allclose(lines["two"], [(0.1, 0.4)])
     [whiskers] = axes.containers[0][2]
     ends = [segment[:, 1] for segment in whiskers.get_segments()]

@@ -36,8 +36,9 @@ FLOORS = [
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-# Processes of their own, which must set the environment first.
-ALONE = {"distributed_worker.py", "serve_artifacts.py"}
+# Processes of their own, which must set the environment first, and a machine
+# that makes thousands of the smallest models.
+ALONE = {"distributed_worker.py", "serve_artifacts.py", "machine.py"}
 # What is tested through every room, or through the whole of one.
 WHOLE = {
     "test_at_home.py",
@@ -45,6 +46,7 @@ WHOLE = {
     "test_benchmarks.py",
     "test_docs.py",
     "test_examples.py",
+    "test_faults.py",
     "test_gallery.py",
     "test_house.py",
     "test_leaks.py",
@@ -53,6 +55,7 @@ WHOLE = {
     "test_strategies.py",
     "callbacks/test_beside.py",
     "export/test_networks.py",
+    "stress/test_machine.py",
 }
 
 

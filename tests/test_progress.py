@@ -231,6 +231,7 @@ class Clock:
 def clock(monkeypatch):
     clock = Clock()
     monkeypatch.setattr(progress.time, "monotonic", clock.monotonic)
+    monkeypatch.setattr(progress, "_PATIENCE", 1.0)
     return clock
 
 

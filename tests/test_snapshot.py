@@ -1,11 +1,15 @@
 """A snapshot is the whole training state."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tf_tickets as tt
 from tests.conftest import batches, compiled, mlp
+from tf_tickets import Snapshot
 
 
 def state(model):
@@ -119,3 +123,83 @@ def test_a_snapshot_of_another_model_changes_nothing(data):
     assert_same(
         state(model)[: len(model.variables)], before[: len(model.variables)]
     )
+
+
+class OwnHead(keras.Sequential):
+    """The head has an optimizer of its own, which somebody holds."""
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+        variables = self.trainable_variables
+        gradients = tape.gradient(loss, variables)
+        self.optimizer.apply(gradients[:-2], variables[:-2])
+        self.second().apply(gradients[-2:], variables[-2:])
+        return {"loss": loss}
+
+
+def two(held="attribute"):
+    model = OwnHead(mlp(hidden=8).layers)
+    model.build((None, 8))
+    model.compile(
+        keras.optimizers.SGD(0.1, momentum=0.9),
+        "sparse_categorical_crossentropy",
+        run_eagerly=True,
+    )
+    optimizer = keras.optimizers.Adagrad(0.1, initial_accumulator_value=0.3)
+    if held == "attribute":
+        model.of_the_head = optimizer
+    elif held == "list":
+        model.more = [optimizer]
+    elif held == "dictionary":
+        model.more = {"head": optimizer}
+    model.second = lambda: optimizer
+    return model
+
+
+@pytest.mark.parametrize("held", ["attribute", "list", "dictionary"])
+def test_a_second_optimizer_goes_back_too(held, data, tmp_path):
+    def trained(model):
+        model.fit(batches(*data), verbose=0)
+        return [v.numpy() for v in model.variables]
+
+    def check(ones, others):
+        for one, other in zip(ones, others, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+    model = two(held)
+    start = Snapshot.take(model)  # it has no slots yet
+    first = trained(model)
+    later = Snapshot.take(model)
+    second = trained(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "An optimizer|A second")
+        start.restore(model)
+        check(trained(model), first)
+        later.restore(model)
+        check(trained(model), second)
+        later.save(tmp_path / "later")
+        model = two(held)  # another process: it has none again
+        Snapshot.load(tmp_path / "later")[0].restore(model)
+        check(trained(model), second)
+    later.restore_schedule(model)
+    assert int(model.second().iterations) == 4
+
+
+def test_a_second_optimizer_that_cannot_be_found_is_told_of(data):
+    model = two(held="nowhere")
+    start = Snapshot.take(model)
+    model.fit(batches(*data), verbose=0)
+    with pytest.warns(UserWarning, match="no attribute.*Received: Adagrad"):
+        start.restore(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "An optimizer|A second")
+        start.restore(model)  # once is enough
+        # One that is compiled no more takes no steps.
+        again = two()
+        again.fit(batches(*data), verbose=0)
+        old = again.optimizer
+        again.compile("sgd", "sparse_categorical_crossentropy")
+        Snapshot.take(again).restore(again)
+    assert int(old.iterations) == 4

@@ -143,7 +143,8 @@ def choice(name: str, value: Any, known: Collection[Any]) -> None:
             else f"one of [{', '.join(words)}]"
         )
         raise ValueError(
-            f"`{name}` must be {wanted}. Received: {name}={value!r}"[:500]
+            f"`{name}` must be {wanted}. "
+            + f"Received: {name}={value!r}"[:500]  # also after a long list
         )
 
 

@@ -6,7 +6,6 @@ image file, on axes of yours, or both, and returns the axes.
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -133,17 +132,20 @@ def over_sparsity(
     label: str,
     path: Path | None = None,
     *,
-    dense: float | None = None,
+    dense: float | Sequence[float] | Mapping[str, Any] | None = None,
     axes: Any = None,
 ) -> Any:
     """Lines over sparsity, the denser the further left.
 
     Args:
         runs: ``{name: {density: value}}``. Several values, of several seeds
-            say, are drawn as their mean with their standard deviation.
+            say, are drawn as their mean with their standard deviation, those
+            of several names side by side.
         label: What the values are.
         path: An image file to write, or `None`.
-        dense: The value of the dense network: a dashed line across.
+        dense: The value of the dense network: a dashed line across, in a band
+            of the standard deviation if there are several; of several dense
+            networks ``{name: value}``.
         axes: Matplotlib axes to draw on; a new figure if `None`.
 
     Returns:
@@ -158,32 +160,52 @@ def over_sparsity(
     >>> [text.get_text() for text in axes.get_xticklabels()]
     ['0%', '50%', '75%']
     """
-    axes = axes_or_new(axes, (6, 3.6))
-    if dense is not None:
-        axes.axhline(dense, color=_PALE, ls="--", lw=1, label="dense")
-    for marker, (name, points) in zip(
-        itertools.cycle("os^Dv*"), runs.items(), strict=False
-    ):
+    many = len(runs) > 5
+    axes = axes_or_new(axes, (7.5, 4.5) if many else (6, 3.6))
+    if not isinstance(dense, Mapping):
+        dense = {} if dense is None else {"dense": dense}
+    for name, value in dense.items():
+        mean, std = _mean_and_std(value)
+        axes.axhline(mean, color=_PALE, ls="--", lw=1, label=name)
+        if std:
+            axes.axhspan(mean - std, mean + std, color=_PALE, alpha=0.15, lw=0)
+    ticks = sorted({d for points in runs.values() for d in points})[::-1]
+    span = np.log(ticks[0] / ticks[-1]) if ticks else 0.0
+    for index, (name, points) in enumerate(runs.items()):
         densities = sorted(points, reverse=True)
-        values = [np.atleast_1d(points[d]) for d in densities]
-        spread = [v.std(ddof=1) if v.size > 1 else 0.0 for v in values]
+        means, spread = np.transpose(
+            [_mean_and_std(points[density]) for density in densities]
+        )
+        # Side by side, so that whiskers at one density do not hide another.
+        is_moved = len(runs) > 1 and any(spread)
+        beside = 2 * index / (len(runs) - 1) - 1 if is_moved else 0.0
+        shift = np.exp(0.012 * span * beside)
         axes.errorbar(
-            densities,
-            [v.mean() for v in values],
+            np.multiply(densities, shift),
+            means,
             yerr=spread if any(spread) else None,
-            marker=marker,
+            color=f"C{index % 10}",
+            marker="os^Dv*XP"[index % 8],
+            ls=("-", "--", ":", "-.")[index // 10 % 4],
             ms=4,
             lw=1.3,
             capsize=2,
             label=name,
         )
-    ticks = sorted({d for points in runs.values() for d in points})[::-1]
-    sparsity_axis(axes, ticks)
+    if ticks:
+        sparsity_axis(axes, ticks)
     axes.set_ylabel(label)
-    if axes.get_legend_handles_labels()[1]:
+    if many:
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    elif axes.get_legend_handles_labels()[1]:
         axes.legend()
     save(axes.figure, path)
     return axes
+
+
+def _mean_and_std(value: float | Sequence[float]) -> tuple[float, float]:
+    values = np.atleast_1d(value)
+    return values.mean(), values.std(ddof=1) if values.size > 1 else 0.0
 
 
 def sparsity_axis(axes: Any, densities: Sequence[float]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import gc
 import multiprocessing
 import os
 import shutil
@@ -119,6 +120,133 @@ def test_what_an_interrupt_left_is_undone_with_its_last_trace(data):
     with contextlib.suppress(KeyboardInterrupt):
         fit(DieAt(0))
     assert callback.said[5:] == ["changed", "undone"]
+
+
+# ``(callback, whether its change holds)`` of each that changes the model.
+CHANGED = {
+    "LowPrecision": (
+        lambda: C.LowPrecision(),
+        lambda model: "call" in vars(model.get_layer("hidden")),
+    ),
+    "EarlyBird": (
+        lambda: C.EarlyBird([0.5], stop=False, slimming=0.01),
+        lambda model: model.get_layer("norm").gamma.regularizer is not None,
+    ),
+    "LowPrecision in a round": (
+        lambda: C.IterativeMagnitudePruning(
+            target_sparsity=0.5,
+            epochs_per_round=3,
+            round_callbacks=[C.LowPrecision()],
+        ),
+        lambda model: "call" in vars(model.get_layer("hidden")),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Training ended")
+@pytest.mark.parametrize("part", [False, True])
+@pytest.mark.parametrize("name", CHANGED)
+def test_what_an_interrupt_left_takes_no_change_of_the_next_along(
+    name, part, data
+):
+    """Its traceback is kept, as a notebook does, and goes in mid-training."""
+    make, holds = CHANGED[name]
+    model = compiled(mlp())
+    first = model
+    if part:  # the interrupted training was that of a model around this one
+        first = compiled(keras.Sequential([keras.Input((8,)), model]))
+    held, seen = [], []
+
+    def look(epoch, logs):
+        held.clear()
+        gc.collect()
+        seen.append(holds(model))
+
+    try:
+        first.fit(
+            batches(*data), epochs=3, verbose=0, callbacks=[make(), DieAt(1)]
+        )
+    except KeyboardInterrupt as interrupt:
+        held.append(interrupt)
+        assert holds(model) or part
+    model.fit(
+        batches(*data), epochs=3, verbose=0,
+        callbacks=[
+            make(),
+            keras.callbacks.LambdaCallback(on_epoch_begin=look),
+        ],
+    )  # fmt: skip
+    assert seen == [True] * 3
+    assert not holds(model)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_ended_interrupt_lets_nobody_into_the_next_training(
+    kind, data, tmp_path
+):
+    """Of a new model, too: a cell that makes it is run a second time."""
+    held, seen = [], []
+    model, callback = drawing(kind, tmp_path)
+    try:
+        model.fit(
+            batches(*data), epochs=4, verbose=0,
+            callbacks=[callback, DieAt(2)],
+        )  # fmt: skip
+    except KeyboardInterrupt as interrupt:
+        held.append(interrupt)
+    model, callback = drawing(kind, tmp_path)
+
+    def look(epoch, logs):
+        held.clear()
+        gc.collect()
+        seen.append(other_process(tmp_path))
+
+    look = keras.callbacks.LambdaCallback(on_epoch_begin=look)
+    model.fit(batches(*data), epochs=4, verbose=0, callbacks=[callback, look])
+    assert seen == ["refused"] * 2
+    assert other_process(tmp_path) == "held"
+
+
+def test_trainings_that_are_still_running_are_left_alone(data):
+    """A training inside one, and one in a loop of a person's own."""
+    model, outer, inner = compiled(mlp()), Changes(), Changes()
+    within = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: model.fit(
+            batches(*data), verbose=0, callbacks=[inner]
+        )
+    )
+    ended = ["changed", "end", "undone"]
+    model.fit(batches(*data), verbose=0, callbacks=[outer, within])
+    assert outer.said == inner.said == ended
+
+    loop = keras.callbacks.CallbackList([outer], model=model)
+    loop.on_train_begin()
+    model.fit(batches(*data), verbose=0, callbacks=[inner])
+    assert outer.said == [*ended, "changed"]
+    loop.on_train_end()
+    assert outer.said == [*ended, *ended]
+
+
+def test_a_list_that_is_given_to_fit_again_begins_anew(data):
+    """All that its interrupt left is undone before anything is changed."""
+    model, said = compiled(mlp()), []
+
+    class Says(Changes):
+        def __init__(self):
+            super().__init__()
+            self.said = said
+
+    die = DieAt(0)
+    again = keras.callbacks.CallbackList(
+        [Says(), Says(), die], add_history=True, model=model
+    )
+    with pytest.raises(KeyboardInterrupt) as traceback:
+        model.fit(batches(*data), verbose=0, callbacks=again)
+    said.clear()
+    die.epoch = None
+    model.fit(batches(*data), verbose=0, callbacks=again)
+    assert said == ["undone"] * 2 + ["changed"] * 2 + ["end", "undone"] * 2
+    del traceback
 
 
 @pytest.mark.parametrize("validated", [False, True])

@@ -120,6 +120,30 @@ def test_each_freeze_takes_the_lowest_scores_and_ends_at_the_target(
     assert kept.sum() == round(density * kept.size)
 
 
+def test_inverted_freezing_takes_the_highest_scores(data):
+    _, watch, _ = mine(
+        data,
+        6,
+        IterativeFreezing(0.7, every=2, invert=True),
+        scores="uniform",
+        optimizer=keras.optimizers.SGD(0.01),
+    )
+    kept = np.ones_like(watch.kept[0])
+    for scores, q in zip(watch.scores, watch.kept, strict=True):
+        gone = scores[kept & ~q]
+        assert not gone.size or gone.min() >= scores[q].max()
+        kept = q
+    assert kept.sum() == round(0.3 * kept.size)
+    with pytest.raises(ValueError, match="top-k mask keeps.*invert=True"):
+        mine(
+            data,
+            6,
+            IterativeFreezing(0.7, every=2, invert=True),
+            mask="top_k",
+            sparsity=0.7,
+        )
+
+
 @pytest.mark.parametrize("scope", ["global", "layer"])
 def test_without_exact_ties_at_the_threshold_all_go_as_published(scope, data):
     def published(scores, kept, rate):

@@ -230,6 +230,49 @@ def test_an_unknown_name_lists_the_known():
         datasets.load("mnist")
 
 
+def test_a_few_examples_of_every_class():
+    digits = datasets.load("digits", batch_size=64)
+    images, labels = datasets.few_of_each(digits.train, 10, classes=10)
+    assert labels.tolist() == np.repeat(range(10), 10).tolist()
+    there = arrays(digits.train)
+    known = dict(zip(rows(there[0]), there[1], strict=True))
+    assert all(
+        known.get(row, label) == label
+        for row, label in zip(rows(images), labels, strict=True)
+    )
+    assert len(set(rows(images))) == 100
+    with pytest.raises(ValueError, match=r"fewer than 200.*\{0: 1\d\d"):
+        datasets.few_of_each(digits.train, 200, classes=10)
+
+
+def test_sequences_of_mnist1d():
+    pytest.importorskip("mnist1d")
+    np.random.seed(3)
+    before = np.random.get_state()[1].copy()
+    found = datasets.load("mnist1d")
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
+    sizes = found.train_size, found.validation_size, found.test_size
+    assert sizes == (3600, 400, 1000)
+    assert (found.input_shape, found.classes) == ((40, 1), 10)
+    x, y = arrays(found.test)
+    assert x.shape == (1000, 40, 1) and set(y) == set(range(10))
+    # The generator of the package: mean 0 and deviation 1 over everything.
+    everywhere = np.concatenate([part[0] for part in everything(found)])
+    assert abs(everywhere.mean()) < 0.02 and abs(everywhere.std() - 1) < 0.02
+    again = arrays(datasets.load("mnist1d", seed=5).test)
+    np.testing.assert_array_equal(again[0], x)
+
+
+def test_mnist1d_names_its_extra(monkeypatch):
+    from tf_tickets.zoo.datasets import mnist1d
+
+    mnist1d._generated.cache_clear()
+    monkeypatch.setitem(sys.modules, "mnist1d.data", None)
+    monkeypatch.setitem(sys.modules, "mnist1d", None)
+    with pytest.raises(ImportError, match=r"tf_tickets\[mnist1d\]"):
+        datasets.load("mnist1d")
+
+
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r"tf_tickets\[datasets\]"):

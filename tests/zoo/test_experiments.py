@@ -1,5 +1,6 @@
 """Experiments are directories: idempotent, resumable, and survive kills."""
 
+import csv
 import dataclasses
 import functools
 import json
@@ -15,12 +16,21 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tf_tickets as tt
 from tf_tickets.callbacks.base import hold
 from tf_tickets.pruning import SCOPES, smart_ratio
 from tf_tickets.zoo import datasets, experiments, models, recipes
-from tf_tickets.zoo.experiments import METHODS, Experiment, Named, runner
+from tf_tickets.zoo.experiments import (
+    METHODS,
+    Choices,
+    Experiment,
+    Named,
+    Task,
+    Trial,
+    runner,
+)
 
 ROOT = Path(__file__).parents[2]
 QUICK = {"density": 0.1, "epochs": 1}
@@ -72,11 +82,19 @@ def test_identities_are_the_same_in_every_release(options, digest):
         ({"model": "resnet20"}, "model='resnet20'"),
         ({"model": "resnet"}, "`model` must be.*model='resnet'"),
         ({"dataset": "mnist"}, "`dataset` must be.*dataset='mnist'"),
-        ({"recipe": "finetune"}, "`recipe` must be.*recipe='finetune'"),
+        ({"recipe": "coarse"}, "`recipe` must be.*recipe='coarse'"),
         ({"criterion": "snap"}, "`criterion` must be.*criterion='snap'"),
         ({"scope": "erc"}, "`scope` must be.*'global'.*scope='erc'"),
         ({"scope": {"head": 0.5}}, "`scope` must be"),
         ({"method": "snip", "criterion": "grasp"}, "asks for no criterion"),
+        ({"method": "gem_miner", "criterion": "snip"}, "no criterion"),
+        ({"method": "edge_popup_all", "scope": "erk"}, "asks for no scope"),
+        ({"method": "smart_ratio_v3", "scope": "erk"}, "asks for no scope"),
+        ({"method": "gradual", "tweaks": "labels"}, "asks for no tweaks"),
+        ({"tweaks": ["labels", "luck"]}, "`tweaks` must be.*tweaks='luck'"),
+        ({"options": {"warmth": 1}}, "of 'imp' are rewind, .*'warmth'"),
+        ({"method": "random", "options": {"warmth": 1}}, "'warmth'"),
+        ({"options": {"rewind": [{1}]}}, r"`options` must hold.*\{1\}"),
     ],
 )
 def test_bad_experiments_are_refused(options, message):
@@ -403,7 +421,7 @@ def test_a_lambda_cannot_go_to_another_process(option, tmp_path, monkeypatch):
         Named("mine", "tiny")
 
 
-def test_own_networks_need_a_recipe():
+def test_own_networks_need_a_recipe(tmp_path):
     with pytest.raises(ValueError, match="your own model: give `recipe`"):
         one(model=tiny)
     with pytest.raises(ValueError, match="must return a `Recipe`.*returns {}"):
@@ -419,7 +437,7 @@ def test_own_networks_need_a_recipe():
     how = Named("how", lambda model, dataset: spending)
     unit = one("imp", model=tiny, dataset=few, recipe=how)
     with pytest.raises(ValueError, match="needs a `PruningRecipe`"):
-        unit.run("nowhere")
+        unit.run(tmp_path)
 
 
 def test_a_method_must_return_what_json_can_say(tmp_path):
@@ -448,7 +466,8 @@ def units():
 
 if __name__ == "__main__":
     print(units()[0].identity["model"])
-    print(experiments.run(units(), sys.argv[1], workers=1)[0]["twice"])
+    found = experiments.run(units(), sys.argv[1], workers=1, verbose=0)
+    print(found[0]["twice"])
 """
 
 
@@ -485,3 +504,328 @@ def test_functions_of_a_session_stay_in_it(tmp_path, monkeypatch):
     assert unit.identity["model"] == "__main__:tiny"
     with pytest.raises(ValueError, match="defined in a session"):
         experiments.run([unit], tmp_path, workers=1)
+
+
+def test_options_and_tweaks_are_of_the_identity():
+    unit = one("gem_miner", options={"learning_rate": 2.0, "every": 3})
+    same = one(
+        "gem_miner", options={"every": np.int64(3), "learning_rate": 2.0}
+    )
+    assert unit == same and hash(unit) == hash(same)
+    assert unit.identity["options"] == {"every": 3, "learning_rate": 2.0}
+    assert unit.digest != one("gem_miner").digest
+    tweaked = one("imp", tweaks="labels")
+    assert tweaked.identity["tweaks"] == ["labels"]
+    assert tweaked == one("imp", tweaks=["labels"])
+    assert json.loads(json.dumps(unit.identity)) == unit.identity
+
+
+# Pairing: what a method finds depends on no other method.
+
+SEEN = []
+
+
+def watched(settings):
+    """`few`, whose batches are noted as they are taken."""
+    data = few(settings)
+
+    def note(labels):
+        SEEN.append(labels.copy())
+        return labels
+
+    def noted(x, y):
+        [seen] = [tf.numpy_function(note, [y], y.dtype)]
+        seen.set_shape(y.shape)
+        return x, seen
+
+    return dataclasses.replace(data, train=data.train.map(noted))
+
+
+def watching(trial, *, method, **options):
+    """A method, with what its last training began with and saw."""
+    fit, starts = Trial.fit, []
+
+    def noting(self, *args, **kwargs):
+        starts.append([w.numpy() for w in self.model.trainable_weights])
+        SEEN.clear()
+        return fit(self, *args, **kwargs)
+
+    Trial.fit = noting
+    try:
+        found = METHODS[method](trial, **options)
+    finally:
+        Trial.fit = fit
+    return {
+        **found,
+        "labels": np.concatenate(SEEN).tolist(),
+        "start": [w.tolist() for w in starts[-1]],
+    }
+
+
+PAIRED = {
+    "snip": {"per_class": 4},
+    "imp": {},
+    "gem_miner": {"score_penalty": 1e-4, "epochs": 4, "every": 1},
+}
+
+
+def paired(method):
+    return Experiment(
+        method=Named(
+            f"watched {method}", functools.partial(watching, method=method)
+        ),
+        density=0.3,
+        seed=0,
+        rounds=1,
+        options=PAIRED[method],
+        model=tiny,
+        dataset=watched,
+        recipe=quick,
+    )
+
+
+def lasting(found):
+    return {k: v for k, v in found.items() if k != "seconds"}
+
+
+def test_a_result_does_not_depend_on_other_methods(tmp_path):
+    """In their order or presence; all start alike and see the same."""
+    names = ["snip", "imp", "gem_miner"]
+    forward = [paired(name) for name in names]
+    first = experiments.run(forward, tmp_path / "a", verbose=0)
+    # The other way round, and not all of them.
+    second = experiments.run(forward[:0:-1], tmp_path / "b", verbose=0)
+    assert list(map(lasting, second)) == list(map(lasting, first[:0:-1]))
+    for found in first:
+        assert len(found["labels"]) == 4 * 32
+        assert found["labels"] == first[0]["labels"]
+    # SNIP and IMP rewind to the same weights, under masks of their own.
+    for a, b in zip(first[0]["start"], first[1]["start"], strict=True):
+        a, b = np.array(a), np.array(b)
+        both = (a != 0) & (b != 0)
+        assert (a[both] == b[both]).all()
+        assert both.any() or a.ndim == 1  # biases start at zero
+
+
+def test_a_task_begins_anew():
+    recipe = recipes.Recipe(
+        model="tiny",
+        dataset="few",
+        epochs=1,
+        batch_size=32,
+        initial_learning_rate=0.01,
+    )
+    task = Task.prepare(recipe, model=tiny, dataset=few, seed=3)
+
+    def labels():
+        return [y.tolist() for _, y in task.data.train.as_numpy_iterator()]
+
+    first, second = labels(), labels()
+    task.restart()
+    assert labels() == first != second
+    assert [y.tolist() for _, y in task.batches(2)] == first[:2]
+    assert labels() == first
+    x, y = task.sample(3)
+    assert y.tolist() == np.repeat(range(10), 3).tolist() and len(x) == 30
+    other = task.on(keras.models.clone_model(task.model))
+    assert other.model.compiled and other.model is not task.model
+    with pytest.raises(ValueError, match="Received: load=None"):
+        Task(task.data, task.model, recipe).restart()
+
+
+# What methods do.
+
+NET = {"model": tiny, "dataset": few, "recipe": quick}
+
+
+def frozen_net(*, input_shape, classes):
+    """A "pretrained" network: the same weights whatever the seed."""
+    model = tiny(input_shape=input_shape, classes=classes)
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.normal(size=w.shape) for w in model.weights])
+    return model
+
+
+@pytest.mark.parametrize("method", ["gradual", "imp"])
+def test_criteria_get_their_data(method, tmp_path):
+    unit = one(
+        method, criterion="snip", rounds=1, options={"per_class": 3}, **NET
+    )
+    assert whole_of_tiny(unit.run(tmp_path), 59)
+
+
+def whole_of_tiny(found, kept):
+    assert found["density"] == pytest.approx(kept / 592)
+    assert 0 <= found["test_accuracy"] <= 1 and 0 <= found["val_accuracy"] <= 1
+    return True
+
+
+def test_mining_in_pretrained_weights(tmp_path):
+    unit = Experiment(
+        method="gem_miner",
+        density=0.3,
+        seed=0,
+        **{**NET, "model": frozen_net},
+        options={
+            "weights": "keep",
+            "score_penalty": 1e-4,
+            "epochs": 4,
+            "every": 1,
+            "mask": "frozen",
+        },
+    )
+    assert whole_of_tiny(unit.run(tmp_path), 178)
+    ticket = tt.Ticket.load(tmp_path / "ticket.safetensors")
+    pretrained = frozen_net(input_shape=(8, 8, 1), classes=10)
+    for (path, mask), layer in zip(
+        ticket.masks.items(), ("hidden", "head"), strict=True
+    ):
+        own = pretrained.get_layer(layer).kernel.numpy()
+        assert mask.any()
+        np.testing.assert_array_equal(ticket.weights[path], own)
+    with pytest.raises(ValueError, match="give the option `score_penalty`"):
+        one("gem_miner", **NET).run(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "method, options",
+    [
+        ("learning_rate_rewinding", {}),
+        ("imp_short_warm", {}),
+        ("smart_ratio_v6", {"batches": 1, "steps": 2, "candidates": 2}),
+        (
+            "edge_popup_gradual",
+            {"score_penalty": 1e-4, "epochs": 4, "every": 1},
+        ),
+    ],
+)
+def test_methods_end_at_the_density(method, options, tmp_path):
+    unit = Experiment(
+        method=method,
+        density=0.3,
+        seed=0,
+        rounds=1,
+        tweaks=["labels"] if method.startswith("imp") else (),
+        options=options,
+        **NET,
+    )
+    found = unit.run(tmp_path)
+    assert whole_of_tiny(found, 178)
+    assert found["search_epochs"] >= 1
+    assert tt.Ticket.load(tmp_path / "ticket.safetensors").kept == 178
+
+
+def test_early_bird_trains_fewer_channels(tmp_path):
+    unit = Experiment(
+        method="early_bird",
+        density=0.5,
+        seed=0,
+        epochs=3,
+        options={"epsilon": 1.0, "window": 1},
+    )
+    found = unit.run(tmp_path)
+    assert found["found"] and 1 <= found["search_epochs"] < 3
+    assert found["density"] == pytest.approx(0.5, abs=0.02)
+    assert 0 < found["macs_left"] < 1 and 0 < found["parameters_left"] < 1
+
+
+class Prepared(Exception):
+    pass
+
+
+def test_each_part_trains_by_its_own_recipe(tmp_path, monkeypatch):
+    """IMP does not draw with the finetuning's rate, nor with ResNet-20's."""
+    prepared = []
+
+    def prepare(recipe, **options):
+        prepared.append((recipe, options["model"]))
+        if len(prepared) > 1:
+            raise Prepared
+        data = dataclasses.replace(few(datasets.Settings(batch_size=32)))
+        return Task(data, None, recipe, lambda size: data, 0)
+
+    monkeypatch.setattr(Task, "prepare", prepare)
+    for method, rate, how in [
+        ("imp", 0.1, ("sgd", "multistep")),
+        ("gem_miner", 0.01, ("sgd", "cosine")),
+        ("early_bird", 0.1, ("sgd", "multistep")),
+    ]:
+        prepared.clear()
+        unit = Experiment(
+            method=method,
+            density=0.014,
+            seed=0,
+            model="vgg16",
+            dataset="cifar10",
+            recipe="finetune",
+        )
+        last = unit.how_to_train()
+        assert last == recipes.finetune("vgg16", "cifar10", 0.014)
+        with pytest.raises(Prepared):
+            METHODS[method](Trial(unit._choices(), tmp_path))
+        assert [p[0].initial_learning_rate for p in prepared] == [0.05, rate]
+        drawn, network = prepared[1]
+        assert network == drawn.model == "vgg16"
+        assert (drawn.algorithm, drawn.schedule) == how
+        assert (drawn.affine, drawn.bias) == (last.affine, last.bias)
+
+
+# What is shown.
+
+
+def guess(trial, *, number):
+    return {"test_accuracy": number + trial.choices.seed / 10}
+
+
+def guesses():
+    found = [
+        Experiment(
+            method=guess,
+            density=density,
+            seed=seed,
+            options={"number": number},
+            **NET,
+        )
+        for number in (0.2, 0.6)
+        for density in (0.5, 0.1)
+        for seed in (0, 1, 2)
+    ]
+    return found
+
+
+def test_results_are_shown_and_written(tmp_path, capsys):
+    units = guesses()
+    experiments.run(units[:6], tmp_path, verbose=0)
+    assert capsys.readouterr().out == ""
+    found = experiments.run(units, tmp_path)
+    assert "12/12" in capsys.readouterr().out
+    with (tmp_path / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    assert rows[0]["method"].endswith(":guess")
+    assert {row["asked_density"] for row in rows} == {"0.5", "0.1"}
+    assert {json.loads(row["options"])["number"] for row in rows} == {0.2, 0.6}
+    summary = experiments.summarize(found)
+    assert len(summary) == 4
+    for row in summary:
+        number = 0.2 if "number=0.2" in row["method"] else 0.6
+        values = number + np.arange(3) / 10
+        assert row["mean"] == pytest.approx(values.mean())
+        assert row["std"] == pytest.approx(values.std(ddof=1))
+        assert list(row["values"].values()) == pytest.approx(values.tolist())
+    image = (tmp_path / "accuracy.png").read_bytes()
+    assert image.startswith(b"\x89PNG") and len(image) > 10_000
+    beside = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert beside == {"results.csv", "accuracy.png"}
+    with pytest.raises(ValueError, match="Received: metric='luck'"):
+        experiments.plot(found, tmp_path / "luck.png", "luck")
+    with pytest.raises(ValueError, match="verbose=3"):
+        experiments.run(units, tmp_path, verbose=3)
+
+
+def test_choices_stand_for_names(tmp_path):
+    unit = one("imp", criterion=last_first, **NET)
+    choices = unit._choices()
+    assert isinstance(choices, Choices)
+    assert choices.criterion is last_first and choices.network is tiny
+    assert choices.recipe == quick("tiny", "few")

@@ -21,6 +21,8 @@ NORMALIZED = [
     "resnet34",
     "resnet50",
     "wide_resnet_28_2",
+    "preresnet101",
+    "resnet1d",
     "mobilenet_v1",
     "mobilenet_v2",
 ]
@@ -82,6 +84,34 @@ def test_resnet18_layer_by_layer():
         expected += [a * b, 9 * a * b] + [9 * b * b] * 3
     assert sum(expected) == 11_159_232
     assert sorted(sizes(models.resnet18())) == sorted([*expected, 5120])
+
+
+def test_preresnet101_layer_by_layer():
+    expected, channels = [9 * 3 * 16], 16
+    for filters in (16, 32, 64):
+        for block in range(11):
+            shortcut = [channels * 4 * filters] if block == 0 else []
+            expected += [
+                *shortcut,
+                channels * filters,
+                9 * filters * filters,
+                filters * 4 * filters,
+            ]
+            channels = 4 * filters
+    expected += [256 * 10]
+    assert sorted(sizes(models.preresnet101())) == sorted(expected)
+    assert sum(expected) == 1_039_280
+
+
+def test_resnet1d_layer_by_layer():
+    expected = [3 * 16] + [3 * 16 * 16] * 6
+    for a, b in [(16, 32), (32, 64)]:
+        expected += [a * b, 3 * a * b] + [3 * b * b] * 5
+    expected += [64 * 10]
+    model = models.resnet1d()
+    assert sorted(sizes(model)) == sorted(expected)
+    assert sum(expected) == 92_336
+    assert model.get_layer("average").input.shape == (None, 10, 64)
 
 
 def test_mobilenet_v2_against_table_7():
@@ -162,9 +192,10 @@ def test_stem_follows_the_size_unless_told():
 @pytest.mark.parametrize("name", models.names())
 def test_each_network(name):
     """Tiny images pass, names are stable, options take away what they say."""
-    shape = {"input_shape": (8, 8, 1), "classes": 7}
+    size = (8, 1) if name == "resnet1d" else (8, 8, 1)
+    shape = {"input_shape": size, "classes": 7}
     model = models.get(name, **shape)
-    images = np.ones((2, 8, 8, 1), "float32")
+    images = np.ones((2, *size), "float32")
     logits = model(images).numpy()
     assert logits.shape == (2, 7)
     assert (logits < 0).any() and np.isfinite(logits).all()  # no softmax
@@ -315,6 +346,11 @@ def test_options_are_checked(options):
         models.resnet20(**options)
 
 
+def test_the_shape_of_a_sequence_is_checked():
+    with pytest.raises(ValueError, match=r"2 positive.*\(length, channels\)"):
+        models.resnet1d(input_shape=(8, 8, 1))
+
+
 def test_stem_is_checked():
     with pytest.raises(ValueError, match="Received: stem='tiny'"):
         models.resnet18(stem="tiny")
@@ -330,6 +366,7 @@ def test_a_network_says_its_options(name):
         "input_shape": {
             "lenet_300_100": (28, 28, 1),
             "digits_cnn": (8, 8, 1),
+            "resnet1d": (40, 1),
         }.get(name, (32, 32, 3)),
         "classes": 10,
         "bias": True,

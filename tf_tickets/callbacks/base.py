@@ -13,6 +13,7 @@ import inspect
 import math
 import os
 import re
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -50,8 +51,8 @@ class TicketCallback(keras.callbacks.Callback):
     `contextlib.ExitStack` that is closed when training ends or one of these
     methods raises. Keras tells nobody that a `fit` was interrupted; then the
     stack is closed with the last trace of that `fit`, or when the next training
-    with this callback begins. (A traceback is such a trace. Notebooks keep the
-    last one.)
+    begins: of this callback, or of the same weights with any of this package.
+    (A traceback is such a trace. Notebooks keep the last one.)
 
     A subclass that counts steps overrides `on_train_batch_end` itself. The base
     does not: Keras waits for every step when a callback in the list has one.
@@ -106,16 +107,21 @@ class TicketCallback(keras.callbacks.Callback):
         what the user gets. Only called in a `fit`, after `end`."""
 
     def on_train_begin(self, logs: Logs | None = None) -> None:
+        fit = _list_of(self)
+        # What ended early must not be undone later, when the same things have
+        # been changed again.
+        _close_ended(self.model, fit, begins_anew=self._undo in _open)
         self._undo.close()
         # One for each training: the end of an old one must not end this.
         self._undo = contextlib.ExitStack()
-        found = _list_of(self)
-        if found is not None:
+        if fit is not None:
             # Only `fit` holds its list. After an interrupt the list goes when
             # nobody looks at the traceback any more.
-            weakref.finalize(found, self._undo.close).atexit = False
+            weakref.finalize(fit, self._undo.close).atexit = False
+            _open[self._undo] = weakref.ref(fit), weakref.ref(self.model)
+            self._undo.callback(_forget, weakref.ref(self._undo))
         with self._undone_on_error():
-            self._join(found)
+            self._join(fit)
             if self.keeps_masks:
                 masking.warn_of_written(self.model)
             self.begin()
@@ -154,7 +160,7 @@ class TicketCallback(keras.callbacks.Callback):
             self.log(epoch, {} if logs is None else logs)
         self._has_logged = True
 
-    def _join(self, found: keras.callbacks.CallbackList | None) -> None:
+    def _join(self, fit: keras.callbacks.CallbackList | None) -> None:
         """Find the callbacks beside this one, and stand around them all.
 
         What is logged must be seen by whoever stands earlier in the list, and
@@ -165,19 +171,19 @@ class TicketCallback(keras.callbacks.Callback):
         self._has_logged = False
         self._beside = []
         self._behind = []
-        if found is None:
-            return
+        if fit is None or not any(c is self for c in fit.callbacks):
+            return  # by hand, or inside a callback of the list
         # The list that Keras goes through at this moment stays as it is.
-        inner = [c for c in found.callbacks if not isinstance(c, _EDGES)]
+        inner = [c for c in fit.callbacks if not isinstance(c, _EDGES)]
         self._beside = [c for c in inner if c is not self]
         self._behind = inner[inner.index(self) + 1 :]
         edges: list[keras.callbacks.Callback] = [_First(inner), _Last(inner)]
         for edge in edges:
             edge.set_params(self.params)
             edge.set_model(self.model)
-        found.callbacks = [edges[0], *inner, edges[1]]
+        fit.callbacks = [edges[0], *inner, edges[1]]
         # What is to be undone must not keep the list, and its `fit`, alive.
-        self._undo.callback(_stand_alone, weakref.ref(found), inner)
+        self._undo.callback(_stand_alone, weakref.ref(fit), inner)
 
     @contextlib.contextmanager
     def _undone_on_error(self) -> Iterator[None]:
@@ -229,24 +235,90 @@ def _stand_alone(
         alive.callbacks = inner
 
 
+# What trainings that have begun and not ended will undo, the oldest first, each
+# with the list of its `fit` and its model.
+_open: weakref.WeakKeyDictionary[
+    contextlib.ExitStack,
+    tuple[weakref.ref[keras.callbacks.CallbackList], weakref.ref[keras.Model]],
+] = weakref.WeakKeyDictionary()
+
+
+def _forget(undo: weakref.ref[contextlib.ExitStack]) -> None:
+    closed = undo()
+    if closed is not None:
+        _open.pop(closed, None)
+
+
+def _close_ended(
+    model: keras.Model,
+    fit: keras.callbacks.CallbackList | None,
+    begins_anew: bool,
+) -> None:
+    """Undo what trainings of the same weights have left that ended early.
+
+    Args:
+        model: What is trained now.
+        fit: The list of the training that begins, or `None`.
+        begins_anew: Whether ``fit`` has been in a training before, which
+            ended early: a person may give one list to `fit` twice.
+    """
+    shared: set[int] | None = None
+    for undo, (its_fit, its_model) in reversed(list(_open.items())):
+        other, trained = its_fit(), its_model()
+        if other is None or trained is None:
+            continue  # it is being closed
+        if trained is not model:
+            if shared is None:
+                shared = {id(v) for v in model.variables}
+            if shared.isdisjoint(id(v) for v in trained.variables):
+                continue
+        if begins_anew if other is fit else not _is_running(other):
+            undo.close()
+
+
+def _is_running(fit: keras.callbacks.CallbackList) -> bool:
+    """Whether a frame of this call holds the list: `fit` and loops do."""
+    frame = inspect.currentframe()
+    try:
+        while frame is not None and (frame := frame.f_back) is not None:
+            if frame.f_globals is globals():
+                continue  # those that ask
+            held = frame.f_locals
+            if any(value is fit for value in held.values()) or any(
+                value is fit
+                for value in getattr(held.get("self"), "__dict__", {}).values()
+            ):
+                return True
+        return False
+    finally:
+        del frame  # a frame that is held holds all that called it
+
+
 def _list_of(
     callback: keras.callbacks.Callback,
 ) -> keras.callbacks.CallbackList | None:
     """The list that is calling ``callback``, or `None`.
 
     Keras tells a callback nothing of those beside it. The list is a public
-    class, and while it calls it stands among the frames of the call.
+    class, and while it calls it stands among the frames of the call. A callback
+    inside another one is not in the list, but ends with its training, too.
     """
     frame = inspect.currentframe()
+    model = callback.model
+    around = None
     try:
         # Not this frame itself: its locals, once read, would hold it.
         while frame is not None and (frame := frame.f_back) is not None:
             owner = frame.f_locals.get("self")
-            if isinstance(owner, keras.callbacks.CallbackList) and any(
-                c is callback for c in owner.callbacks
-            ):
+            if not isinstance(owner, keras.callbacks.CallbackList):
+                continue
+            if any(c is callback for c in owner.callbacks):
                 return owner
-        return None
+            if around is None and any(
+                c.model is model for c in owner.callbacks
+            ):
+                around = owner
+        return around
     finally:
         del frame  # a frame that is held holds all that called it
 
@@ -658,10 +730,13 @@ def hold(directory: Directory) -> filelock.BaseFileLock:
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(
-        directory.resolve() / "lock", is_singleton=True, fallback_to_soft=False
-    )
-    lock.release(force=True)  # what this thread held itself, if it did
+    path = directory.resolve() / "lock"
+    mine = threading.get_ident(), path
+    if mine in _held:
+        _held[mine].release(force=True)
+    # A new one: who held it before must not release this when it ends.
+    lock = filelock.FileLock(path, fallback_to_soft=False)
+    _held[mine] = lock
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout as error:
@@ -676,6 +751,12 @@ def hold(directory: Directory) -> filelock.BaseFileLock:
         return lock
     Path(lock.lock_file).write_text(f"{os.getpid()}\n")
     return lock
+
+
+# What each thread holds.
+_held: weakref.WeakValueDictionary[tuple[int, Path], filelock.BaseFileLock] = (
+    weakref.WeakValueDictionary()
+)
 
 
 def history_row(

@@ -83,10 +83,12 @@ class IterativeFreezing(ResumableCallback):
     before it.)
 
     If the score penalty has pushed every score under the threshold, the mask
-    is empty and training cannot go on. Then, as in the published runs, q is
-    brought to the target at once, by the scores, training is stopped, and a
-    warning says so; ``Ticket.from_supermask(miner, mask="frozen")`` still has
-    a ticket.
+    is empty and training cannot go on. Then q is brought to the target at
+    once, to the weight, by the scores, training is stopped, and a warning says
+    so. (The rule is ours. The published code, too, ends the search and goes on
+    to finetuning, after one more freeze of the fraction 1 - s of what is left,
+    which can end below the target.) What is left is a ticket:
+    ``Ticket.from_supermask(miner, mask="frozen")``.
 
     Args:
         target_sparsity: Fraction of the prunable weights that are frozen in
@@ -106,6 +108,11 @@ class IterativeFreezing(ResumableCallback):
         scope: Among which weights the lowest are looked for: `"global"`, the
             default, `"layer"`, or another of `tf_tickets.prune` that is no
             mapping. A top-k mask has its own.
+        invert: Freeze the highest scores instead of the lowest: the paper's
+            sanity check inside the search, whose ticket should be bad. `False`
+            by default; not for top-k masks. As soon as no score above the
+            threshold is left, which is soon, the search stops as above,
+            without a warning.
         directory: Where to keep the run; by default nowhere. Every epoch is
             saved there; the same call after a kill goes on after the last
             whole epoch. List the callback after
@@ -145,6 +152,7 @@ class IterativeFreezing(ResumableCallback):
         exact: bool = True,
         rate: RateKind = "code",
         scope: scopes.Scope = "global",
+        invert: bool = False,
         directory: Directory | None = None,
     ) -> None:
         super().__init__()
@@ -164,6 +172,8 @@ class IterativeFreezing(ResumableCallback):
         self.exact = exact
         self.rate = rate
         self.scope = scope
+        checks.choice("invert", invert, (True, False))
+        self.invert = invert
         self.collapsed = False
         self._supermasks: list[Supermask] = []
         # Sparsities after the freezes to come, by epoch.
@@ -180,6 +190,7 @@ class IterativeFreezing(ResumableCallback):
                 "exact": exact,
                 "rate": rate,
                 "scope": describe(None, "magnitude", scope, 0)["scope"],
+                **({"invert": True} if invert else {}),
             },
         )
 
@@ -199,6 +210,11 @@ class IterativeFreezing(ResumableCallback):
                 "The model needs supermasks, all of them top-k or none: make "
                 "one with tf_tickets.supermask. Received: "
                 f"{[layer.options.mask for layer in self._supermasks]}"
+            )
+        if self._top_k and self.invert:
+            raise ValueError(
+                "`invert` is for masks by threshold: a top-k mask keeps the "
+                "highest scores in any case. Received: invert=True"
             )
         target = self._target()
         freezing_rate(
@@ -329,6 +345,8 @@ class IterativeFreezing(ResumableCallback):
         if self._density("frozen"):
             self._assign(self._lowest_counted(self._target()))
         self.model.stop_training = True
+        if self.invert:  # what it was made for
+            return
         warnings.warn(
             "Every score is under the threshold: the mask keeps no weight. "
             "The search stops, and the scores as they are bring the frozen "
@@ -366,7 +384,8 @@ class IterativeFreezing(ResumableCallback):
         for i, layer in enumerate(self._supermasks):
             masks = layer.masks("frozen")
             values = values_of(layer.scores)
-            scores.update({f"{i}:{key}": p for key, p in values.items()})
+            sign = -1 if self.invert else 1
+            scores.update({f"{i}:{key}": sign * p for key, p in values.items()})
             kept.update({f"{i}:{key}": q for key, q in masks.items()})
         return scores, kept
 

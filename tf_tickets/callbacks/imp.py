@@ -573,8 +573,10 @@ class IterativeMagnitudePruning(DrawingCallback):
             if align:
                 ticket = _aligned(ticket, named_weights(self.model))
             if self.tickets and self.rewind == "weights":
-                # All rounds go back to the same ones: hold them once.
-                weights = self.tickets[0].weights
+                # All rounds go back to the same ones: hold them once. Their
+                # paths are those of the process that drew the ticket.
+                first = (self.tickets[0].weights or {}).values()
+                weights = dict(zip(ticket.weights or {}, first, strict=True))
                 ticket = Ticket(ticket.masks, weights, ticket.metadata)
             self.tickets.append(ticket)
         if self.rewind is not None and self.tickets:

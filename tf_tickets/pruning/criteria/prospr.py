@@ -59,9 +59,11 @@ def prospr(
         data: See `tf_tickets.loss.batches.batches`; ``steps + 1`` batches are
             used, from the start again if there are fewer.
         seed: Unused.
-        steps: $M$; 3 in the published code.
-        learning_rate: $\alpha$ of the inner steps; 0.5 in the published code.
-        momentum: $\mu$ of the inner steps; 0.9 in the published code.
+        steps: $M$; 3 by default. This and the next two are the values of the
+            example in the published code's README, whose function has no
+            defaults; they suit its networks and need not suit yours.
+        learning_rate: $\alpha$ of the inner steps; 0.5 by default.
+        momentum: $\mu$ of the inner steps; 0.9 by default.
         first_order: Leave the Hessians out: $|w \odot \nabla L_M(w_M)|$.
         loss: Instead of the compiled loss.
         training: `True`, the default, steps as in training, as published;

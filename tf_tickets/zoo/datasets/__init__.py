@@ -6,5 +6,6 @@ Importing this package imports neither TensorFlow Datasets nor scikit-learn:
 
 from tf_tickets.zoo.datasets.dataset import Dataset, Settings
 from tf_tickets.zoo.datasets.registry import DATASETS, load, names
+from tf_tickets.zoo.datasets.sampling import few_of_each
 
-__all__ = ["DATASETS", "Dataset", "Settings", "load", "names"]
+__all__ = ["DATASETS", "Dataset", "Settings", "few_of_each", "load", "names"]

@@ -229,7 +229,8 @@ class Dataset:
             which follows from the seed and the epoch (`tf_tickets.data`).
         validation: Held-out batches, or `None` if nothing was held out.
         test: Test batches.
-        input_shape: Height, width and channels of an image.
+        input_shape: Height, width and channels of an image; length and
+            channels of a sequence.
         classes: Number of classes.
         batch_size: Examples in a batch.
         train_size: Examples to train on.
@@ -248,7 +249,7 @@ class Dataset:
     train: tf.data.Dataset
     validation: tf.data.Dataset | None
     test: tf.data.Dataset
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     classes: int
     batch_size: int
     train_size: int
@@ -267,7 +268,7 @@ def assemble(
     train: Examples,
     validation: Examples,
     test: Examples,
-    input_shape: tuple[int, int, int],
+    input_shape: tuple[int, ...],
     classes: int,
     augmentations: Sequence[Augmentation],
     normalization: Normalization,
@@ -312,11 +313,12 @@ def assemble(
     )
 
 
-def require(module: str) -> Any:
+def require(module: str, *, extra: str = "datasets") -> Any:
     """Imports an optional module, or says how to install it.
 
     Args:
         module: Name of the module.
+        extra: The extra of this package that has it; `"datasets"` by default.
 
     Returns:
         The module.
@@ -335,5 +337,5 @@ def require(module: str) -> Any:
         package = module.partition(".")[0]
         raise ImportError(
             f"This data set needs {package!r}, which could not be imported "
-            f"({error}). Install it with: pip install 'tf_tickets[datasets]'"
+            f"({error}). Install it with: pip install 'tf_tickets[{extra}]'"
         ) from error

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from tf_tickets import checks
 from tf_tickets.zoo.datasets.dataset import Dataset, Settings
 from tf_tickets.zoo.datasets.digits import load_digits
+from tf_tickets.zoo.datasets.mnist1d import load_mnist1d
 from tf_tickets.zoo.datasets.prepared import (
     load_caltech101,
     load_cifar,
@@ -21,6 +22,7 @@ DATASETS: dict[str, Callable[[Settings], Dataset]] = {
     "cifar100": functools.partial(load_cifar, classes=100),
     "tiny_imagenet": load_tiny_imagenet,
     "caltech101": load_caltech101,
+    "mnist1d": load_mnist1d,
 }
 
 
@@ -56,7 +58,9 @@ def load(
     Args:
         name: One of `names()`: `"digits"` needs scikit-learn and no
             download; `"cifar10"`, `"cifar100"` and `"caltech101"` come from
-            TensorFlow Datasets; `"tiny_imagenet"` from its unpacked archive.
+            TensorFlow Datasets; `"tiny_imagenet"` from its unpacked archive;
+            `"mnist1d"`, 4,000 short sequences, is made by the package of that
+            name (`pip install 'tf_tickets[mnist1d]'`) without a download.
             Or a function that gets these options as `Settings` and returns a
             `Dataset`.
         batch_size: Examples in a batch.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets import archive, checks
+from tf_tickets import archive, checks, retraining
 from tf_tickets.callbacks.base import hold
 from tf_tickets.pruning import CRITERIA, SCOPES
 from tf_tickets.version import __version__
@@ -25,8 +26,12 @@ from tf_tickets.zoo import datasets, models, recipes
 from tf_tickets.zoo.experiments.methods import (
     AT_INITIALIZATION,
     METHODS,
-    Trial,
+    NO_CRITERION,
+    NO_SCOPE,
+    NO_TWEAKS,
+    options_of,
 )
+from tf_tickets.zoo.experiments.task import Choices, Trial
 
 RESULT = "result.json"
 Directory: TypeAlias = str | os.PathLike[str]
@@ -38,6 +43,7 @@ TABLES: dict[str, dict[str, Callable[..., Any]]] = {
     "dataset": datasets.DATASETS,
     "recipe": {
         "early_bird": recipes.early_bird,
+        "finetune": recipes.finetune,
         "iterative_pruning": recipes.iterative_pruning,
         "spending": recipes.spending,
     },
@@ -100,22 +106,32 @@ class Experiment:
     one name are one experiment.
 
     Args:
-        method: A name in `METHODS`, or a function that gets a `Trial` and
-            returns the numbers of the result as a dictionary.
+        method: A name in `METHODS`, or a function that gets a `Trial`, and
+            the `options` as keyword arguments, and returns the numbers of the
+            result as a dictionary.
         density: Share of the prunable weights to keep; 1 for `"dense"`.
         seed: Of weights, batches and drawing.
         model: Network, as in `models.get`.
         dataset: Data set, as in `datasets.load`.
-        epochs: Epochs of one training run; `None` takes the recipe's.
-        rounds: Rounds of `"imp"`; `None` takes as many as the recipe's
-            fraction needs.
-        recipe: How to train: the name of a function in `recipes` that gets a
-            network and a data set and returns a `Recipe`, or a function of
-            this kind.
+        epochs: Epochs of one training run, with the milestones of the
+            recipe moved along; `None` takes the recipe's.
+        rounds: Rounds of `"imp"` and its variants; `None` takes as many as
+            the recipe's fraction needs.
+        recipe: How to train at last: the name of a function in `recipes` that
+            gets a network and a data set, and the `density` if it has such an
+            argument, and returns a `Recipe`; or a function of this kind. What
+            else a method trains, rounds of pruning or scores, goes by the
+            recipe that `recipes` has for that, if it is not of that kind
+            itself.
         criterion: What `"prune"`, `"gradual"` and `"imp"` score by, as in
             `tf_tickets.prune`; `None` takes `"magnitude"`.
         scope: How the budget is spread, as in `tf_tickets.prune`; a name or a
             function.
+        tweaks: How the ticket is retrained, as in `tf_tickets.retraining
+            .spend`: a name or several; none by default.
+        options: Options of the method by name, such as ``{"learning_rate":
+            2.0}`` of `"gem_miner"`; values are numbers, texts or lists of
+            them.
 
     Raises:
         ValueError: On a value out of its range, an unknown name, a function
@@ -139,6 +155,8 @@ class Experiment:
     recipe: Choice = "iterative_pruning"
     criterion: Choice | None = None
     scope: Choice = "global"
+    tweaks: str | Sequence[str] = ()
+    options: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         for option in TABLES:
@@ -157,20 +175,49 @@ class Experiment:
             )
         if not dense:
             checks.number("density", self.density, "(0, 1)")
-        if self.criterion is not None and self.method in (
-            "dense",
-            *AT_INITIALIZATION,
-        ):
+        self._set("tweaks", _tweaks(self.tweaks))
+        self._check_unused()
+        self._set("options", _frozen(dict(self.options)))
+        known = options_of(self._function())
+        given = [str(k) for k in dict(self.options)]
+        strange = [k for k in given if known and k not in known]
+        if strange or (self.options and known == ()):
             raise ValueError(
-                f"The method {self.method!r} asks for no criterion; "
-                '"prune", "gradual" and "imp" do. '
-                f"Received: criterion={self.criterion!r}"
+                f"The options of {self._label('method')!r} are "
+                f"{', '.join(known or ()) or 'none'}. "
+                f"Received: options={dict(self.options)!r}"
             )
         self._set("density", float(self.density))
         self.how_to_train()
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # as long as it is being made
+
+    def _function(self) -> Callable[..., Any]:
+        method = self.chosen("method")
+        return METHODS[method] if isinstance(method, str) else method
+
+    def _label(self, option: str) -> str:
+        value = getattr(self, option)
+        return value.name if isinstance(value, Named) else str(value)
+
+    def _check_unused(self) -> None:
+        """Nothing is asked for that a method would not look at."""
+        method = self.method if isinstance(self.method, str) else ""
+        family = re.sub(
+            r"_(v\d|global|gradual|regularized|all|inverted)$", "", method
+        )
+        for option, usual, without in (
+            ("criterion", None, (*NO_CRITERION, *AT_INITIALIZATION)),
+            ("scope", "global", NO_SCOPE),
+            ("tweaks", (), NO_TWEAKS),
+        ):
+            value = getattr(self, option)
+            if value != usual and family in without:
+                raise ValueError(
+                    f"The method {method!r} asks for no {option}. "
+                    f"Received: {option}={value!r}"
+                )
 
     def chosen(self, option: str) -> Any:
         """What an option stands for: the function it was given, or a name.
@@ -201,7 +248,10 @@ class Experiment:
                         f"`recipe`. Received: {option}={value!r}"
                     )
             recipe = TABLES["recipe"][recipe]
-        found = recipe(model, dataset)
+        more = {}
+        if "density" in inspect.signature(recipe).parameters:
+            more["density"] = self.density
+        found = recipe(model, dataset, **more)
         if not isinstance(found, recipes.Recipe):
             raise ValueError(
                 "`recipe` must return a `Recipe`. "
@@ -222,6 +272,10 @@ class Experiment:
             if field.default is dataclasses.MISSING
             or getattr(self, field.name) != field.default
         }
+        if "options" in chosen:
+            chosen["options"] = _thawed(chosen["options"])
+        if "tweaks" in chosen:
+            chosen["tweaks"] = list(chosen["tweaks"])
         return {
             option: value.name if isinstance(value, Named) else value
             for option, value in chosen.items()
@@ -309,9 +363,9 @@ class Experiment:
             if found is not None:
                 return found
             begun = time.monotonic()
-            method = self.chosen("method")
-            method = METHODS[method] if isinstance(method, str) else method
-            numbers = method(Trial(self, directory, data_dir))
+            trial = Trial(self._choices(), directory, data_dir)
+            options = _thawed(self.options)
+            numbers = self._function()(trial, **options)
             made = {
                 "experiment": self.identity,
                 "digest": self.digest,
@@ -327,6 +381,50 @@ class Experiment:
             return json.loads(text)
         finally:
             lock.release()
+
+    def _choices(self) -> Choices:
+        chosen = {
+            option: self.chosen(option)
+            for option in ("dataset", "criterion", "scope")
+        }
+        kept = ("density", "seed", "epochs", "rounds", "tweaks")
+        return Choices(
+            network=self.chosen("model"),
+            recipe=self.how_to_train(),
+            **chosen,
+            **{name: getattr(self, name) for name in kept},
+        )
+
+
+def _tweaks(tweaks: Any) -> tuple[str, ...]:
+    sets = retraining.TWEAKS
+    names = (tweaks,) if isinstance(tweaks, str) else tuple(tweaks)
+    for name in names:
+        checks.choice("tweaks", name, (*sets, *sets["paper"]))
+    return tuple(sorted(set(names)))
+
+
+def _frozen(value: Any) -> Any:
+    """Options as something that has a hash, sorted by name."""
+    if isinstance(value, Mapping):
+        return tuple(sorted((str(k), _frozen(v)) for k, v in value.items()))
+    if isinstance(value, list | tuple):
+        return tuple(_frozen(one) for one in value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    raise ValueError(
+        "`options` must hold numbers, texts or lists of them. "
+        f"Received: {value!r}"
+    )
+
+
+def _thawed(options: Any) -> dict[str, Any]:
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in options
+    }
 
 
 def _plain(value: Any) -> Any:

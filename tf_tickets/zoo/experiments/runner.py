@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
+import importlib.util
 import itertools
 import json
 import os
@@ -15,6 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
+
 from tf_tickets import checks
 from tf_tickets.zoo.experiments.experiment import (
     RESULT,
@@ -25,6 +28,7 @@ from tf_tickets.zoo.experiments.experiment import (
     Named,
     main_script,
 )
+from tf_tickets.zoo.experiments.summary import plot, write_csv
 
 
 def grid(
@@ -71,8 +75,17 @@ def run(
     workers: int = 0,
     retries: int = 2,
     data_dir: Directory | None = None,
+    verbose: int = 1,
 ) -> list[dict[str, Any]]:
     """Do what is not done yet.
+
+    What an experiment finds depends on nothing but itself: not on which others
+    run, before it or beside it. All methods of one seed start from the same
+    weights and see the same batches.
+
+    After each of them `results.csv` in the directory has all results that are
+    there, those of earlier calls too, and in the end `accuracy.png` shows
+    them, if matplotlib is installed.
 
     Args:
         experiments: Those that shall be done, all different.
@@ -83,6 +96,8 @@ def run(
         retries: How often an experiment is started again whose process was
             killed. One that ends with an error is not.
         data_dir: Where the data set is prepared.
+        verbose: 1, the default, shows a progress bar, 2 a line at the end, 0
+            nothing.
 
     Returns:
         The results, in the order of ``experiments``.
@@ -103,14 +118,23 @@ def run(
     units = _units(experiments, directory)
     workers = checks.whole("workers", workers, least=0)
     retries = checks.whole("retries", retries, least=0)
+    progress = _Progress(units, Path(directory), verbose)
     if not workers:
-        return [one.run(path, data_dir=data_dir) for one, path in units]
+        found = []
+        for one, path in units:
+            found.append(one.run(path, data_dir=data_dir))
+            progress.done(found[-1])
+        progress.end()
+        return found
     parcels = [_parcel(one, path, data_dir) for one, path in units]
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         futures = [
             pool.submit(_in_process, one, path, parcel, retries)
             for (one, path), parcel in zip(units, parcels, strict=True)
         ]
+        for future in concurrent.futures.as_completed(futures):
+            progress.done(_outcome(future.result))
+        progress.end()
         return _gathered(units, [_outcome(future.result) for future in futures])
 
 
@@ -121,6 +145,7 @@ def run_on_ray(
     cpus: float = 1,
     retries: int = 2,
     data_dir: Directory | None = None,
+    verbose: int = 1,
 ) -> list[dict[str, Any]]:
     """`run`, with the experiments handed to Ray.
 
@@ -134,6 +159,7 @@ def run_on_ray(
         cpus: What one experiment takes.
         retries: As in `run`.
         data_dir: Where the data set is prepared.
+        verbose: As in `run`.
 
     Returns:
         The results, in the order of ``experiments``.
@@ -168,12 +194,65 @@ def run_on_ray(
         _add(added)
         return one.run(path, data_dir=data_dir)
 
+    progress = _Progress(units, Path(directory), verbose)
     references = [
         unit.remote(one, str(path), _functions(one)) for one, path in units
     ]
+    waiting = list(references)
+    while waiting:
+        ready, waiting = ray.wait(waiting)
+        for reference in ready:
+            progress.done(_outcome(functools.partial(ray.get, reference)))
+    progress.end()
     return _gathered(
         units, [_outcome(functools.partial(ray.get, r)) for r in references]
     )
+
+
+class _Progress:
+    """The bar, and the files that stand beside the experiments."""
+
+    def __init__(
+        self,
+        units: Sequence[tuple[Experiment, Path]],
+        directory: Path,
+        verbose: int,
+    ) -> None:
+        checks.choice("verbose", verbose, (0, 1, 2))
+        self.directory = directory
+        self.count = self.failed = 0
+        self.bar = None
+        if units and verbose:
+            self.bar = keras.utils.Progbar(
+                len(units),
+                verbose=verbose,
+                unit_name="experiment",
+                stateful_metrics=["test_accuracy", "failed"],
+            )
+
+    def done(self, outcome: Any) -> None:
+        """One more is done, or has failed."""
+        self.count += 1
+        shown = []
+        if isinstance(outcome, Exception):
+            self.failed += 1
+        else:
+            write_csv(results(self.directory), self.directory / "results.csv")
+            accuracy = outcome.get("test_accuracy")
+            if isinstance(accuracy, int | float):
+                shown.append(("test_accuracy", accuracy))
+        if self.failed:
+            shown.append(("failed", self.failed))
+        if self.bar is not None:
+            self.bar.update(self.count, shown)
+
+    def end(self) -> None:
+        """All are done."""
+        if not self.count or importlib.util.find_spec("matplotlib") is None:
+            return
+        found = results(self.directory)
+        if any(isinstance(r.get("test_accuracy"), float) for r in found):
+            plot(found, self.directory / "accuracy.png")
 
 
 def results(directory: Directory) -> list[dict[str, Any]]:

@@ -16,6 +16,8 @@ from tf_tickets.zoo.models.chains import (
 )
 from tf_tickets.zoo.models.mobilenets import mobilenet_v1, mobilenet_v2
 from tf_tickets.zoo.models.resnets import (
+    preresnet101,
+    resnet1d,
     resnet18,
     resnet20,
     resnet32,
@@ -36,6 +38,8 @@ __all__ = [
     "mobilenet_v1",
     "mobilenet_v2",
     "names",
+    "preresnet101",
+    "resnet1d",
     "resnet18",
     "resnet20",
     "resnet32",

@@ -8,7 +8,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, ParamSpec, TypeAlias, TypeVar
 
 import keras
 
@@ -224,18 +224,22 @@ class Blocks:
     weight_decay: float = 0.0
     name: str | None = None
 
+    # What the numbers of the input shape are.
+    axes: ClassVar[tuple[str, ...]] = ("height", "width", "channels")
+
     def __post_init__(self) -> None:
         try:
-            height, width, channels = (
-                checks.whole("input_shape", size) for size in self.input_shape
+            shape = tuple(
+                checks.whole("input_shape", size)
+                for size, _ in zip(self.input_shape, self.axes, strict=True)
             )
         except (TypeError, ValueError):
             raise ValueError(
-                "`input_shape` must be three positive whole numbers (height, "
-                "width, channels). "
+                f"`input_shape` must be {len(self.axes)} positive whole "
+                f"numbers ({', '.join(self.axes)}). "
                 f"Received: input_shape={self.input_shape!r}"
             ) from None
-        object.__setattr__(self, "input_shape", (height, width, channels))
+        object.__setattr__(self, "input_shape", shape)
         classes = checks.whole("classes", self.classes)
         object.__setattr__(self, "classes", classes)
         checks.number("weight_decay", self.weight_decay, "[0, 1)")
@@ -386,3 +390,51 @@ class ClassifierBlocks(NormalizedBlocks):
         )
         x = self.conv(x, self.classes, 1, name="classifier", use_bias=self.bias)
         return keras.layers.Flatten(name="logits")(x)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SequenceBlocks(NormalizedBlocks):
+    """Normalized blocks that convolve along one axis.
+
+    Args:
+        input_shape: Length and channels of a sequence.
+        **options: Those of `NormalizedBlocks`.
+    """
+
+    input_shape: Any = (40, 1)
+
+    axes: ClassVar[tuple[str, ...]] = ("length", "channels")
+
+    def conv(
+        self,
+        x: Tensor,
+        filters: int,
+        kernel_size: int,
+        *,
+        name: str,
+        strides: int = 1,
+        use_bias: bool = False,
+    ) -> Tensor:
+        """Convolves, keeping the length up to the strides."""
+        padding = "same"
+        if strides > 1 and kernel_size > 1:
+            pad = keras.layers.ZeroPadding1D(
+                kernel_size // 2, name=f"{name}_pad"
+            )
+            x, padding = pad(x), "valid"
+        return keras.layers.Conv1D(
+            filters,
+            kernel_size,
+            strides=strides,
+            padding=padding,
+            use_bias=use_bias,
+            kernel_initializer=self._initializer(),
+            kernel_regularizer=self._decay(),
+            bias_regularizer=self._decay(),
+            name=name,
+        )(x)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Averages over the sequence and returns logits."""
+        x = keras.layers.GlobalAveragePooling1D(name="average")(x)
+        return self.dense(x, self.classes, name="classifier")

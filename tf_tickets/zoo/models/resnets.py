@@ -1,4 +1,4 @@
-"""Residual networks: thin ones made for CIFAR, wide ones, and ImageNet's."""
+"""Residual networks: made for CIFAR, wide, ImageNet's, for sequences."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from tf_tickets import checks
 from tf_tickets.zoo.models.blocks import (
     ClassifierBlocks,
     NormalizedBlocks,
+    SequenceBlocks,
     Tensor,
     network,
 )
@@ -95,6 +96,51 @@ def wide_resnet_28_2(blocks: NormalizedBlocks, image: Tensor) -> Tensor:
     x = blocks.conv(image, 16, 3, name="stem_conv")
     x = _stages(blocks, x, _preactivated, (32, 64, 128), (4, 4, 4))
     x = blocks.norm_relu(x, name="final")
+    return blocks.classify(x)
+
+
+@network(NormalizedBlocks)
+def preresnet101(blocks: NormalizedBlocks, image: Tensor) -> Tensor:
+    """Pre-activation ResNet-101 for CIFAR, of the Early-Bird paper.
+
+    Three stages of eleven bottleneck blocks with 16, 32 and 64 filters, four
+    times as many at their ends; shortcuts that change the shape are 1x1
+    convolutions of what came in, without normalization. 1,039,280 weights.
+
+    Reference:
+        He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016;
+        You et al., "Drawing Early-Bird Tickets", ICLR 2020.
+
+    Example:
+
+    >>> from tf_tickets.zoo import models
+    >>> models.preresnet101().get_layer("final_relu").output.shape
+    (None, 8, 8, 256)
+    """
+    x = blocks.conv(image, 16, 3, name="stem_conv")
+    x = _stages(blocks, x, _prebottleneck, (16, 32, 64), (11, 11, 11))
+    x = blocks.norm_relu(x, name="final")
+    return blocks.classify(x)
+
+
+@network(SequenceBlocks)
+def resnet1d(blocks: SequenceBlocks, sequence: Tensor) -> Tensor:
+    """ResNet-20 along one axis, for MNIST-1D: 92,336 weights.
+
+    Three stages of three basic blocks with 16, 32 and 64 filters of width 3;
+    shortcuts that change the shape are convolutions of width 1 with
+    normalization. Deep enough that layers can collapse and rewinding matters,
+    small enough for two CPU cores.
+
+    Example:
+
+    >>> from tf_tickets.zoo import models
+    >>> models.resnet1d(input_shape=(40, 1)).output_shape
+    (None, 10)
+    """
+    x = blocks.conv(sequence, 16, 3, name="stem_conv")
+    x = blocks.norm_relu(x, name="stem")
+    x = _stages(blocks, x, _basic, (16, 32, 64), (3, 3, 3))
     return blocks.classify(x)
 
 
@@ -301,4 +347,22 @@ def _preactivated(
     x = blocks.conv(x, filters, 3, strides=strides, name=f"{name}_conv1")
     x = blocks.norm_relu(x, name=f"{name}_conv2")
     x = blocks.conv(x, filters, 3, name=f"{name}_conv2")
+    return keras.layers.Add(name=f"{name}_add")([x, shortcut])
+
+
+def _prebottleneck(
+    blocks: NormalizedBlocks, x: Tensor, filters: int, strides: int, name: str
+) -> Tensor:
+    """A 3x3 convolution between two 1x1 ones, all after their activation."""
+    shortcut = x
+    if shortcut.shape[-1] != 4 * filters or strides > 1:
+        shortcut = blocks.conv(
+            x, 4 * filters, 1, strides=strides, name=f"{name}_shortcut_conv"
+        )
+    x = blocks.norm_relu(x, name=f"{name}_conv1")
+    x = blocks.conv(x, filters, 1, name=f"{name}_conv1")
+    x = blocks.norm_relu(x, name=f"{name}_conv2")
+    x = blocks.conv(x, filters, 3, strides=strides, name=f"{name}_conv2")
+    x = blocks.norm_relu(x, name=f"{name}_conv3")
+    x = blocks.conv(x, 4 * filters, 1, name=f"{name}_conv3")
     return keras.layers.Add(name=f"{name}_add")([x, shortcut])

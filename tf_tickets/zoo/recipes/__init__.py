@@ -5,6 +5,7 @@ from tf_tickets.zoo.recipes.pruning import PruningRecipe, iterative_pruning
 from tf_tickets.zoo.recipes.rare_gems import (
     FinetuneRecipe,
     GemMinerRecipe,
+    edge_popup,
     finetune,
     gem_miner,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "Recipe",
     "SpendingRecipe",
     "early_bird",
+    "edge_popup",
     "finetune",
     "gem_miner",
     "iterative_pruning",

@@ -64,11 +64,13 @@ def iterative_pruning(model: str, dataset: str) -> PruningRecipe:
     rewinds the prunable weights only and keeps the normalization. Published
     code never prunes the classifier of VGG-16, but that of ResNet-20.
 
-    The digits recipe is ours, for real runs in seconds.
+    The recipes for the digits and for MNIST-1D are ours, for real runs in
+    seconds and minutes.
 
     Args:
-        model: `"resnet20"`, `"vgg16"` or `"digits_cnn"`.
-        dataset: `"cifar10"` or `"digits"`.
+        model: `"resnet20"`, `"vgg16"`, `"mobilenet_v2"`,
+            `"wide_resnet_28_2"`, `"digits_cnn"` or `"resnet1d"`.
+        dataset: `"cifar10"`, `"digits"` or `"mnist1d"`.
 
     Returns:
         A `PruningRecipe`.
@@ -102,7 +104,7 @@ _RECIPES = {
         prune_fraction=0.2,
         rewind_step=1000,
     )
-    for model in ("resnet20", "vgg16")
+    for model in ("resnet20", "vgg16", "mobilenet_v2", "wide_resnet_28_2")
 } | {
     ("digits_cnn", "digits"): PruningRecipe(
         model="digits_cnn",
@@ -113,5 +115,17 @@ _RECIPES = {
         initial_learning_rate=2e-3,
         prune_fraction=0.3,
         rewind_step=0,
-    )
+    ),
+    ("resnet1d", "mnist1d"): PruningRecipe(
+        model="resnet1d",
+        dataset="mnist1d",
+        epochs=40,
+        batch_size=128,
+        algorithm="adam",
+        initial_learning_rate=2e-3,
+        schedule="multistep",
+        milestones=(25, 35),
+        prune_fraction=0.3,
+        rewind_step=0,
+    ),
 }

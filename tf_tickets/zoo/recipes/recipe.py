@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import keras
 
 from tf_tickets import checks
 
 _Value = TypeVar("_Value")
+_Recipe = TypeVar("_Recipe", bound="Recipe")
 Algorithm: TypeAlias = Literal["sgd", "adam"]
 Schedule: TypeAlias = Literal["constant", "multistep", "cosine"]
+Stem: TypeAlias = Literal["auto", "cifar", "imagenet"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,13 +36,16 @@ class Recipe:
         momentum: Momentum of `"sgd"`; 0.9 by default.
         schedule: `"constant"`, the default; `"multistep"`: multiplied by
             `decay_factor` at each milestone; `"cosine"`: down to zero.
-        milestones: Epochs at which the learning rate drops; none by default.
+        milestones: Epochs at which the learning rate drops, from 0, which
+            is before the first; none by default.
         decay_factor: What the learning rate is multiplied by at a milestone;
             0.1 by default.
         weight_decay: Decay of every trainable parameter; 0 by default.
         affine: Whether normalization learns a scale and an offset, as it does
             by default.
         bias: Whether the network has biases, as it has by default.
+        stem: As in `models.resnet18`, for networks that have the choice;
+            `"auto"`, by the size of the images, by default.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -69,6 +74,7 @@ class Recipe:
     weight_decay: float = 0.0
     affine: bool = True
     bias: bool = True
+    stem: Stem = "auto"
 
     def __post_init__(self) -> None:
         checks.whole("epochs", self.epochs)
@@ -90,16 +96,64 @@ class Recipe:
                 f"then. Received: milestones={self.milestones!r}, "
                 f"schedule={self.schedule!r}"
             )
-        bounds = (0, *self.milestones, self.epochs)
+        checks.choice("stem", self.stem, ("auto", "cifar", "imagenet"))
+        bounds = (-1, *self.milestones, self.epochs)
         if any(
             left >= right
             for left, right in zip(bounds, bounds[1:], strict=False)
         ):
             raise ValueError(
-                "`milestones` must increase and lie between 0 and "
-                f"{self.epochs} epochs. Received: "
+                f"`milestones` must increase and lie in [0, {self.epochs}) "
+                "epochs. Received: "
                 f"milestones={self.milestones!r}"
             )
+
+    def adjusted(self: _Recipe, **changes: Any) -> _Recipe:
+        """The recipe with some values changed.
+
+        Args:
+            **changes: New values by their names; `None` keeps the old one.
+                With other epochs the milestones move along.
+
+        Raises:
+            ValueError: As of the recipe itself.
+
+        Example:
+
+        >>> from tf_tickets.zoo import recipes
+        >>> recipe = recipes.spending("resnet18", "cifar10")
+        >>> recipe.adjusted(epochs=20).milestones
+        (10, 15)
+        """
+        changes = {k: v for k, v in changes.items() if v is not None}
+        epochs = changes.get("epochs", self.epochs)
+        if epochs != self.epochs:
+            checks.whole("epochs", epochs)
+            moved = {round(m * epochs / self.epochs) for m in self.milestones}
+            kept = tuple(sorted(m for m in moved if m < epochs))
+            changes.setdefault("milestones", kept)
+            if self.milestones and not kept:  # in the last half epoch
+                changes.setdefault("schedule", "constant")
+        return dataclasses.replace(self, **changes)
+
+    def network_options(self) -> dict[str, Any]:
+        """Options of the network that the recipe asks for.
+
+        Those that are not at their defaults, so that networks without such
+        an option do as well.
+
+        Example:
+
+        >>> from tf_tickets.zoo import recipes
+        >>> recipes.finetune("resnet20", "cifar10", 0.05).network_options()
+        {'weight_decay': 0.0001, 'affine': False, 'bias': False}
+        """
+        usual = {"weight_decay": 0.0, "affine": True, "bias": True}
+        return {
+            name: getattr(self, name)
+            for name, value in {**usual, "stem": "auto"}.items()
+            if getattr(self, name) != value
+        }
 
     def learning_rate(
         self, steps_per_epoch: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from tf_tickets import checks
 from tf_tickets.retraining import keras_label_smoothing
@@ -43,6 +44,18 @@ class SpendingRecipe(Recipe):
                 f"Received: rewind_epoch={self.rewind_epoch!r}"
             )
 
+    def adjusted(self, **changes: Any) -> SpendingRecipe:
+        """The recipe with some values changed; see `Recipe.adjusted`.
+
+        Args:
+            **changes: With other epochs the rewind point moves along, too.
+        """
+        epochs = changes.get("epochs")
+        if epochs is not None and changes.get("rewind_epoch") is None:
+            moved = round(self.rewind_epoch * epochs / self.epochs)
+            changes["rewind_epoch"] = min(moved, max(epochs - 1, 0))
+        return super().adjusted(**changes)
+
     def keras_label_smoothing(self, classes: int) -> float:
         """Returns the same smoothing as Keras' losses count it.
 
@@ -72,6 +85,8 @@ def spending(model: str, dataset: str) -> SpendingRecipe:
     One recipe for every network and data set: SGD from 0.1, divided by ten
     after 90 and 135 epochs, weight decay 2e-4, batches of 128. The paper's
     text says 180 epochs, the published code 182, and the code is followed.
+    The stem on TinyImageNet is CIFAR's, which is what the published networks
+    have unless told otherwise; the paper does not say.
 
     Args:
         model: `"resnet18"`, `"resnet34"`, `"vgg16"` or `"mobilenet_v1"`.
