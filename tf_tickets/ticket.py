@@ -356,7 +356,10 @@ class Ticket(Masks):
     def shuffle(self, seed: int = 0) -> Ticket:
         """A control: each mask permuted within its tensor, start weights kept.
 
-        Every tensor keeps its count of kept weights, at random positions.
+        Every tensor keeps its count of kept weights, at random positions: a
+        pattern such as 2:4 is gone, and the ticket no longer names one. (A
+        control that has it: `tf_tickets.prune` with ``criterion="random"``
+        and the pattern.)
 
         Reference:
             Frankle et al., "Pruning Neural Networks at Initialization: Why
@@ -372,7 +375,11 @@ class Ticket(Masks):
         return Ticket(
             masks,
             self._weights,
-            {**self._metadata, "control": "shuffle", "control_seed": seed},
+            {
+                **{k: v for k, v in self._metadata.items() if k != "pattern"},
+                "control": "shuffle",
+                "control_seed": seed,
+            },
         )
 
     def reinitialize(self, model: keras.Model, seed: int = 0) -> Ticket:

@@ -117,6 +117,67 @@ def test_bytes_are_close_to_the_entropy(density):
     assert coding.packed_bytes(n, kept, 4) == data.size
 
 
+def of_pattern(shape, keep, of, dtype="float32", seed=0):
+    """``keep`` of every ``of`` rows in each column, at random."""
+    rng = np.random.default_rng(seed)
+    columns = shape[-1]
+    ranks = rng.random((math.prod(shape) // columns // of, of, columns))
+    mask = (ranks.argsort(1).argsort(1) < keep).reshape(shape)
+    return (draw(shape, 1.0, seed=seed) * mask).astype(dtype)
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16"])
+@pytest.mark.parametrize("keep, of", [(2, 4), (1, 4), (3, 4), (4, 8), (1, 2)])
+def test_a_pattern_is_coded_close_to_its_own_entropy(keep, of, stored):
+    # By hand: the values, and log2 of the ways to choose N of M, each group.
+    array = of_pattern((512, 96), keep, of)
+    itemsize = np.dtype(stored).itemsize
+    groups = array.size // of
+    bits = groups * (8 * itemsize * keep + math.log2(math.comb(of, keep)))
+    group = coding.group_of(array, itemsize)
+    assert group == (keep, of, 96)
+    spec, data = coding.pack("w", array, stored=stored, group=group)
+    places = spec.sections[2] * 8 / groups
+    assert data.size <= 1.005 * bits / 8
+    assert places <= 1.05 * math.log2(math.comb(of, keep))
+    assert data.size < coding.pack("w", array, stored=stored)[1].size
+    rounded = array.astype(stored).astype("float32")
+    np.testing.assert_array_equal(coding.unpack(spec, data), rounded)
+    np.testing.assert_array_equal(through_tensorflow(spec, data), rounded)
+    assert coding.Spec.from_json(spec.to_json()) == spec
+
+
+def test_patterns_of_convolutions_and_with_zeros_by_chance():
+    array = of_pattern((3, 3, 8, 10), 2, 4)
+    array[0, 0, :4, 3] = 0  # a whole group
+    array[1, 1, 0] = -0.0
+    group = coding.group_of(array, 4)
+    assert group is None  # too many for chance
+    array = of_pattern((3, 3, 80, 10), 2, 4)
+    array[0, 0, :4, 3] = 0
+    array[1, 1, 0, 4] = -0.0
+    group = coding.group_of(array, 4)
+    assert group == (2, 4, 10)
+    spec, data = coding.pack("w", array, group=group)
+    np.testing.assert_array_equal(coding.unpack(spec, data), array)
+    np.testing.assert_array_equal(through_tensorflow(spec, data), array)
+    assert not np.signbit(coding.unpack(spec, data)[array == 0]).any()
+    for place in (0, data.size - 1):
+        damaged = data.copy()
+        damaged[place] ^= 1
+        with pytest.raises(ValueError, match="w is damaged"):
+            coding.unpack(spec, damaged)
+    blob = tf.Variable(damaged)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="damaged"):
+        coding.decode(blob, spec)
+
+
+@pytest.mark.parametrize("density", DENSITIES)
+def test_places_at_random_have_no_pattern(density):
+    for shape in SHAPES:
+        assert coding.group_of(draw(shape, density), 4) is None
+
+
 @pytest.mark.parametrize("density", DENSITIES)
 def test_packed_is_never_larger_than_dense(density):
     for shape in SHAPES:

@@ -477,3 +477,34 @@ def test_bad_requests_write_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         tt.export.saved_model(model, tmp_path / "m")
     assert [p.name for p in tmp_path.iterdir()] == ["here"]
+
+
+def test_a_pattern_is_stored_by_its_groups_and_served_as_it_is(tmp_path):
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 4)),
+            keras.layers.Conv2D(32, 3, activation="relu"),
+            keras.layers.Conv2D(32, 3, activation="relu"),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(64),
+            keras.layers.Dense(64),
+            keras.layers.Dense(16),
+        ]
+    )
+    ticket = tt.prune(model, pattern="2:4")
+    ticket.apply(model)
+    path = tt.export.saved_model(model, tmp_path / "packed", format="packed")
+    rows = {row["key"]: row for row in read_manifest(path)["weights"]}
+    for key, mask in ticket.masks.items():
+        packed = rows[key]["packed"]
+        assert packed["code"] == "pattern"
+        # By hand: two floats and 64 / 24 bits for each group of four.
+        groups = mask.size // 4
+        words = -(-groups // 24)
+        assert sum(packed["sections"]) == 8 * groups + 8 * words
+    x = np.random.default_rng(0).normal(size=(3, 8, 8, 4)).astype("float32")
+    loaded = tf.saved_model.load(path)
+    close(loaded.serve(x), model(x), 1e-5)
+    again = tt.export.unpack(path)
+    for mine, other in zip(model.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(mine.numpy(), other.numpy())

@@ -476,8 +476,9 @@ def _signed_constant(ticket: Ticket) -> bool:
 def _control(
     ticket: Ticket, masks: Mapping[str, np.ndarray], name: str, seed: int
 ) -> Ticket:
+    known = {k: v for k, v in ticket.metadata.items() if k != "pattern"}
     return Ticket(
         masks,
         ticket.weights,
-        {**ticket.metadata, "control": name, "control_seed": seed},
+        {**known, "control": name, "control_seed": seed},
     )

@@ -1,5 +1,6 @@
 """What a user adds to ``model.fit``."""
 
+from tf_tickets.callbacks.dynamic import DynamicSparseTraining
 from tf_tickets.callbacks.early_bird import EarlyBird
 from tf_tickets.callbacks.enforce import EnforceTicket
 from tf_tickets.callbacks.freezing import IterativeFreezing, freezing_rate
@@ -11,6 +12,7 @@ from tf_tickets.callbacks.low_precision import LowPrecision, low_precision
 from tf_tickets.callbacks.rewind import Rewind
 
 __all__ = [
+    "DynamicSparseTraining",
     "EarlyBird",
     "EnforceTicket",
     "GradualPruning",

@@ -26,7 +26,7 @@ import numpy as np
 from tf_tickets import archive, checks, data, masking, progress
 from tf_tickets.distribute import is_chief
 from tf_tickets.loss.batches import batches
-from tf_tickets.pruning import criteria, scopes
+from tf_tickets.pruning import criteria, patterns, scopes
 from tf_tickets.pruning.prune import (
     current_masks,
     describe,
@@ -509,6 +509,7 @@ class DrawingCallback(ResumableCallback):
         data: What the criterion scores on, for criteria that need it.
         filters: As in `tf_tickets.prunable_weights`.
         seed: For criteria that draw at random.
+        pattern: As in `tf_tickets.prune`.
     """
 
     def __init__(
@@ -518,12 +519,15 @@ class DrawingCallback(ResumableCallback):
         data: Any,
         filters: Filters,
         seed: int,
+        pattern: patterns.Pattern | None = None,
     ) -> None:
         super().__init__()
         criteria.get(criterion)
         scopes.check_scope(scope)
+        patterns.get(pattern)
         self.criterion = criterion
         self.scope = scope
+        self.pattern = pattern
         self.data = data
         self.filters = filters
         self.seed = checks.whole("seed", seed, least=0)
@@ -549,6 +553,10 @@ class DrawingCallback(ResumableCallback):
             )
         return current_masks(self.model, self.filters)
 
+    def _layout(self, masks: dict[str, np.ndarray]) -> patterns.Layout | None:
+        """The pattern on the weights of the model, or `None`."""
+        return patterns.layout_on(self.model, self.pattern, masks)
+
     def _check_beside(self) -> None:
         """Meet callbacks that would draw masks on the same model."""
         others = [c for c in self._beside if isinstance(c, ResumableCallback)]
@@ -572,6 +580,7 @@ class DrawingCallback(ResumableCallback):
                 sparsity,
                 criterion=self.criterion,
                 scope=scope,
+                pattern=self.pattern,
                 data=self.data,
                 filters=self.filters,
                 seed=seed,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tf_tickets import checks
+from tf_tickets import checks, masking
 from tf_tickets.callbacks.base import (
     Directory,
     DrawingCallback,
@@ -18,7 +18,7 @@ from tf_tickets.callbacks.base import (
     StepCounter,
 )
 from tf_tickets.callbacks.rounds import warn_of_comparing
-from tf_tickets.pruning import criteria, scopes
+from tf_tickets.pruning import criteria, patterns, scopes
 from tf_tickets.pruning.prune import current_masks, describe, excess
 from tf_tickets.pruning.schedules import (
     Polynomial,
@@ -42,7 +42,8 @@ class GradualPruning(DrawingCallback):
 
     Masks are drawn every ``every`` steps from the weights of that moment, the
     first time at the schedule's first step and the last time at its last one,
-    whatever lies between; pruned weights stay pruned.
+    whatever lies between. Pruned weights stay pruned unless they may
+    ``regrow``.
 
     Steps count from where this `fit` begins, so that a trained model is pruned
     as gently as a new one. A training that goes on after a kill, from
@@ -68,10 +69,18 @@ class GradualPruning(DrawingCallback):
         criterion: As in `tf_tickets.prune`; `"magnitude"` by default.
         scope: As in `tf_tickets.prune`, but not a mapping; `"global"` by
             default.
+        pattern: As in `tf_tickets.prune`; `None` by default. N:M says the
+            target sparsity itself. On the way the columns' groups of M lose
+            one weight after the other, those with the lowest scores first.
         data: What the criterion scores on, for criteria that need it, as in
             `tf_tickets.prune`. It is read at each drawing.
         filters: As in `tf_tickets.prunable_weights`; by default all prunable
             weights.
+        regrow: Whether a pruned weight can come back. `False`, the default:
+            it stays pruned. `True`, as in the TensorFlow Model Optimization
+            toolkit: in the step before a drawing the pruned weights move, too,
+            from zero, and the masks are drawn among all. A schedule without an
+            end is then drawn by to the end of training.
         directory: Where to keep the run; by default nowhere. Every epoch is
             saved there; the same call after a kill goes on after the last
             whole epoch. List the callback after
@@ -120,12 +129,18 @@ class GradualPruning(DrawingCallback):
         count_from: CountFrom = "fit",
         criterion: str | criteria.Criterion = "magnitude",
         scope: scopes.Scope = "global",
+        pattern: patterns.Pattern | None = None,
         data: Any = None,
         filters: Filters = None,
+        regrow: bool = False,
         directory: Directory | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(criterion, scope, data, filters, seed)
+        super().__init__(criterion, scope, data, filters, seed, pattern)
+        if schedule is None:
+            target_sparsity = patterns.sparsity_for(
+                pattern, target_sparsity, scope
+            )
         if (schedule is None) == (target_sparsity is None):
             raise ValueError(
                 "Give a `schedule`, or `target_sparsity` and `end_step`. "
@@ -152,19 +167,24 @@ class GradualPruning(DrawingCallback):
                 f"a schedule. Received: scope={scope!r}"
             )
         checks.choice("count_from", count_from, _FROM)
+        checks.choice("regrow", regrow, (True, False))
         self.schedule = schedule
         self.every = None if every is None else checks.whole("every", every)
         self.count_from = count_from
+        self.regrow = regrow
         self.ticket: Ticket | None = None
         # A toolkit schedule answers (should_prune, sparsity): it has a
         # rhythm of its own.
         self._own_rhythm = isinstance(schedule(begin_step), tuple)
         self._climb = climb_of(schedule)
+        patterns.sparsity_for(pattern, self._climb.target, scope)
         self._every = _APART
         self._steps = StepCounter()
         self._counted_to: int | None = None
         self._begun = False
         self._kept = self._size = 0
+        # The masks that are lifted for the step before a drawing.
+        self._lifted: dict[str, np.ndarray] | None = None
         self._keep_in(
             directory, {**self._provenance(), "count_from": count_from}
         )
@@ -174,12 +194,22 @@ class GradualPruning(DrawingCallback):
     def begin(self) -> None:
         self.ticket = None
         self._begun = False
+        self._lifted = None
+        self._undo.callback(self._put_back)
+        if self.regrow and getattr(self.model, "steps_per_execution", 1) > 1:
+            raise ValueError(
+                "Pruned weights may move in one step before a drawing, and in "
+                "no other: compile the model with steps_per_execution=1. "
+                f"Received: {self.model.steps_per_execution}"
+            )
         self._counted_to = self._resume().get("step")
         masks = self._check()
         self._size = sum(mask.size for mask in masks.values())
         self._kept = sum(int(np.count_nonzero(m)) for m in masks.values())
         target = self._climb.target
-        if target is not None and excess(masks, target) < 0:
+        layout = self._layout(masks)
+        slack = 0 if layout is None else layout.slack(masks)
+        if target is not None and excess(masks, target, layout) < -slack:
             raise ValueError(
                 "The model is sparser than the schedule's target. Received: "
                 f"target_sparsity={target}, sparsity {self._sparsity:.6f} now"
@@ -194,6 +224,14 @@ class GradualPruning(DrawingCallback):
             # Only now is it known with which epoch this training begins.
             self._begun = True
             self._begin_at(epoch)
+
+    def on_train_batch_begin(
+        self, batch: int, logs: Logs | None = None
+    ) -> None:
+        following = self._steps.step + 1
+        if self.regrow and self._asked(range(following, following + 1)):
+            with self._undone_on_error():
+                self._lift()
 
     def on_train_batch_end(self, batch: int, logs: Logs | None = None) -> None:
         asked = self._asked(self._steps.advance(batch))
@@ -210,7 +248,8 @@ class GradualPruning(DrawingCallback):
         if wanted is None:
             wanted = sparsity_at(self.schedule, self._steps.step)
         masks = current_masks(self.model, self.filters)
-        if wanted is not None and excess(masks, wanted) > 0:
+        layout = self._layout(masks)
+        if wanted is not None and excess(masks, wanted, layout) > 0:
             warnings.warn(
                 f"Training ended at step {self._steps.step} of the schedule, "
                 f"and its last drawing was before it reached {wanted:g}: the "
@@ -276,11 +315,15 @@ class GradualPruning(DrawingCallback):
         return 0 if optimizer is None else int(optimizer.iterations.numpy())
 
     def _provenance(self) -> dict[str, Any]:
+        own = {"regrow": True} if self.regrow else {}
         return {
+            **own,
             "source": "GradualPruning",
             "schedule": _described(self.schedule),
             "every": self.every,
-            **describe(None, self.criterion, self.scope, self.seed),
+            **describe(
+                None, self.criterion, self.scope, self.seed, self.pattern
+            ),
         }
 
     def _asked(self, steps: Iterable[int]) -> float | None:
@@ -293,6 +336,8 @@ class GradualPruning(DrawingCallback):
         return asked
 
     def _is_drawn_at(self, step: int) -> bool:
+        if self.regrow and self._climb.length and step > self._climb.end:
+            return False  # from here on the masks stand still
         return step >= self._climb.begin and (
             step == self._climb.end or step == self._drawn_before(step)
         )
@@ -307,8 +352,26 @@ class GradualPruning(DrawingCallback):
     def _raise_to(self, sparsity: float) -> None:
         kept = scopes.kept_count(sparsity, self._size)
         if kept < self._kept:
-            self._draw(sparsity, self.scope, self.seed)
             self._kept = kept
+        elif self._lifted is None:
+            return
+        else:
+            sparsity = self._sparsity
+        self._draw(sparsity, self.scope, self.seed)
+        self._lifted = None
+
+    def _lift(self) -> None:
+        """Let all weights move until the next drawing, or the end."""
+        self._lifted = current_masks(self.model, self.filters)
+        masking.enforce(
+            self.model,
+            {path: np.ones_like(mask) for path, mask in self._lifted.items()},
+        )
+
+    def _put_back(self) -> None:
+        if self._lifted is not None:
+            masking.enforce(self.model, self._lifted)
+            self._lifted = None
 
 
 def _described(schedule: Schedule) -> str:

@@ -21,8 +21,9 @@ from tf_tickets.callbacks.base import (
 from tf_tickets.callbacks.enforce import EnforceTicket
 from tf_tickets.callbacks.rewind import Rewind
 from tf_tickets.callbacks.rounds import OF_A_ROUND, Round, RoundCallbacks
-from tf_tickets.pruning import criteria, scopes
+from tf_tickets.pruning import criteria, patterns, scopes
 from tf_tickets.pruning.prune import (
+    budget,
     check_criterion,
     current_masks,
     describe,
@@ -65,6 +66,8 @@ class IterativeMagnitudePruning(DrawingCallback):
         scope: As in `tf_tickets.prune`; `"global"` by default. With a mapping,
             the target sparsities are its values, and ``target_sparsity`` stays
             `None`.
+        pattern: As in `tf_tickets.prune`; `None` by default. N:M says the
+            target sparsity itself, and tightens from round to round.
         data: What the criterion scores on, for criteria that need it, as in
             `tf_tickets.prune`. It is read at the end of each round.
         filters: As in `tf_tickets.prunable_weights`; by default all prunable
@@ -144,13 +147,24 @@ class IterativeMagnitudePruning(DrawingCallback):
         rewind_step: int | None = None,
         criterion: str | criteria.Criterion = "magnitude",
         scope: scopes.Scope = "global",
+        pattern: patterns.Pattern | None = None,
         data: Any = None,
         filters: Filters = None,
         directory: Directory | None = None,
         round_callbacks: RoundCallbacks | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(criterion, scope, data, filters, seed)
+        super().__init__(criterion, scope, data, filters, seed, pattern)
+        if prune_fraction is None:
+            target_sparsity = patterns.sparsity_for(
+                pattern, target_sparsity, scope
+            )
+        elif isinstance(patterns.get(pattern), patterns.NofM):
+            raise ValueError(
+                "The pattern N:M says the target sparsity: leave out "
+                f"`prune_fraction`. Received: pattern={pattern!r}, "
+                f"prune_fraction={prune_fraction!r}"
+            )
         checks.choice("rewind", rewind, ("weights", "learning_rate", None))
         if rewind_step is not None:
             rewind_step = checks.whole("rewind_step", rewind_step, least=0)
@@ -593,12 +607,7 @@ class IterativeMagnitudePruning(DrawingCallback):
         sparsity, scope = self.plan.demand(
             self.plan.rounds, self._initial_sparsity
         )
-        scopes.pools(
-            scope,
-            {path: mask.shape for path, mask in masks.items()},
-            sparsity,
-            {path: int(np.count_nonzero(m)) for path, m in masks.items()},
-        )
+        budget(sparsity, scope, masks, self._layout(masks))
         steps = self.params.get("steps")
         last = None if steps is None else steps * self.plan.epochs_per_round
         if self.rewind_step and last is not None and self.rewind_step > last:
@@ -611,7 +620,11 @@ class IterativeMagnitudePruning(DrawingCallback):
         plan = self.plan
         return {
             **describe(
-                plan.target_sparsity, self.criterion, plan.scope, self.seed
+                plan.target_sparsity,
+                self.criterion,
+                plan.scope,
+                self.seed,
+                self.pattern,
             ),
             "prune_fraction": plan.prune_fraction,
             "rounds": plan.rounds,

@@ -63,7 +63,18 @@ def pack_model(
         choices: Kernels that are not computed densely, by key.
     """
     types = {k: _stored(v, values) for k, v in source.weights.items()}
-    sizes = {key: _packed_bytes(source, key, types[key]) for key in types}
+    groups = {
+        key: None
+        if key in choices or not _is_packable(types[key])
+        else coding.group_of(
+            source.values[key], coding.np_dtype(types[key]).itemsize
+        )
+        for key in types
+    }
+    sizes = {
+        key: _packed_bytes(source, key, types[key], groups[key])
+        for key in types
+    }
     saved = {key: source.values[key].nbytes - sizes[key] for key in types}
     worth = {key for key, size in saved.items() if size > TENSOR_BYTES}
     if sum(saved[key] for key in worth) <= GRAPH_BYTES:
@@ -80,6 +91,7 @@ def pack_model(
             order=choices[key].method.order if key in choices else None,
             begin=begin,
             out=blob[begin : begin + sizes[key]],
+            group=groups[key],
         )
         begin += sizes[key]
     return Packed(specs, blob)
@@ -272,8 +284,9 @@ def set_dense(
     """The TensorList with the whole tensors of ``specs`` at their indices.
 
     All must agree in type and stored type, be flattened in their own order
-    and either all or none be stored whole. A loop decodes one after the
-    other: the graph stays as small as for one, and so does the memory in use.
+    and either all or none be stored whole, or as patterns. A loop decodes one
+    after the other: the graph stays as small as for one, and so does the memory
+    in use. (Patterns are decoded one by one.)
     """
     one = next(iter(specs.values()))
 
@@ -284,7 +297,7 @@ def set_dense(
             values = coding.scattered(positions, values, size)
         return tf.reshape(values, shape)
 
-    if len(specs) <= _FEW:
+    if len(specs) <= _FEW or one.code == "pattern":
         for index, spec in specs.items():
             if not spec.count:  # a bias that was never trained
                 zeros = tf.zeros(spec.shape, spec.dtype)
@@ -358,11 +371,12 @@ def _resource(
 ) -> DecodedList:
     def make() -> tf.Tensor:
         tensors = empty_list(tf.as_dtype(dtype), len(entries))
-        alike: dict[tuple[str, bool], dict[int, coding.Spec]] = {}
+        alike: dict[tuple[str, str], dict[int, coding.Spec]] = {}
         for index, entry in enumerate(entries):
             spec = packed.specs[entry.key]
             if entry.key not in choices:
-                kind = (spec.stored, spec.code == "all")
+                special = spec.code in ("all", "pattern")
+                kind = (spec.stored, spec.code if special else "")
                 alike.setdefault(kind, {})[index] = spec
                 continue
             decoded = coding.decode(module.packed, spec)
@@ -389,12 +403,18 @@ def _stored(variable: keras.Variable, values: str | None) -> str:
     return values if values and "float" in dtype else dtype
 
 
-def _packed_bytes(source: Source, key: str, stored: str) -> int:
+def _packed_bytes(
+    source: Source, key: str, stored: str, group: coding.Group | None
+) -> int:
     array = source.values[key]
-    if not stored.startswith(
-        ("float16", "float32", "float64", "bfloat16")
-    ) and (not stored.startswith(("int", "uint")) or stored.endswith("int4")):
+    if not _is_packable(stored):
         return array.nbytes
     return coding.packed_bytes(
-        array.size, source.kept[key], coding.np_dtype(stored).itemsize
+        array.size, source.kept[key], coding.np_dtype(stored).itemsize, group
+    )
+
+
+def _is_packable(stored: str) -> bool:
+    return stored.startswith(("float16", "float32", "float64", "bfloat16")) or (
+        stored.startswith(("int", "uint")) and not stored.endswith("int4")
     )

@@ -55,6 +55,9 @@ class Kind:
         axes: ``{name of a kernel: (input axis, output axis)}`` where these are
             not the last two; the same axis twice where a kernel treats every
             channel for itself.
+        outputs: ``(layer, kernel) -> axes``: the axes of a kernel that the
+            outputs have; the others are summed over. `None`: the output axis,
+            and where every channel is treated for itself, what follows it.
     """
 
     channels: Rule | None = None
@@ -62,6 +65,7 @@ class Kind:
     flops: Rule | None = None
     kernels: Rule | None = None
     axes: Mapping[str, tuple[int, int]] | None = None
+    outputs: Rule | None = None
 
     def axes_of(self, kernel: str) -> tuple[int, int]:
         """``(input axis, output axis)`` of the kernel of this name."""
@@ -148,6 +152,36 @@ def kind_of(thing: Any) -> Kind:
         return _KINDS.get(key, _NOTHING)
     except TypeError:  # an activation may be any callable, hashable or not
         return _NOTHING
+
+
+def output_axes(layer: Any, kernel: keras.Variable) -> tuple[int, ...]:
+    """The axes of a kernel that the outputs have.
+
+    The other axes are summed over, so that a kernel is a matrix: the axes that
+    are summed over × these. A subclass lays its kernels as its base does.
+
+    Args:
+        layer: Which has the kernel; `None` if it is not known.
+        kernel: One of its weights.
+
+    Example:
+
+    >>> layer = keras.layers.Conv2DTranspose(8, 3)
+    >>> layer.build((None, 5, 5, 4))
+    >>> tuple(layer.kernel.shape), output_axes(layer, layer.kernel)
+    ((3, 3, 8, 4), (2,))
+    """
+    rank = len(kernel.shape)
+    known = (_KINDS[c] for c in type(layer).__mro__ if c in _KINDS)
+    kind = next(known, _NOTHING)
+    if kind.outputs is not None:
+        axes = tuple(kind.outputs(layer, kernel))
+    elif rank < 2:
+        axes = (-1,)
+    else:
+        into, out = kind.axes_of(kernel.name)
+        axes = (out,) if into != out else tuple(range(out, 0))
+    return tuple(sorted(axis % rank for axis in axes))
 
 
 def registered() -> dict[Any, Kind]:

@@ -7,7 +7,7 @@ table stand at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -345,6 +345,15 @@ def einsum_kernels(layer: Any) -> Mapping[str, Any]:
     return {"csr": {"contracted": contracted, "outer": rank - contracted}}
 
 
+def einsum_outputs(layer: Any, kernel: keras.Variable) -> Sequence[int]:
+    """Axes of the kernel whose letters stand in the output."""
+    if kernel.name != "kernel":
+        return [-1]
+    _, _, rest = layer.equation.replace(" ", "").partition(",")
+    names, _, outputs = rest.partition("->")
+    return [axis for axis, name in enumerate(names) if name in outputs]
+
+
 def conv_kernels(layer: Any) -> Mapping[str, Any]:
     found: dict[str, Any] = {}
     pointwise = set(layer.kernel_size) == {1}
@@ -402,7 +411,12 @@ register(
     flops=at_outputs,
     kernels=dense_kernels,
 )
-register(keras.layers.EinsumDense, flops=einsum_uses, kernels=einsum_kernels)
+register(
+    keras.layers.EinsumDense,
+    flops=einsum_uses,
+    kernels=einsum_kernels,
+    outputs=einsum_outputs,
+)
 register(
     *those_of(keras.layers, "Conv1D Conv2D Conv3D"),
     channels=makes("filters", unpadded),

@@ -9,6 +9,7 @@ from tf_tickets.pruning.criteria import (
     synflow,
 )
 from tf_tickets.pruning.density_search import DensitySearch, search_densities
+from tf_tickets.pruning.patterns import PATTERNS, grouped
 from tf_tickets.pruning.prune import prune
 from tf_tickets.pruning.schedules import Constant, Geometric, Polynomial
 from tf_tickets.pruning.scopes import SCOPES, at_least, smart_ratio
@@ -16,6 +17,7 @@ from tf_tickets.pruning.topk import keep_largest
 
 __all__ = [
     "CRITERIA",
+    "PATTERNS",
     "SCOPES",
     "Constant",
     "DensitySearch",
@@ -23,6 +25,7 @@ __all__ = [
     "Polynomial",
     "at_least",
     "grasp",
+    "grouped",
     "keep_largest",
     "lamp",
     "prospr",

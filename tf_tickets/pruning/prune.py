@@ -10,8 +10,8 @@ import numpy as np
 
 from tf_tickets import checks, masking, progress
 from tf_tickets.masks import Arrays
-from tf_tickets.pruning import criteria, scopes
-from tf_tickets.pruning.topk import select
+from tf_tickets.pruning import criteria, patterns, scopes
+from tf_tickets.pruning.topk import select, single_weights
 from tf_tickets.selection import (
     Filters,
     named_weights,
@@ -27,6 +27,7 @@ def prune(
     *,
     criterion: str | criteria.Criterion = "magnitude",
     scope: scopes.Scope = "global",
+    pattern: patterns.Pattern | None = None,
     data: Any = None,
     filters: Filters = None,
     iterations: int | None = None,
@@ -41,7 +42,8 @@ def prune(
     Args:
         model: A built Keras model.
         sparsity: Fraction of the prunable weights that the masks zero, in
-            [0, 1); exact to the weight. `None` if ``scope`` is a mapping.
+            [0, 1); exact to the weight. `None` if ``scope`` is a mapping, or
+            for a pattern N:M.
         criterion: How weights are scored, `"magnitude"` by default: a name in
             `tf_tickets.pruning.CRITERIA` or a callable (see
             `tf_tickets.pruning.criteria`).
@@ -52,6 +54,13 @@ def prune(
             mapping ``{pattern: sparsity}`` gives the sparsity of each tensor;
             a callable ``(shapes, density) -> {path: density}`` decides.
             `tf_tickets.pruning.at_least` leaves no tensor without weights.
+        pattern: Which weights are kept or pruned together. `None`, the
+            default: every weight for itself. `"2:4"`, or any `"N:M"`, keeps N
+            of every M consecutive inputs of an output, and says the sparsity
+            itself. ``(4, 1)``, or any other block of inputs × outputs,
+            `"rows"`, `"columns"` and a callable ``(rows, columns) -> group
+            numbers`` are kept or pruned whole, as many as the sparsity
+            allows. See `tf_tickets.pruning.patterns`.
         data: What the criterion scores on, for criteria that need it; see
             `tf_tickets.loss.batches.batches`.
         filters: Which weights may be pruned; see
@@ -74,8 +83,9 @@ def prune(
 
     Raises:
         ValueError: On a sparsity out of range or below the present one, an
-            unknown criterion or scope, a filter or pattern that matches
-            nothing, weights that are NaN or infinite.
+            unknown criterion, scope or pattern, a filter that matches
+            nothing, a pattern that contradicts the sparsity or the scope or
+            prunes nothing of a weight, weights that are NaN or infinite.
 
     Example:
 
@@ -89,12 +99,14 @@ def prune(
     [0.25, 0.25]
     """
     seed = checks.whole("seed", seed, least=0)
+    sparsity = patterns.sparsity_for(pattern, sparsity, scope)
     with progress.shown(verbose):
         masks, scores = draw_masks(
             model,
             sparsity,
             criterion=criterion,
             scope=scope,
+            pattern=pattern,
             data=data,
             filters=filters,
             iterations=iterations,
@@ -103,7 +115,10 @@ def prune(
     return Ticket(
         masks,
         values_of(named_weights(model)),
-        {"source": "prune", **describe(sparsity, criterion, scope, seed)},
+        {
+            "source": "prune",
+            **describe(sparsity, criterion, scope, seed, pattern),
+        },
         scores=scores,
     )
 
@@ -114,6 +129,7 @@ def draw_masks(
     *,
     criterion: str | criteria.Criterion,
     scope: scopes.Scope,
+    pattern: patterns.Pattern | None = None,
     data: Any = None,
     filters: Filters = None,
     iterations: int | None = None,
@@ -133,12 +149,13 @@ def draw_masks(
             "There are more `iterations` than weights to prune. "
             f"Received: iterations={iterations}"
         )
+    layout = patterns.layout_on(model, pattern, masks)
     # The budget is checked before the first, maybe costly, scoring.
     targets = [
         scopes.at_progress(scope, sparsity, sparsity_of(masks), i / iterations)
         for i in range(1, iterations + 1)
     ]
-    _pools(targets[-1], masks)
+    budget(*targets[-1], masks, layout)
     score = criteria.scorer(
         criterion, model, data=data, seed=seed, again=iterations > 1
     )
@@ -149,7 +166,13 @@ def draw_masks(
     ) as step:
         for target in targets:
             scores = _scores_of(score, masks, name)
-            masks = select(scores, _pools(target, masks), masks)
+            masks = select(
+                scores,
+                budget(*target, masks, layout),
+                masks,
+                single_weights if layout is None else layout.units,
+                share=layout is not None and not isinstance(scope, Mapping),
+            )
             step()
     warn_of_collapse(masks, before)
     return masks, scores
@@ -244,10 +267,25 @@ def warn_of_collapse(
     return empty
 
 
-def _pools(
-    target: tuple[float | None, scopes.Scope], masks: Mapping[str, np.ndarray]
+def budget(
+    sparsity: float | None,
+    scope: scopes.Scope,
+    masks: Mapping[str, np.ndarray],
+    layout: patterns.Layout | None = None,
 ) -> list[scopes.Pool]:
-    sparsity, scope = target
+    """What is kept of each tensor or of all, if it can be drawn from here.
+
+    Args:
+        sparsity: As in `prune`.
+        scope: As in `prune`.
+        masks: Those of the moment.
+        layout: The pattern on the model, or `None`.
+
+    Raises:
+        ValueError: As `tf_tickets.pruning.scopes.pools`.
+    """
+    if layout is not None:
+        return layout.pools(scope, sparsity, masks)
     return scopes.pools(
         scope,
         {path: m.shape for path, m in masks.items()},
@@ -276,7 +314,11 @@ def sparsity_of(masks: Mapping[str, np.ndarray]) -> float:
     return (size - kept) / size if size else 0.0
 
 
-def excess(masks: Mapping[str, np.ndarray], sparsity: float) -> int:
+def excess(
+    masks: Mapping[str, np.ndarray],
+    sparsity: float,
+    layout: patterns.Layout | None = None,
+) -> int:
     """How many weights more ``masks`` keep than a sparsity allows.
 
     Whether masks are as sparse as asked is a question of counts: 38 of 192
@@ -285,6 +327,8 @@ def excess(masks: Mapping[str, np.ndarray], sparsity: float) -> int:
     Args:
         masks: ``{path: boolean array}``.
         sparsity: In [0, 1).
+        layout: The pattern on the model, or `None`: one that keeps more
+            whatever is asked is as sparse as it can be.
 
     Returns:
         0 where they are exactly as sparse as asked; less where sparser.
@@ -297,7 +341,10 @@ def excess(masks: Mapping[str, np.ndarray], sparsity: float) -> int:
     """
     size = sum(m.size for m in masks.values())
     kept = sum(int(np.count_nonzero(m)) for m in masks.values())
-    return kept - scopes.kept_count(sparsity, size)
+    wanted = scopes.kept_count(sparsity, size)
+    return kept - (
+        wanted if layout is None else max(wanted, layout.floor(masks))
+    )
 
 
 def finite_weights(
@@ -318,9 +365,12 @@ def describe(
     criterion: str | criteria.Criterion,
     scope: scopes.Scope,
     seed: int,
+    pattern: patterns.Pattern | None = None,
 ) -> dict[str, object]:
     """The choices behind a ticket as JSON values."""
+    own = {} if pattern is None else {"pattern": patterns.name_of(pattern)}
     return {
+        **own,
         "requested_sparsity": None if sparsity is None else float(sparsity),
         "criterion": _name(criterion),
         "scope": dict(scope) if isinstance(scope, Mapping) else _name(scope),

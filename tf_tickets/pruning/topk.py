@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -69,10 +70,40 @@ def keep_largest(scores: np.ndarray, keep: int) -> np.ndarray:
     return _partition(scores, keep)
 
 
+class Units(NamedTuple):
+    """What is kept or pruned as one, of one tensor.
+
+    Attributes:
+        scores: One for each unit.
+        sizes: How many weights that may be kept each unit has; where each is
+            one weight, whether it may be kept.
+        spread: ``(mask of the units) -> mask of the tensor``.
+        turns: Of units that are one weight each: those of an earlier turn
+            are all kept before any of a later one; turns are counted from 0
+            without gaps. `None` if scores alone decide.
+    """
+
+    scores: np.ndarray
+    sizes: np.ndarray
+    spread: Callable[[np.ndarray], np.ndarray]
+    turns: np.ndarray | None = None
+
+
+def single_weights(path: str, scores: np.ndarray, active: np.ndarray) -> Units:
+    """Every weight for itself."""
+    del path
+    return Units(
+        scores.ravel(), active.ravel(), lambda kept: kept.reshape(scores.shape)
+    )
+
+
 def select(
     scores: Mapping[str, np.ndarray],
     pools: list[Pool],
     active: Mapping[str, np.ndarray],
+    units: Callable[[str, np.ndarray, np.ndarray], Units] = single_weights,
+    *,
+    share: bool = False,
 ) -> dict[str, np.ndarray]:
     """Masks that keep each pool's count of best scores.
 
@@ -81,6 +112,11 @@ def select(
         pools: Groups of paths, how many weights each keeps, and how many at
             least of every path.
         active: ``{path: mask}`` of the weights that may be kept at all.
+        units: ``(path, scores, active) -> Units``: what is kept or pruned as
+            one; every weight for itself by default. Units of several weights
+            fill a budget, best first, until the next is too large for it.
+        share: Whether what the units of one pool cannot fill may go to the
+            next unit of another, at most one each.
 
     Returns:
         ``{path: boolean array}``; of equal scores the first in the order of
@@ -95,63 +131,170 @@ def select(
             "There must be scores for every weight that is ranked and for no "
             f"other. Received: {sorted(set(scores) ^ paths)} missing or unknown"
         )
+    filled = [
+        _filled(
+            pool,
+            [
+                units(path, _checked(path, scores[path], active), active[path])
+                for path in pool.paths
+            ],
+        )
+        for pool in pools
+    ]
+    if share:
+        _share(filled)
     masks: dict[str, np.ndarray] = {}
-    for pool in pools:
-        ranked, allowed = [], []
-        for path in pool.paths:
-            score = np.asarray(scores[path])
-            if score.shape != active[path].shape:
-                raise ValueError(
-                    f"The scores of {path} must have its shape "
-                    f"{active[path].shape}. Received: shape {score.shape}"
-                )
-            if score.dtype.kind not in "fiu":
-                score = score.astype(np.float32)  # bfloat16
-            if np.isnan(score).any():
-                raise ValueError(
-                    f"Scores must not be NaN. Received: NaN in {path}"
-                )
-            ranked.append(score.ravel())
-            allowed.append(active[path].ravel())
-        kept = _best(_joined(ranked), _joined(allowed), pool.keep)
-        ends = np.cumsum([r.size for r in ranked])[:-1]
-        parts = np.split(kept, ends)
-        if any(
-            np.count_nonzero(part) < _least(pool, a)
-            for part, a in zip(parts, allowed, strict=True)
+    for one in filled:
+        ends = np.cumsum([part.scores.size for part in one.parts])[:-1]
+        kept = np.split(one.kept, ends)
+        for path, part, mask in zip(
+            one.pool.paths, one.parts, kept, strict=True
         ):
-            # The best of every tensor first, then the best of the others.
-            sure = _joined(
-                [
-                    _best(r, a, _least(pool, a))
-                    for r, a in zip(ranked, allowed, strict=True)
-                ]
-            )
-            rest = pool.keep - int(np.count_nonzero(sure))
-            if rest < 0:
-                raise ValueError(
-                    f"{pool.keep} weights are too few to keep at least "
-                    f"{pool.least} in each of {len(pool.paths)} tensors. "
-                    f"Received: at_least({pool.least})"
-                )
-            others = _joined(allowed) & ~sure
-            kept = sure | _best(_joined(ranked), others, rest)
-            parts = np.split(kept, ends)
-        for path, part in zip(pool.paths, parts, strict=True):
-            masks[path] = part.reshape(np.shape(scores[path]))
+            masks[path] = part.spread(mask)
     return {path: masks[path] for path in scores}
 
 
-def _least(pool: Pool, allowed: np.ndarray) -> int:
-    return min(pool.least, int(np.count_nonzero(allowed)))
+def _checked(
+    path: str, score: np.ndarray, active: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    score = np.asarray(score)
+    if score.shape != active[path].shape:
+        raise ValueError(
+            f"The scores of {path} must have its shape "
+            f"{active[path].shape}. Received: shape {score.shape}"
+        )
+    if score.dtype.kind not in "fiu":
+        score = score.astype(np.float32)  # bfloat16
+    if np.isnan(score).any():
+        raise ValueError(f"Scores must not be NaN. Received: NaN in {path}")
+    return score
+
+
+class _Filled(NamedTuple):
+    """A pool, its units, and which of them it keeps."""
+
+    pool: Pool
+    parts: list[Units]
+    scores: np.ndarray
+    sizes: np.ndarray
+    kept: np.ndarray
+
+
+def _filled(pool: Pool, parts: list[Units]) -> _Filled:
+    scores = _joined([part.scores for part in parts])
+    sizes = _joined([part.sizes for part in parts])
+    turns = None
+    if all(part.turns is not None for part in parts):
+        turns = _joined([p.turns for p in parts if p.turns is not None])
+    if sizes.dtype != bool and np.isnan(scores).any():
+        raise ValueError(
+            "Scores of both infinities have no mean. Received: such in "
+            f"{', '.join(pool.paths[:5])}"
+        )
+    kept = _best_in_turn(scores, sizes, turns, pool.keep)
+    ends = np.cumsum([part.scores.size for part in parts])[:-1]
+    if pool.least and any(
+        _weight(part.sizes, mask) < _least(pool, part.sizes)
+        for part, mask in zip(parts, np.split(kept, ends), strict=True)
+    ):
+        # The best of every tensor first, then the best of the others.
+        sure = _joined(
+            [_enough(p.scores, p.sizes, _least(pool, p.sizes)) for p in parts]
+        )
+        rest = pool.keep - _weight(sizes, sure)
+        if rest < 0:
+            raise ValueError(
+                f"{pool.keep} weights are too few to keep at least "
+                f"{pool.least} in each of {len(pool.paths)} tensors. "
+                f"Received: at_least({pool.least})"
+            )
+        others = np.where(sure, np.zeros((), sizes.dtype), sizes)
+        kept = sure | _best_in_turn(scores, others, turns, rest)
+    return _Filled(pool, parts, scores, sizes, kept)
+
+
+def _share(filled: list[_Filled]) -> None:
+    """Give what large units have left over to those that miss most."""
+    spare = [one.pool.keep - _weight(one.sizes, one.kept) for one in filled]
+    rest = sum(spare)
+    for i in sorted(range(len(filled)), key=lambda i: -spare[i]):
+        if not spare[i]:
+            return
+        one = filled[i]
+        free = np.flatnonzero((one.sizes > 0) & ~one.kept)
+        if free.size:
+            following = free[np.argmax(one.scores[free])]
+            if one.sizes[following] <= rest:
+                one.kept[following] = True
+                rest -= int(one.sizes[following])
+
+
+def _weight(sizes: np.ndarray, kept: np.ndarray) -> int:
+    """How many weights the kept units hold."""
+    if sizes.dtype == bool:
+        return int(np.count_nonzero(kept))
+    return int(np.sum(sizes, where=kept, dtype=np.int64))
+
+
+def _least(pool: Pool, sizes: np.ndarray) -> int:
+    return min(pool.least, int(sizes.sum(dtype=np.int64)))
+
+
+def _best_in_turn(
+    scores: np.ndarray, sizes: np.ndarray, turns: np.ndarray | None, keep: int
+) -> np.ndarray:
+    if turns is None:
+        return _best(scores, sizes, keep)
+    turn, kept = 0, np.zeros(scores.size, bool)
+    while keep:
+        following = sizes & (turns == turn)
+        count = int(np.count_nonzero(following))
+        if not 0 < count <= keep:
+            return kept | _best(scores, following, keep if count else 0)
+        kept |= following
+        keep -= count
+        turn += 1
+    return kept
+
+
+def _enough(scores: np.ndarray, sizes: np.ndarray, least: int) -> np.ndarray:
+    """Mask of the fewest best units that hold ``least`` weights."""
+    if sizes.dtype == bool:
+        return _best(scores, sizes, least)
+    kept = np.zeros(scores.size, bool)
+    order, total = _totals(scores, sizes)
+    kept[order[: int(np.searchsorted(total, least, "left")) + 1]] = least > 0
+    return kept
+
+
+def _totals(
+    scores: np.ndarray, sizes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Units that may be kept, best first, and how many weights they add up
+    to."""
+    free = np.flatnonzero(sizes)
+    order = free[np.argsort(-scores[free], kind="stable")]
+    return order, np.cumsum(sizes[order])
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
-def _best(scores: np.ndarray, allowed: np.ndarray, keep: int) -> np.ndarray:
-    """Mask of the ``keep`` largest of those scores that are ``allowed``."""
+def _best(scores: np.ndarray, sizes: np.ndarray, keep: int) -> np.ndarray:
+    """Mask of the largest scores whose units hold ``keep`` weights at most.
+
+    Units of size 0 are not kept.
+    """
+    allowed = sizes if sizes.dtype == bool else sizes > 0
+    if sizes.dtype != bool:
+        largest = int(sizes.max(initial=0))
+        if (sizes[allowed] != largest).any():
+            kept = np.zeros(scores.size, bool)
+            order, total = _totals(scores, sizes)
+            kept[order[: int(np.searchsorted(total, keep, "right"))]] = True
+            return kept
+        keep = min(keep // max(largest, 1), int(np.count_nonzero(allowed)))
     if allowed.all():
         return keep_largest(scores, keep)
     if scores.dtype.kind == "f":
