@@ -320,6 +320,7 @@ class IterativeMagnitudePruning(DrawingCallback):
         # After the state is restored: point 0 is where the run began.
         self._point.set_model(self.model)
         self._point.on_train_begin()
+        self._undo.callback(self._point.on_train_end)
         masks = self._check()
         check_criterion(
             self.model, self.criterion, masks, data=self.data, seed=self.seed
