@@ -195,8 +195,8 @@ def _mining_recipe(
             score_penalty = "auto"
         if score_penalty is None:
             raise ValueError(
-                "There is no recipe of Edge-Popup for this network, data set and "
-                "density: give the option `score_penalty`, and perhaps "
+                "There is no recipe of Edge-Popup for this network, data set "
+                "and density: give the option `score_penalty`, and perhaps "
                 "`learning_rate`, `epochs` and `every`. Received: "
                 f"network={trial.choices.network!r}, "
                 f"dataset={trial.choices.dataset!r}, density={density}"
