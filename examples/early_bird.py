@@ -27,7 +27,7 @@ from absl import flags
 from harness import Progress, found_or_near, write_csv
 
 import tf_tickets as tt
-from tf_tickets.export.choosing import interleaved
+from tf_tickets.export.timing import interleaved
 from tf_tickets.structured import ChannelTicket, draw_channels, shrink
 from tf_tickets.zoo import recipes
 from tf_tickets.zoo.experiments import Task
@@ -219,12 +219,13 @@ class Timer:
         for name, side in self._sides(small).items():
             times = interleaved(
                 {"dense": self.dense[name], "small": side},
-                runs=FLAGS.timing_rounds,
-                seconds=float("inf"),
+                rounds=FLAGS.timing_rounds,
                 warmup=3,  # tracing
             )
-            gain = times["dense"].median / times["small"].median
-            found[f"{name}_gain"] = gain
+            gain = np.median(times["dense"].wall) / np.median(
+                times["small"].wall
+            )
+            found[f"{name}_gain"] = dense / gained
         return found
 
     def _sides(self, model: keras.Model) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tf_tickets as tt
-from tests.conftest import DieAt, compiled
+from tests.conftest import DieAt, compiled, two_replicas
 from tf_tickets.zoo import datasets
 
 
@@ -172,7 +172,7 @@ def test_the_zoo_deals_what_the_epoch_says():
 
 
 def test_replicas_share_one_pass():
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_replicas()
     keras.utils.set_random_seed(0)
     dataset = without_tuner(tt.data.shuffled(np.arange(16)).batch(4))
     expected = [sorted(batch) for batch in values(dataset)]

@@ -279,7 +279,12 @@ def test_callbacks_that_count_no_steps_do_not_wait_for_them():
         if isinstance(getattr(C, name), type)
         and getattr(C, name).on_train_batch_end is not plain
     }
-    assert waiting == {"GradualPruning", "IterativeMagnitudePruning", "Rewind"}
+    assert waiting == {
+        "DynamicSparseTraining",
+        "GradualPruning",
+        "IterativeMagnitudePruning",
+        "Rewind",
+    }
 
 
 def test_steps_are_counted_across_calls_and_epochs():

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 import tf_tickets as tt
-from tests.conftest import DieAt, batches, compiled
+from tests.conftest import DieAt, batches, compiled, two_replicas
 from tf_tickets.callbacks import DynamicSparseTraining, GradualPruning
 from tf_tickets.callbacks.dynamic import exchanged, slots_of
 from tf_tickets.selection import named_weights
@@ -171,7 +171,7 @@ def test_replicas_grow_by_the_gradient_of_all(data):
         model.fit(batches(*data), verbose=0, callbacks=[sparse])
         return sparse.ticket
 
-    both = run(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    both = run(two_replicas())
     alone = run(tf.distribute.get_strategy())
     assert both.hamming_distance(alone) == 0
 

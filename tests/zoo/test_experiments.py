@@ -684,7 +684,7 @@ def test_mining_in_pretrained_weights(tmp_path):
         assert mask.any()
         np.testing.assert_array_equal(ticket.weights[path], own)
     with pytest.raises(ValueError, match="give the option `score_penalty`"):
-        one("gem_miner", **NET).run(tmp_path / "other")
+        one("edge_popup_gradual", **NET).run(tmp_path / "other")
 
 
 @pytest.mark.parametrize(

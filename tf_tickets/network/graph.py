@@ -200,7 +200,7 @@ def _given_shapes(
     found: list[Any] = [given]
     if isinstance(given, Mapping):
         names = [x.name for x in model.inputs]
-        own = model.input
+        own = getattr(model, "input", None)  # some have none of their own
         if isinstance(own, dict) and own.keys() == given.keys():
             # Keys need not be names; the inputs come in the order of the keys.
             names = sorted(own, key=lambda key: _place(own[key], model.inputs))
