@@ -1,6 +1,7 @@
 """Seeds, two logical CPUs, a small task and what tests of rooms share."""
 
 import contextlib
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -31,6 +32,15 @@ def _fresh_seed():
     keras.utils.set_random_seed(0)
     yield
     keras.mixed_precision.set_global_policy("float32")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _light_heap():
+    yield
+    # TensorFlow keeps every graph that was traced. What has outlived its tests
+    # is not looked through again by each collection, nor by `tracing.living`.
+    gc.collect()
+    gc.freeze()
 
 
 # Twelve points in eight dimensions, three of each class.
