@@ -42,7 +42,8 @@ def main(argv: list[str]) -> None:
     done = {row["seed"] for row in rows}
     left = [(s, FLAGS.part, FLAGS.steps) for s in seeds if s not in done]
     context = multiprocessing.get_context("spawn")
-    with context.Pool(FLAGS.workers, prepare) as pool:
+    # TensorFlow keeps what was traced, and a full worker becomes slow.
+    with context.Pool(FLAGS.workers, prepare, maxtasksperchild=4) as pool:
         for row in pool.imap_unordered(attack, left):
             rows.append(row)
             if progress is not None:
