@@ -225,7 +225,10 @@ TINY = {
     "gem": {"setting": 4.0, "controls": ("invert",)},
     "edge_popup": {"setting": 4.0, "options": (("gradual", True),)},
     "spending": {"options": (("ways", ("vanilla", "TRT")),)},
-    "early_bird": {"densities": (0.5,)},
+    "early_bird": {
+        "densities": (0.5,),
+        "options": (("ways", ("early", "swapped")),),
+    },
 }
 
 

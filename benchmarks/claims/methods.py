@@ -317,7 +317,7 @@ def edge_popup(
     *,
     scope: str = "layer",
     gradual: bool = False,
-    penalty: float = 0.0,
+    regularized: bool = False,
 ) -> Iterator[Drawn]:
     """Edge-Popup and the ways from it to Gem-Miner, Table 3 of Rare Gems.
 
@@ -326,7 +326,7 @@ def edge_popup(
         unit: What.
         scope: `"layer"` or `"global"`.
         gradual: Whether the mask becomes sparse little by little.
-        penalty: λ of the scores.
+        regularized: Whether scores have the penalty of the task.
     """
     for density in unit.densities:
         bench.begin(unit.seed)
@@ -335,7 +335,7 @@ def edge_popup(
             mask="top_k",
             sparsity=0.5,
             scope=scope,
-            score_penalty=penalty,
+            score_penalty=bench.setting.score_penalty if regularized else 0.0,
         )
         miner.model.supermask.set_sparsity(1 - density)
         freezing = (

@@ -102,13 +102,13 @@ PLAYERS: dict[str, Player] = {
     "ep_regularized": Player(
         "Edge-Popup, global and regularized",
         "edge_popup",
-        options=(("scope", "global"), ("penalty", 2e-4)),
+        options=(("scope", "global"), ("regularized", True)),
         like="edge_popup",
     ),
     "ep_all": Player(
         "Edge-Popup with all three",
         "edge_popup",
-        options=(("scope", "global"), ("gradual", True), ("penalty", 2e-4)),
+        options=(("scope", "global"), ("gradual", True), ("regularized", True)),
         like="edge_popup",
     ),
     # Table 4.

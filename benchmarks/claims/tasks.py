@@ -146,6 +146,7 @@ class Setting:
         fraction: Of the remaining weights, what a round of pruning takes.
         rates: Learning rates that every training of weights is searched over.
         score_rates: The same, for training scores.
+        score_penalty: λ of regularized Edge-Popup, that of `recipes.edge_popup`.
         jit_compile: Whether XLA compiles the steps.
         steps_per_execution: As in `keras.Model.compile`.
     """
@@ -160,6 +161,7 @@ class Setting:
     fraction: float = 0.3
     rates: tuple[float, ...] = (1e-3, 4e-3, 1.6e-2)
     score_rates: tuple[float, ...] = (1.0, 4.0, 16.0)
+    score_penalty: float = 1e-3
     jit_compile: bool = True
     steps_per_execution: int = 1
 
@@ -188,6 +190,7 @@ TASKS: dict[str, Setting] = {
         epochs=10,
         mining=16,
         every=1,
+        score_penalty=2e-4,
         steps_per_execution=7,
     ),
     "digits": Setting(
