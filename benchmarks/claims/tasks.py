@@ -146,7 +146,7 @@ class Setting:
         fraction: Of the remaining weights, what a round of pruning takes.
         rates: Learning rates that every training of weights is searched over.
         score_rates: The same, for training scores.
-        score_penalty: λ of regularized Edge-Popup, that of `recipes.edge_popup`.
+        score_penalty: λ of regularized Edge-Popup, as in `recipes`.
         jit_compile: Whether XLA compiles the steps.
         steps_per_execution: As in `keras.Model.compile`.
     """
