@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.claims import plan, tasks
 from benchmarks.claims.plan import DENSITIES, MIDDLE, SEEDS, measured
-from benchmarks.claims.units import FINAL, SEARCH, Rows, Unit
+from benchmarks.claims.units import FINAL, SEARCH, Rows, Unit, label
 
 REPRODUCED, NOT_HERE = "reproduced", "not here"
 UNTESTABLE = "cannot be tested at this scale"
@@ -292,7 +292,7 @@ def tweak(rows: Rows, way: str) -> Finding | None:
 CHANNELS = (0.5, 0.3)
 
 
-def early_bird_units(rows: Rows) -> Iterator[Unit]:
+def early_bird_units(rows: Rows, bits: int | None = None) -> Iterator[Unit]:
     """The search, of the early ticket alone, and fresh seeds."""
     rates = tasks.TASKS[rows.task].rates
     searches = [
@@ -311,22 +311,84 @@ def early_bird_units(rows: Rows) -> Iterator[Unit]:
     yield from searches
     if all(unit in rows for unit in searches):
         setting, rate = (_ways(rows, "early_bird") or {})["early"]
+        options = (("bits", bits), ("ways", ("early",))) if bits else ()
         for seed in SEEDS:
             yield Unit(
-                rows.task, "early_bird", FINAL, seed, CHANNELS, setting, (rate,)
+                rows.task,
+                "early_bird",
+                FINAL,
+                seed,
+                CHANNELS,
+                setting,
+                (rate,),
+                options,
             )
 
 
 def channels(
-    rows: Rows, way: str, density: float, number: str = "after"
+    rows: Rows,
+    way: str,
+    density: float,
+    number: str = "after",
+    bits: int | None = None,
 ) -> dict[int, float]:
     """``{seed: number}`` of channels that were drawn in one way."""
+    options = (("bits", bits), ("ways", ("early",))) if bits else ()
     return rows.values(
         number,
-        method="early_bird",
+        label=label("early_bird", options),
         way=way,
         asked=round(density, 6),
     )
+
+
+def _eight_bits(rows: Rows) -> Iterator[Unit]:
+    yield from early_bird_units(rows)
+    yield from early_bird_units(rows, bits=8)
+
+
+# Rewinding.
+
+
+def instability_units(rows: Rows) -> Iterator[Unit]:
+    """Tickets of three rewind points, with what is chosen for IMP."""
+    yield from plan.search("imp", rows.task)
+    choice = plan.chosen(rows, "imp")
+    if choice is not None:
+        for seed in SEEDS:
+            yield Unit(
+                rows.task,
+                "instability",
+                FINAL,
+                seed,
+                (MIDDLE,),
+                choice[0],
+                (choice[1],),
+            )
+
+
+def _instability(rows: Rows) -> Finding | None:
+    """With later rewinding, the barrier falls and accuracy rises."""
+    found = {
+        (epoch, number): rows.values(
+            number, method="instability", way=f"epoch {epoch}"
+        )
+        for epoch in (0, 1, 3)
+        for number in ("barrier", "after")
+    }
+    if any(len(own) < len(SEEDS) for own in found.values()):
+        return None
+    texts = [
+        f"epoch {epoch}: barrier {percent(found[epoch, 'barrier'])}, accuracy "
+        f"{percent(found[epoch, 'after'])}"
+        for epoch in (0, 1, 3)
+    ]
+    falls, rises = (
+        difference(found[0, "barrier"], found[3, "barrier"]),
+        difference(found[3, "after"], found[0, "after"]),
+    )
+    holds = [d is not None and d.mean > d.half for d in (falls, rises)]
+    return Finding("; ".join(texts), REPRODUCED if all(holds) else NOT_HERE)
 
 
 # Rules of single claims.
@@ -463,6 +525,43 @@ def _settles(rows: Rows) -> Finding | None:
     return Finding("; ".join(texts), REPRODUCED if all(holds) else NOT_HERE)
 
 
+def _low_precision(rows: Rows) -> Finding | None:
+    return judged(
+        [
+            (
+                f"{1 - density:.0%} pruned",
+                channels(rows, "early", density, bits=8),
+                channels(rows, "early", density),
+            )
+            for density in CHANNELS
+        ],
+        least=-MARGIN,
+    )
+
+
+def _flops(rows: Rows) -> Finding | None:
+    texts, holds = [], []
+    for density in CHANNELS:
+        numbers = {
+            number: channels(rows, "early", density, number)
+            for number in ("macs_left", "found_at", "epochs")
+        }
+        if len(numbers["macs_left"]) < len(SEEDS):
+            return None
+        savings = {}
+        for seed, whole in numbers["epochs"].items():
+            begin = numbers["found_at"].get(seed, whole)
+            left = (whole - begin) * numbers["macs_left"][seed]
+            savings[seed] = whole / (begin + left)
+        mean, deviation = plan.spread(savings)
+        texts.append(
+            f"{1 - density:.0%} pruned: {mean:.2f} ± {deviation:.2f} times "
+            "fewer"
+        )
+        holds.append(mean > 2)
+    return Finding("; ".join(texts), REPRODUCED if any(holds) else NOT_HERE)
+
+
 def _channels(rows: Rows, other: str, *, least: float = 0.0) -> Finding | None:
     return judged(
         [
@@ -485,10 +584,6 @@ def _nothing(rows: Rows) -> Iterator[Unit]:
 def _never(rows: Rows) -> Finding:
     del rows
     return Finding("", UNTESTABLE)
-
-
-def _not_yet(rows: Rows) -> None:
-    del rows
 
 
 GEMS, SPENDING, BIRD, LOTTERY = (
@@ -782,16 +877,25 @@ CLAIMS: dict[str, Claim] = {
         LOTTERY,
         "Where rewinding helps, two copies trained from the rewind point are "
         "joined by a line without an error barrier",
-        _nothing,
-        _not_yet,
-        "",
+        instability_units,
+        _instability,
+        "from epoch 0 to epoch 3 the barrier falls and the accuracy rises, "
+        f"and for both {_ABOVE}",
     ),
     "low_precision": Claim(
         BIRD,
-        "A search in eight bits finds the same mask",
-        _nothing,
-        _not_yet,
-        "",
+        "A search in eight bits finds channels that train as well",
+        _eight_bits,
+        _low_precision,
+        f"at both shares, {_LEVEL}",
+    ),
+    "early_bird_flops": Claim(
+        BIRD,
+        "Search and training together take 2.2 to 2.4 times fewer FLOPs",
+        early_bird_units,
+        _flops,
+        "at one of the shares it is more than 2 times, if the small network "
+        "is trained for the epochs that the search has left",
     ),
     "numbers": Claim(
         "all three",

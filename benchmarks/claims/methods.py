@@ -524,7 +524,11 @@ CHANNEL_WAYS = ("early", "late", "random", "swapped", "first")
 
 
 def early_bird(
-    unit: Unit, *, epsilon: float = 0.1, ways: tuple[str, ...] = CHANNEL_WAYS
+    unit: Unit,
+    *,
+    epsilon: float = 0.1,
+    ways: tuple[str, ...] = CHANNEL_WAYS,
+    bits: int | None = None,
 ) -> list[Row]:
     """Channels drawn when their mask stands still, late, early, at random.
 
@@ -538,6 +542,7 @@ def early_bird(
             `"random"`: the early weights and as many channels of each layer;
             `"swapped"`: early weights, late channels; `"first"`: both as they
             are after one epoch.
+        bits: Of the numbers that the search computes with; by default all.
     """
     bench = tasks.bench(unit.task, affine=True)
     setting, traced = bench.setting, bench.dense
@@ -553,7 +558,8 @@ def early_bird(
     )
     first = _AfterFirst([1 - density for density in unit.densities])
     traced.begin(unit.setting, setting.mining)
-    traced.fit(setting.mining, search, first)
+    rounding = [tt.callbacks.LowPrecision(bits=bits)] if bits else []
+    traced.fit(setting.mining, *rounding, search, first)
     rows: list[Row] = [
         {
             "way": "dense",
@@ -606,11 +612,18 @@ def early_bird(
                             float(begin.hamming_distance(last)), 5
                         ),
                         "epochs": setting.mining,
+                        "macs_left": round(macs_left(model, ticket), 5),
                     }
                 )
     tt.release(model)
     tt.prune(model, 0.0).apply(model)
     return rows
+
+
+def macs_left(model: keras.Model, ticket: tt.structured.ChannelTicket) -> float:
+    """The share of the multiplications that the small network has."""
+    small = tt.structured.shrink(model, ticket, weights="start")
+    return tt.analysis.flops(small).macs / tt.analysis.flops(model).macs
 
 
 class _AfterFirst(keras.callbacks.Callback):
@@ -629,7 +642,59 @@ class _AfterFirst(keras.callbacks.Callback):
             }
 
 
+# Linear mode connectivity.
+
+
+def instability(
+    unit: Unit, *, epochs: tuple[int, ...] = (0, 1, 3), points: int = 11
+) -> list[Row]:
+    """Two copies of a ticket, trained on other batches from one rewind point.
+
+    The setting is the rate of the rounds.
+
+    Args:
+        unit: What.
+        epochs: Where to rewind to.
+        points: On the line between the two.
+    """
+    bench = tasks.bench(unit.task)
+    rows: list[Row] = []
+    for epoch in epochs:
+        for drawn in imp(bench, unit, rewind_epoch=epoch):
+            rate = unit.train_rates[0]
+            ends, accuracies = [], []
+            for copy in range(2):
+                model = bench.begin(unit.seed)
+                drawn.ticket.apply(model)
+                bench.task.seed = unit.seed + 1000 * copy
+                bench.dense.begin(rate, bench.setting.epochs)
+                bench.dense.fit(bench.setting.epochs)
+                accuracies.append(bench.dense.accuracy(unit.split))
+                ends.append(tt.Snapshot.take(model))
+            curve = tt.analysis.linear_connectivity(
+                model,
+                ends[0],
+                bench.task.data.test
+                if unit.split == "final"
+                else bench.task.data.validation,
+                points=points,
+                verbose=0,
+            )
+            rows.append(
+                {
+                    "asked": round(drawn.density, 6),
+                    "density": round(drawn.ticket.density, 6),
+                    "way": f"epoch {epoch}",
+                    "train_rate": rate,
+                    "after": float(np.mean(accuracies)),
+                    "barrier": round(float(curve.barriers["error"]), 5),
+                }
+            )
+    return rows
+
+
 WHOLE: dict[str, Callable[..., list[Row]]] = {
     "spending": spending,
     "early_bird": early_bird,
+    "instability": instability,
 }

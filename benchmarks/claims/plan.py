@@ -75,7 +75,7 @@ PLAYERS: dict[str, Player] = {
     "snip": Player(
         "SNIP",
         "saliency",
-        (10, 40, 160),
+        (10, 40, 100),
         (("criterion", "snip"),),
         controls=_BOTH,
     ),
@@ -83,7 +83,7 @@ PLAYERS: dict[str, Player] = {
     # Table 2.
     "prospr": Player("ProsPr", "prospr", (0.1, 0.5, 2.5), controls=_BOTH),
     "grasp": Player(
-        "GraSP", "saliency", (10, 40, 160), (("criterion", "grasp"),)
+        "GraSP", "saliency", (10, 40, 100), (("criterion", "grasp"),)
     ),
     "synflow": Player("SynFlow", "synflow"),
     # Table 3.
