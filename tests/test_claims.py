@@ -116,20 +116,32 @@ def test_what_is_found_follows_from_the_search(whole):
     for name, player in plan.PLAYERS.items():
         model = player.like or name
         best = max(
-            (
-                (row["after"], -place, unit.setting, row["train_rate"])
-                for place, unit in enumerate(plan.search(model, "digits"))
-                for row in whole.found[unit]
-            ),
+            (row["after"], unit.setting, row["train_rate"])
+            for unit in plan.search(model, "digits")
+            for row in whole.found[unit]
         )
         for unit in plan.finals(whole, name, 10):
-            assert unit.setting == best[2], name
-            assert unit.train_rates == (best[3],), name
+            assert (unit.setting, *unit.train_rates) == best[1:], name
     sizes = {
         name: len(plan.settings(player, "digits"))
         for name, player in plan.PLAYERS.items()
     }
     assert max(sizes.values()) == 3
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_of_equals_the_one_with_the_better_neighbours_is_chosen(reverse):
+    """Not the one that happened to be measured first."""
+    found = {
+        (1.0, 0.1): 0.8,
+        (1.0, 0.2): 0.9,
+        (4.0, 0.1): 0.9,
+        (4.0, 0.2): 0.85,
+    }
+    if reverse:
+        found = dict(reversed(found.items()))
+    assert plan.best_of(found) == (4.0, 0.1)
+    assert plan.best_of({**found, (1.0, 0.1): 0.85}) == (1.0, 0.2)
 
 
 def test_units_have_options_that_methods_know(whole):

@@ -225,7 +225,7 @@ def _ways(rows: Rows, method: str) -> dict[str, tuple[float, float]] | None:
         if "train_rate" in row:
             choice = unit.setting, row["train_rate"]
             found.setdefault(row["way"], {})[choice] = row["after"]
-    return {way: max(own, key=lambda c: own[c]) for way, own in found.items()}
+    return {way: plan.best_of(own) for way, own in found.items()}
 
 
 def spending_units(rows: Rows, kind: str = "ticket") -> Iterator[Unit]:

@@ -191,7 +191,9 @@ def saliency(
     for density in unit.densities:
         model = bench.begin(unit.seed)
         data = bench.task.sample(int(unit.setting))
-        ticket = tt.prune(model, 1 - density, criterion=criterion, data=data)
+        ticket = tt.prune(
+            model, 1 - density, criterion=criterion, data=data, verbose=0
+        )
         yield Drawn(density, ticket, 0.0)
 
 
@@ -212,7 +214,9 @@ def prospr(bench: tasks.Bench, unit: Unit) -> Iterator[Drawn]:
     for density in unit.densities:
         model = bench.begin(unit.seed)
         data = bench.task.batches(4)
-        ticket = tt.prune(model, 1 - density, criterion=criterion, data=data)
+        ticket = tt.prune(
+            model, 1 - density, criterion=criterion, data=data, verbose=0
+        )
         yield Drawn(density, ticket, 0.0)
 
 

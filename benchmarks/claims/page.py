@@ -102,8 +102,9 @@ it was typed in.
   at density {MIDDLE:.3g} on validation data, one seed: up to three settings of
   its own (the learning rate of its scores or rounds; how many examples it sees;
   the classifier's density; layer by layer or not) times the same three learning
-  rates of the training that comes last. What is chosen holds at all densities.
-  Variants of a method take that method's choice.
+  rates of the training that comes last. Of equals, that
+  whose neighbours in the grid are better. What is chosen holds at all
+  densities. Variants of a method take that method's choice.
 - **Runs**: {len(SEEDS)} seeds that no choice has seen, on test data. All of one
   seed start from the same weights and see the same batches.
 - **Verdicts**: differences are taken seed by seed; in brackets stands their

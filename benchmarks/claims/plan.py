@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -204,22 +204,47 @@ def search(name: str, task: str) -> Iterator[Unit]:
 
 
 def chosen(rows: Rows, name: str) -> tuple[float, float] | None:
-    """Setting and learning rate that are best on validation.
+    """Setting and learning rate that are best on validation; see `best_of`.
 
-    `None` as long as the search is not whole. Of equals the first is taken.
+    `None` as long as the search is not whole.
     """
     name = PLAYERS[name].like or name
     if any(unit not in rows for unit in search(name, rows.task)):
         return None
-    found = {
-        (unit.setting, row["train_rate"]): row["after"]
-        for unit, row in rows.select(
-            split=SEARCH,
-            label=PLAYERS[name].label,
-            control="none",
-        )
-    }
-    return max(found, key=lambda choice: found[choice])
+    return best_of(
+        {
+            (unit.setting, row["train_rate"]): row["after"]
+            for unit, row in rows.select(
+                split=SEARCH, label=PLAYERS[name].label, control="none"
+            )
+        }
+    )
+
+
+def best_of(found: Mapping[tuple[float, float], float]) -> tuple[float, float]:
+    """What has the highest accuracy.
+
+    Of equals that whose neighbours are better: the mean over the setting, then
+    the mean over the learning rate, decides; then the larger learning rate.
+
+    Args:
+        found: ``{(setting, learning rate): accuracy}``.
+    """
+
+    def mean(place: int, value: float) -> float:
+        own = [a for choice, a in found.items() if choice[place] == value]
+        return round(float(np.mean(own)), 6)
+
+    return max(
+        found,
+        key=lambda choice: (
+            found[choice],
+            mean(0, choice[0]),
+            mean(1, choice[1]),
+            choice[1],
+            choice[0],
+        ),
+    )
 
 
 def finals(
