@@ -924,6 +924,8 @@ def everything(
         if not names:  # what most of them need comes first
             yield from measured(own, _QUICK, (MIDDLE,))
             yield from measured(own, ["imp"])
+            yield from measured(own, _QUICK, (CLAIMED[-1],))
+            yield from early_bird_units(own)
         for name in names or CLAIMS:
             yield from CLAIMS[name].units(own)
         if not names:

@@ -388,16 +388,11 @@ def _channel_table(rows: Rows) -> str:
 def _search(rows: Rows) -> str:
     lines = []
     for name, player in PLAYERS.items():
-        choice = plan.chosen(rows, name)
-        if choice is None or player.like:
+        found = plan.searched(rows, name)
+        if not found or player.like:
             continue
-        setting, rate = choice
-        best = max(
-            row["after"]
-            for unit, row in rows.select(
-                split="search", label=player.label, control="none"
-            )
-        )
+        setting, rate = plan.best_of(found)
+        best = max(found.values())
         lines.append(
             [
                 player.about,

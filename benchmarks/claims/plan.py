@@ -54,7 +54,8 @@ _BOTH = ("shuffle", "reinitialize")
 PLAYERS: dict[str, Player] = {
     "dense": Player("dense", "dense"),
     "gem": Player("Gem-Miner", "gem", "score_rates", controls=_ALL),
-    "edge_popup": Player("Edge-Popup", "edge_popup", "score_rates"),
+    # Its scores begin within ±1/√fan_in, and not in [0, 1].
+    "edge_popup": Player("Edge-Popup", "edge_popup", (0.01, 0.1, 1.0)),
     "imp": Player(
         "IMP, rewound to the start",
         "imp",
@@ -208,17 +209,20 @@ def chosen(rows: Rows, name: str) -> tuple[float, float] | None:
 
     `None` as long as the search is not whole.
     """
-    name = PLAYERS[name].like or name
-    if any(unit not in rows for unit in search(name, rows.task)):
-        return None
-    return best_of(
-        {
-            (unit.setting, row["train_rate"]): row["after"]
-            for unit, row in rows.select(
-                split=SEARCH, label=PLAYERS[name].label, control="none"
-            )
-        }
-    )
+    found = searched(rows, PLAYERS[name].like or name)
+    return best_of(found) if found else None
+
+
+def searched(rows: Rows, name: str) -> dict[tuple[float, float], float]:
+    """``{(setting, learning rate): validation}``; empty before it is whole."""
+    asked = list(search(name, rows.task))
+    if any(unit not in rows for unit in asked):
+        return {}
+    return {
+        (unit.setting, row["train_rate"]): row["after"]
+        for unit in asked
+        for row in rows.found[unit]
+    }
 
 
 def best_of(found: Mapping[tuple[float, float], float]) -> tuple[float, float]:
