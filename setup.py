@@ -75,6 +75,7 @@ setup(
             "sphinx-copybutton>=0.5,<1",
             "ipykernel>=6,<8",
         ],
+        "release": ["build>=1,<2", "twine>=5,<8", "uv>=0.4"],
         "tests": [
             "pytest>=8,<10",
             "pytest-xdist>=3.5,<4",
