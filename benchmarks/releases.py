@@ -53,8 +53,8 @@ assert tt.Ticket.from_model(model).sparsity == imp.ticket.sparsity
 imp.ticket.save("ticket")
 assert tt.Ticket.load("ticket").hamming_distance(imp.ticket) == 0
 made = tt.export.saved_model(model, "served", format="packed")
-served = tf.saved_model.load("served").serve(x)
-np.testing.assert_allclose(served, model(x), atol=1e-5)
+served = tf.saved_model.load("served")
+np.testing.assert_allclose(served.serve(x), model(x), atol=1e-5)
 tt.export.verify(made)
 print(keras.__version__, tf.__version__, np.__version__)
 """
