@@ -715,6 +715,20 @@ def test_methods_end_at_the_density(method, options, tmp_path):
     assert tt.Ticket.load(tmp_path / "ticket.safetensors").kept == 178
 
 
+def test_the_dense_network_takes_tweaks_too(tmp_path):
+    """As a ticket that keeps everything: what a gain is compared with."""
+    plain, tweaked = (
+        Experiment(method="dense", density=1.0, seed=0, tweaks=tweaks, **NET)
+        for tweaks in ((), ("labels",))
+    )
+    found = [one.run(tmp_path / one.name) for one in (plain, tweaked)]
+    assert [row["density"] for row in found] == [1.0, 1.0]
+    assert found[0]["test_loss"] != found[1]["test_loss"]
+    [path] = (tmp_path / tweaked.name).glob("ticket.*")
+    assert tt.Ticket.load(path).density == 1
+    assert not [*(tmp_path / plain.name).glob("ticket.*")]
+
+
 def test_early_bird_trains_fewer_channels(tmp_path, monkeypatch):
     """With the penalty on the scales kept, as in the published scripts."""
     penalized = []
