@@ -1,8 +1,4 @@
-"""Fold skip connections into the convolutions they go around.
-
-`fold_normalization` is the algebra for any layer that multiplies by a kernel
-and adds a bias; the rest of the module is about injected skip connections.
-"""
+"""Fold skip connections into the convolutions they go around."""
 
 from __future__ import annotations
 
@@ -16,6 +12,7 @@ import keras
 import numpy as np
 
 from tf_tickets.network.copier import Copier, count
+from tf_tickets.network.folding import fold_normalization
 from tf_tickets.network.graph import (
     Call,
     Graph,
@@ -154,19 +151,17 @@ def merge_skip_connections(
             + (f", where these stay: {refused}" if refused else "")
         )
     convs = {id(m.conv): m for m in merges if m.share != 0}
-    dropped = {id(x) for m in merges for x in m.dropped}
 
     def replace(layer: Any) -> Any:
         if id(layer) not in convs:
             return None
         return copy_of(layer, use_bias=True)
 
-    def connect(layer: Any, copy: Any, args: Any, kwargs: Any) -> Any:
-        if id(layer) in dropped:
-            return keras.tree.flatten(args)[0]
-        return copy(*args, **kwargs)
-
-    copier = Copier(replace=replace, connect=connect, fresh=convs)
+    copier = Copier(
+        replace=replace,
+        fresh=convs,
+        dropped={id(layer) for m in merges for layer in m.dropped},
+    )
     merged = copier.copy(model)
     kernels = {}
     for m in merges:
@@ -185,55 +180,6 @@ def merge_skip_connections(
         return merged
     parameters = count(model.weights), count(merged.weights)
     return merged, MergeReport(kernels, refused, parameters)
-
-
-def fold_normalization(
-    kernel: np.ndarray,
-    bias: np.ndarray,
-    norm: keras.layers.BatchNormalization,
-    axes: tuple[int, ...] = (-1,),
-) -> tuple[np.ndarray, np.ndarray]:
-    r"""Kernel and bias of a layer together with the normalization after it.
-
-    In inference mode $BN(k*x + b) = (fk)*x + f(b - \mu) + \beta$ with the
-    factor $f = \gamma/\sqrt{\sigma^2 + \epsilon}$ of each output channel.
-
-    Args:
-        kernel: Array: the layer's kernel.
-        bias: Array: its bias, zeros if it has none.
-        norm: A built `BatchNormalization` over the layer's output channels.
-        axes: The axes of the kernel that count the output channels. Default
-            ``(-1,)``, as in dense layers and convolutions; ``(-2, -1)`` in
-            depthwise convolutions, ``(-2,)`` in transposed ones.
-
-    Returns:
-        The new kernel and the new bias, in float64.
-
-    Example:
-
-    >>> from tf_tickets.retraining.merging import fold_normalization
-    >>> norm = keras.layers.BatchNormalization(epsilon=0.0)
-    >>> norm.build((None, 2))
-    >>> norm.set_weights(  # scale, offset, mean, variance
-    ...     np.array([[2.0, 1.0], [0.0, 5.0], [0.0, 3.0], [1.0, 4.0]]))
-    >>> kernel, bias = fold_normalization(np.ones((3, 2)), np.zeros(2), norm)
-    >>> kernel[0].tolist(), bias.tolist()
-    ([2.0, 0.5], [0.0, 3.5])
-    """
-    mean, variance = (
-        v.numpy().astype(np.float64)
-        for v in (norm.moving_mean, norm.moving_variance)
-    )
-    factor = 1 / np.sqrt(variance + norm.epsilon)
-    if norm.scale:
-        factor *= norm.gamma.numpy().astype(np.float64)
-    bias = (np.asarray(bias, np.float64) - mean) * factor
-    if norm.center:
-        bias += norm.beta.numpy().astype(np.float64)
-    shape = [1] * kernel.ndim
-    for axis in axes:
-        shape[axis] = kernel.shape[axis]
-    return np.asarray(kernel, np.float64) * factor.reshape(shape), bias
 
 
 @dataclasses.dataclass(frozen=True)
