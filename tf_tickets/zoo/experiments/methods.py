@@ -410,11 +410,14 @@ def _early_bird(
     epsilon: float | None = None,
     window: int | None = None,
     keep_slimming: bool = False,
+    bits: int | None = None,
+    scheme: Literal["kernels", "published"] = "kernels",
 ) -> dict[str, Any]:
     """`density` is the share of the channels, not of the weights.
 
     With `keep_slimming` the penalty on the scales stays on while the drawn
-    network retrains, as in the published scripts.
+    network retrains, as in the published scripts. `bits` and `scheme` are
+    those of a search in low precision.
     """
     choices = trial.choices
     recipe = choices.recipe
@@ -436,7 +439,12 @@ def _early_bird(
         stop=True,
         directory=trial.directory / "search",
     )
-    trial.train(recipe.epochs, search)
+    low = (
+        []
+        if bits is None
+        else [callbacks.LowPrecision(bits=bits, scheme=scheme)]
+    )
+    trial.train(recipe.epochs, *low, search)
     ticket = search.tickets.get(sparsity)
     found = ticket is not None
     if ticket is None:
