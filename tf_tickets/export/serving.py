@@ -19,8 +19,9 @@ import numpy as np
 import tensorflow as tf
 
 from tf_tickets.export import coding
-from tf_tickets.export.kernels import Choice, outputs_of, replaced_call
+from tf_tickets.export.kernels import Choice, outputs_of
 from tf_tickets.export.source import Source, graph_name
+from tf_tickets.network.inputs import replaced_call
 
 # What decoding adds to the graph, once and for each tensor, generously: where
 # packing saves less, the directory would not shrink.

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import keras
@@ -254,7 +254,7 @@ class Layout:
     """A pattern on the weights of one model.
 
     Args:
-        pattern: As in `get`, and not `None`.
+        pattern: As in `get`; with `None` there are matrices and no units.
         outputs: ``{path: axes}``: the axes of each weight that make the
             columns of its matrix.
     """
@@ -462,6 +462,26 @@ class _Numbered:
         return kept[self.groups]
 
 
+def matrices_of(
+    model: keras.Model, paths: Iterable[str], pattern: Any = None
+) -> Layout:
+    """The weights of these paths as matrices, inputs × outputs.
+
+    Args:
+        model: Which has the weights.
+        paths: Keys of weights.
+        pattern: As in `get`; `None` for the matrices alone.
+    """
+    weights, owner = named_weights(model), owners(model)
+    return Layout(
+        pattern,
+        {
+            path: output_axes(owner.get(id(weights[path])), weights[path])
+            for path in paths
+        },
+    )
+
+
 def layout_on(model: keras.Model, pattern: Any, masks: Masks) -> Layout | None:
     """A pattern on the weights that ``masks`` name; `None` without one.
 
@@ -476,14 +496,7 @@ def layout_on(model: keras.Model, pattern: Any, masks: Masks) -> Layout | None:
     """
     if pattern is None:
         return None
-    weights, owner = named_weights(model), owners(model)
-    layout = Layout(
-        pattern,
-        {
-            path: output_axes(owner.get(id(weights[path])), weights[path])
-            for path in masks
-        },
-    )
+    layout = matrices_of(model, masks, pattern)
     for path, mask in masks.items():
         shape = layout.matrix(path, mask).shape
         found = layout.pattern
@@ -498,6 +511,25 @@ def layout_on(model: keras.Model, pattern: Any, masks: Masks) -> Layout | None:
         else:
             layout._groups(shape)  # what a callable gives is met here
     return layout
+
+
+def best_of_each(
+    scores: np.ndarray, allowed: np.ndarray, pattern: NofM
+) -> np.ndarray:
+    """Mask of a matrix that keeps N of every M rows of each column.
+
+    Args:
+        scores: Of the matrix; of equal ones the first is kept.
+        allowed: What may be kept at all.
+        pattern: N and M.
+
+    Example:
+
+    >>> column = np.array([[1.0], [3.0], [2.0], [0.0]])
+    >>> best_of_each(column, column >= 0, NofM(1, 2)).ravel().tolist()
+    [False, True, True, False]
+    """
+    return (_ranks(scores, allowed, pattern.of) < pattern.keep) & allowed
 
 
 def _in_groups(matrix: np.ndarray, of: int) -> np.ndarray:

@@ -33,6 +33,7 @@ from tf_tickets.pruning.criteria.magnitude import lamp, magnitude, random
 from tf_tickets.pruning.criteria.prospr import prospr
 from tf_tickets.pruning.criteria.snip import snip
 from tf_tickets.pruning.criteria.synflow import synflow
+from tf_tickets.pruning.criteria.wanda import wanda
 
 Criterion = Callable[..., Arrays]
 
@@ -44,6 +45,7 @@ CRITERIA: dict[str, Criterion] = {
     "grasp": grasp,
     "synflow": synflow,
     "prospr": prospr,
+    "wanda": wanda,
 }
 
 _OURS = tuple(CRITERIA.values())
