@@ -9,7 +9,8 @@ demo: .venv/installed
 	$(BIN)/python examples/imp_cifar.py --output_dir=runs/demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile \
+		--no-loadscope-reorder
 
 lint: .venv/installed
 	$(BIN)/ruff check .
