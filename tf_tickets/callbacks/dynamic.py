@@ -17,12 +17,16 @@ from tf_tickets.callbacks.base import (
     StepCounter,
 )
 from tf_tickets.callbacks.directory import Directory
+from tf_tickets.callbacks.gradients import (
+    let_see,
+    of_watched,
+    on_each_replica,
+)
 from tf_tickets.pruning import criteria, scopes
 from tf_tickets.pruning.prune import budget, current_masks, describe
 from tf_tickets.pruning.topk import keep_largest
 from tf_tickets.selection import Filters, named_weights, view_of
 from tf_tickets.ticket import Ticket
-from tf_tickets.tracing import retrace
 
 Method = Literal["rigl", "set"]
 _METHODS = ("rigl", "set")
@@ -195,31 +199,12 @@ class DynamicSparseTraining(DrawingCallback):
     def _watch(self) -> None:
         """See the gradients of the step while this training lasts."""
         model = self.model
-        optimizer = getattr(model, "optimizer", None)
-        if optimizer is None:
-            raise ValueError(
-                "RigL grows by the gradients that the model's optimizer gets: "
-                "compile the model with one, or take method='set'. "
-                f"Received: model={model.name!r} without an optimizer"
-            )
         weights = named_weights(model)
         paths = current_masks(model, self.filters)
         with model.distribute_strategy.scope():
             self._gradients = _Gradients({p: weights[p] for p in paths})
-        # Not around what an interrupted training may have left.
-        hook = self._gradients.seen_by(
-            getattr(optimizer.apply, "inner", optimizer.apply)
-        )
-        vars(optimizer)["apply"] = hook
-        retrace(model, "train")
-
-        def forget() -> None:
-            self._gradients = None
-            if vars(optimizer).get("apply") is hook:
-                del vars(optimizer)["apply"]
-                retrace(model, "train")
-
-        self._undo.callback(forget)
+        let_see(model, self._gradients.see, self._undo, "method='rigl'")
+        self._undo.callback(setattr, self, "_gradients", None)
 
     def _due(self, steps: Iterable[int]) -> int | None:
         """The last of ``steps`` that an update follows."""
@@ -319,49 +304,19 @@ class _Gradients:
     """
 
     def __init__(self, weights: Mapping[str, keras.Variable]) -> None:
-        # Each replica has its own; what is read is the sum.
-        options: dict[str, Any] = {
-            "trainable": False,
-            "synchronization": tf.VariableSynchronization.ON_READ,
-            "aggregation": tf.VariableAggregation.SUM,
-        }
+        self.weights = dict(weights)
         self.wanted = tf.Variable(False, trainable=False)
-        self.caught = tf.Variable(
-            0,
-            trainable=False,
-            synchronization=tf.VariableSynchronization.ON_READ,
-            aggregation=tf.VariableAggregation.SUM,
-        )
+        self.caught = on_each_replica(0)
         self.values = {
-            path: tf.Variable(tf.zeros(weight.shape, weight.dtype), **options)
+            path: on_each_replica(tf.zeros(weight.shape, weight.dtype))
             for path, weight in weights.items()
         }
-        self._places = {id(weight): path for path, weight in weights.items()}
 
-    def seen_by(self, apply: Any) -> Any:
-        """``optimizer.apply`` that also leaves the gradients here."""
-
-        def seeing(
-            grads: Sequence[Any],
-            trainable_variables: Sequence[keras.Variable] | None = None,
-        ) -> Any:
-            grads = list(grads)
-            if trainable_variables is not None:
-                trainable_variables = list(trainable_variables)
-                self._see(grads, trainable_variables)
-            return apply(grads, trainable_variables)
-
-        setattr(seeing, "inner", apply)  # noqa: B010
-        return seeing
-
-    def _see(
+    def see(
         self, grads: Sequence[Any], variables: Sequence[keras.Variable]
     ) -> None:
-        found = {
-            self._places[id(variable)]: tf.convert_to_tensor(grad)
-            for grad, variable in zip(grads, variables, strict=False)
-            if id(variable) in self._places and grad is not None
-        }
+        """Inside the step: keep the gradients, if they are wanted."""
+        found = of_watched(grads, variables, self.weights)
 
         def keep() -> tf.Tensor:
             for path, grad in found.items():

@@ -323,8 +323,13 @@ class IterativeMagnitudePruning(DrawingCallback):
         self._point.on_train_begin()
         self._undo.callback(self._point.on_train_end)
         masks = self._check()
+        self._add_up()
         check_criterion(
-            self.model, self.criterion, masks, data=self.data, seed=self.seed
+            self.model,
+            self._scored_by(),
+            masks,
+            data=self.data,
+            seed=self.seed,
         )
         self._resumed = bool(remembered)
         self._trained_sparsity = sparsity_of(masks)
