@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_tickets import checks
 from tf_tickets.masks import Arrays
 
 
@@ -70,7 +71,15 @@ def movement(
             "GradualPruning or IterativeMagnitudePruning. "
             "Received: a drawing outside of training"
         )
-    return {path: np.asarray(sums[path]) for path in masks}
+    checks.mapping("sums", sums)
+    checks.mapping("masks", masks)
+    missing = [path for path in masks or () if path not in sums]
+    if missing:
+        raise ValueError(
+            "`sums` must have every path of `masks`. "
+            f"Received: none for {missing[:8]}"
+        )
+    return {path: np.asarray(sums[path]) for path in masks or ()}
 
 
 def _each_step(weight: tf.Tensor, gradient: tf.Tensor) -> tf.Tensor:
