@@ -655,7 +655,7 @@ def _text(filters: Filters) -> Any:
     if filters is None or isinstance(filters, str):
         return filters
     if callable(filters):
-        return getattr(filters, "__qualname__", type(filters).__qualname__)
+        return checks.word_for(filters)
     return [_text(one) for one in filters]
 
 

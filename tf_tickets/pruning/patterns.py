@@ -184,9 +184,7 @@ def get(pattern: Any) -> NofM | Grouped | None:
                 Blocks(height, width), "mean", f"({height}, {width})"
             )
     elif callable(pattern):
-        called = getattr(pattern, "func", pattern)
-        name = getattr(called, "__qualname__", type(called).__name__)
-        return Grouped(pattern, "mean", str(name))
+        return Grouped(pattern, "mean", checks.word_for(pattern))
     raise ValueError(
         f"`pattern` must be 'N:M', one of {sorted(PATTERNS)}, a block "
         "(height, width) or a callable (rows, columns) -> group numbers. "

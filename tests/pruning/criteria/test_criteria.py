@@ -46,7 +46,8 @@ def test_a_model_of_any_kind_is_scored_and_only_read(criterion, kind):
             data=data,
         )
     assert ticket.kept == round(ticket.size / 2)
-    assert ticket.metadata["criterion"] == criterion
+    shown = "(learning_rate=0.01)" if options else ""
+    assert ticket.metadata["criterion"] == f"{criterion}{shown}"
     for key, scores in ticket.scores.items():
         assert np.isfinite(scores).all()
         assert scores.dtype == np.float32
