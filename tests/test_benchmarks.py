@@ -104,6 +104,8 @@ def test_masked_step(run, network, jit_compile):
     assert set(table) == {
         (case, "masked, tf_tickets"),
         (case, "masked, tf_tickets, masks redrawn"),
+        (case, "masked, RigL between updates"),
+        (case, "masked, RigL between updates, over masked"),
     }
     assert sound(table, written)
     assert written["notes"]["mask bytes per weight, masked, tf_tickets"] == 1
@@ -202,6 +204,9 @@ def test_masked_step_beside_tfmot(tmp_path):
         side + suffix
         for side in ("masked, tf_tickets", "masked, tfmot")
         for suffix in ("", ", masks redrawn")
+    } | {
+        f"masked, RigL between updates{suffix}"
+        for suffix in ("", ", over masked")
     }
     assert sound(table, json.loads(output.read_text()))
 
@@ -253,7 +258,7 @@ def paged(script, tmp_path, *arguments):
 
 def test_dynamic_sparse(tmp_path):
     page = paged(dynamic_sparse, tmp_path)
-    for side in dynamic_sparse.SIDES:
+    for side in dynamic_sparse.sides():
         assert f"| {side} |" in page
     assert "One RigL update of 4,096 weights takes" in page
 
