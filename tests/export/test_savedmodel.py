@@ -479,7 +479,10 @@ def test_bad_requests_write_nothing(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["here"]
 
 
-def test_a_pattern_is_stored_by_its_groups_and_served_as_it_is(tmp_path):
+@pytest.mark.parametrize("pattern", ["2:4", (4, 1)])
+def test_a_pattern_is_stored_by_its_groups_and_served_as_it_is(
+    pattern, tmp_path
+):
     model = keras.Sequential(
         [
             keras.Input((8, 8, 4)),
@@ -491,17 +494,24 @@ def test_a_pattern_is_stored_by_its_groups_and_served_as_it_is(tmp_path):
             keras.layers.Dense(16),
         ]
     )
-    ticket = tt.prune(model, pattern="2:4")
+    sparsity = None if pattern == "2:4" else 0.8
+    ticket = tt.prune(model, sparsity, pattern=pattern, scope="layer")
     ticket.apply(model)
     path = tt.export.saved_model(model, tmp_path / "packed", format="packed")
     rows = {row["key"]: row for row in read_manifest(path)["weights"]}
     for key, mask in ticket.masks.items():
         packed = rows[key]["packed"]
-        assert packed["code"] == "pattern"
-        # By hand: two floats and 64 / 24 bits for each group of four.
         groups = mask.size // 4
-        words = -(-groups // 24)
-        assert sum(packed["sections"]) == 8 * groups + 8 * words
+        if pattern == "2:4":
+            # By hand: two floats and 64 / 24 bits for each group of four.
+            assert packed["code"] == "pattern"
+            words = -(-groups // 24)
+            assert sum(packed["sections"]) == 8 * groups + 8 * words
+        else:  # the entropy of a fifth of the blocks is 0.72 bits each
+            assert packed["code"] == "blocks"
+            values, *places = packed["sections"]
+            assert values == 4 * mask.sum()
+            assert 0.72 * groups / 8 <= sum(places) <= 0.82 * groups / 8 + 2
     x = np.random.default_rng(0).normal(size=(3, 8, 8, 4)).astype("float32")
     loaded = tf.saved_model.load(path)
     close(loaded.serve(x), model(x), 1e-5)

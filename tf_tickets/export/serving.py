@@ -285,9 +285,9 @@ def set_dense(
     """The TensorList with the whole tensors of ``specs`` at their indices.
 
     All must agree in type and stored type, be flattened in their own order
-    and either all or none be stored whole, or as patterns. A loop decodes one
-    after the other: the graph stays as small as for one, and so does the memory
-    in use. (Patterns are decoded one by one.)
+    and either all or none be stored whole, as patterns or as blocks. A loop
+    decodes one after the other: the graph stays as small as for one, and so
+    does the memory in use. (Patterns and blocks are decoded one by one.)
     """
     one = next(iter(specs.values()))
 
@@ -298,7 +298,7 @@ def set_dense(
             values = coding.scattered(positions, values, size)
         return tf.reshape(values, shape)
 
-    if len(specs) <= _FEW or one.code == "pattern":
+    if len(specs) <= _FEW or one.code in ("pattern", "blocks"):
         for index, spec in specs.items():
             if not spec.count:  # a bias that was never trained
                 zeros = tf.zeros(spec.shape, spec.dtype)
@@ -376,7 +376,7 @@ def _resource(
         for index, entry in enumerate(entries):
             spec = packed.specs[entry.key]
             if entry.key not in choices:
-                special = spec.code in ("all", "pattern")
+                special = spec.code in ("all", "pattern", "blocks")
                 kind = (spec.stored, spec.code if special else "")
                 alike.setdefault(kind, {})[index] = spec
                 continue
@@ -405,7 +405,10 @@ def _stored(variable: keras.Variable, values: str | None) -> str:
 
 
 def _packed_bytes(
-    source: Source, key: str, stored: str, group: coding.Group | None
+    source: Source,
+    key: str,
+    stored: str,
+    group: coding.Group | coding.Tiles | None,
 ) -> int:
     array = source.values[key]
     if not _is_packable(stored):
