@@ -62,6 +62,12 @@ class Kind:
             matrix of a kernel is multiplied with, as
             `tf_tickets.network.inputs.Site` explains; raises `ValueError` for
             a layer that it does not cover. `None`: not known.
+        affine: ``layer -> (name of a kernel, whether inputs are never
+            padded)``: the outputs are the inputs times this kernel, plus the
+            layer's ``bias`` if its configuration says ``use_bias``, then its
+            ``activation``. So a normalization after it can go into both, and
+            one before it where nothing is padded and the kernel is its only
+            one. `None`: not known.
     """
 
     channels: Rule | None = None
@@ -71,6 +77,7 @@ class Kind:
     axes: Mapping[str, tuple[int, int]] | None = None
     outputs: Rule | None = None
     rows: Rule | None = None
+    affine: Rule | None = None
 
     def axes_of(self, kernel: str) -> tuple[int, int]:
         """``(input axis, output axis)`` of the kernel of this name."""

@@ -302,6 +302,15 @@ def bent_by_slope(
     return np.where(values >= 0, values, np.nan)
 
 
+def times(kernel: str, uniform: Callable[[Any], bool]) -> Rule:
+    """The rule of a layer that multiplies by a kernel and adds a bias."""
+    return lambda layer: (kernel, uniform(layer))
+
+
+def nowhere(layer: keras.layers.Layer) -> bool:
+    return False
+
+
 # --- what they compute, and which sparse methods can -------------------------
 
 Uses = list[tuple[keras.Variable, Shape]]
@@ -538,6 +547,7 @@ register(
     flops=at_outputs,
     kernels=dense_kernels,
     rows=dense_rows,
+    affine=times("kernel", everywhere),
 )
 register(
     keras.layers.EinsumDense,
@@ -553,6 +563,7 @@ register(
     flops=at_outputs,
     kernels=conv_kernels,
     rows=conv_rows,
+    affine=times("kernel", unpadded),
 )
 register(
     *those_of(keras.layers, "Conv1DTranspose Conv2DTranspose Conv3DTranspose"),
@@ -561,6 +572,7 @@ register(
     flops=at_inputs,
     axes={"kernel": (-1, -2)},
     rows=transposed_rows,
+    affine=times("kernel", one_to_one),
 )
 register(
     *those_of(keras.layers, "DepthwiseConv1D DepthwiseConv2D"),
@@ -569,6 +581,7 @@ register(
     flops=at_outputs,
     axes={"kernel": (-2, -2)},
     rows=depthwise_rows,
+    affine=times("kernel", unpadded),
 )
 register(
     *those_of(keras.layers, "SeparableConv1D SeparableConv2D"),
@@ -577,6 +590,7 @@ register(
     flops=at_outputs,
     axes={"depthwise_kernel": (-2, -2)},
     rows=separable_rows,
+    affine=times("pointwise_kernel", nowhere),
 )
 register(keras.layers.Embedding, channels=embedding, flops=unused)
 register(
