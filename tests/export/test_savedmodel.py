@@ -483,14 +483,13 @@ def test_bad_requests_write_nothing(tmp_path, monkeypatch):
 def test_a_pattern_is_stored_by_its_groups_and_served_as_it_is(
     pattern, tmp_path
 ):
+    """Where that saves more than its part of the graph takes."""
     model = keras.Sequential(
         [
-            keras.Input((8, 8, 4)),
-            keras.layers.Conv2D(32, 3, activation="relu"),
-            keras.layers.Conv2D(32, 3, activation="relu"),
+            keras.Input((6, 6, 128)),
+            keras.layers.Conv2D(160, 3, activation="relu"),
             keras.layers.GlobalAveragePooling2D(),
-            keras.layers.Dense(64),
-            keras.layers.Dense(64),
+            keras.layers.Dense(1024, activation="relu"),
             keras.layers.Dense(16),
         ]
     )
@@ -502,6 +501,9 @@ def test_a_pattern_is_stored_by_its_groups_and_served_as_it_is(
     for key, mask in ticket.masks.items():
         packed = rows[key]["packed"]
         groups = mask.size // 4
+        if mask.size < 100_000:  # the graph would grow by more
+            assert packed["code"] in ("mask", "gaps")
+            continue
         if pattern == "2:4":
             # By hand: two floats and 64 / 24 bits for each group of four.
             assert packed["code"] == "pattern"
@@ -511,8 +513,8 @@ def test_a_pattern_is_stored_by_its_groups_and_served_as_it_is(
             assert packed["code"] == "blocks"
             values, *places = packed["sections"]
             assert values == 4 * mask.sum()
-            assert 0.72 * groups / 8 <= sum(places) <= 0.9 * groups / 8 + 2
-    x = np.random.default_rng(0).normal(size=(3, 8, 8, 4)).astype("float32")
+            assert 0.72 * groups / 8 <= sum(places) <= 0.9 * groups / 8
+    x = np.random.default_rng(0).normal(size=(3, 6, 6, 128)).astype("float32")
     loaded = tf.saved_model.load(path)
     close(loaded.serve(x), model(x), 1e-5)
     again = tt.export.unpack(path)

@@ -94,7 +94,7 @@ def test_a_tiny_layer_is_what_a_brute_force_surgeon_leaves(case):
     options, chosen = CASES[case]
     model, x = dense(10, 6), related(40, 10)
     with only_read(model):
-        ticket = reconstruct(model, data=x, damping=0.03, **options)
+        ticket = reconstruct(model, data=x, damping=0.03, refine=0, **options)
     [(path, mask)] = ticket.masks.items()
     expected_mask, expected = surgeon(
         model.layers[0].kernel.numpy(), x, chosen, 0.03
@@ -107,7 +107,7 @@ def test_a_tiny_layer_is_what_a_brute_force_surgeon_leaves(case):
 @pytest.mark.parametrize("pattern", [(2, 3), "rows", "columns"])
 def test_whole_groups_are_chosen_first_and_swept_then(pattern):
     model, x = dense(10, 6), related(40, 10)
-    ticket = reconstruct(model, 0.5, data=x, pattern=pattern)
+    ticket = reconstruct(model, 0.5, data=x, pattern=pattern, refine=0)
     weight = model.layers[0].kernel.numpy().astype(np.float64)
     h = x.astype(np.float64).T @ x
     inverse = np.linalg.inv(h + 0.01 * np.mean(np.diag(h)) * np.eye(10))
@@ -123,6 +123,35 @@ def test_whole_groups_are_chosen_first_and_swept_then(pattern):
         weight, x, lambda i, w, inverse: expected[i : i + 1], 0.01
     )
     np.testing.assert_allclose(ticket.weights[path], values, atol=2e-4)
+
+
+@pytest.mark.parametrize("pattern", [None, "2:4"])
+def test_refined_weights_are_the_best_that_the_masks_allow(pattern):
+    model, x = dense(10, 6), related(40, 10)
+    x[:, 3] = 0
+    sparsity = 0.5 if pattern is None else None
+    options = {"data": x, "pattern": pattern}
+    plain = reconstruct(model, sparsity, refine=0, **options)
+    some = reconstruct(model, sparsity, refine=3, **options)
+    ticket = reconstruct(model, sparsity, refine=60, **options)
+    [(path, mask)] = ticket.masks.items()
+    assert plain.hamming_distance(ticket) == 0
+    # By hand: the normal equations of each output, of its kept rows alone.
+    w = model.layers[0].kernel.numpy().astype(np.float64)
+    h = x.astype(np.float64).T @ x
+    h += 0.01 * np.mean(np.diag(h)[np.diag(h) > 0]) * np.eye(10)
+    expected = np.zeros_like(w)
+    for j in range(6):
+        kept = mask[:, j]
+        expected[kept, j] = np.linalg.solve(
+            h[np.ix_(kept, kept)], h[kept] @ w[:, j]
+        )
+    np.testing.assert_allclose(ticket.weights[path], expected, atol=1e-4)
+    errors = [
+        one.metadata["errors"][path]["reconstructed"]
+        for one in (ticket, some, plain)
+    ]
+    assert errors[0] < errors[1] < errors[2]
 
 
 def test_each_layer_sees_what_the_pruned_layers_before_make(data):
@@ -329,6 +358,7 @@ X = np.ones((4, 8), "float32")
         (gallery.mlp, {"scope": "no such"}, "`scope` must be one of"),
         (gallery.mlp, {"sparsity": 1.0}, r"number in \[0, 1\)"),
         (gallery.mlp, {"damping": 0.0}, "`damping` must be a positive"),
+        (gallery.mlp, {"refine": -1}, "`refine` must be a whole number"),
         (gallery.mlp, {"block": 0}, "`block` must be a whole number"),
         (gallery.mlp, {"pattern": "8:16"}, "prunes nothing of mlp/hidden"),
         (gallery.mlp, {"pattern": "1:4"}, "has the sparsity 0.75"),

@@ -22,9 +22,9 @@ from tf_tickets.callbacks.gradients import (
     of_watched,
     on_each_replica,
 )
-from tf_tickets.pruning import criteria, scopes
+from tf_tickets.pruning import criteria, patterns, scopes
+from tf_tickets.pruning.exchange import exchanged, exchanged_in
 from tf_tickets.pruning.prune import budget, current_masks, describe
-from tf_tickets.pruning.topk import keep_largest
 from tf_tickets.selection import Filters, named_weights, view_of
 from tf_tickets.ticket import Ticket
 
@@ -62,8 +62,12 @@ class DynamicSparseTraining(DrawingCallback):
             `"random"`, the default, as published, for new networks;
             `"magnitude"` for trained ones. A model that has masks of this
             sparsity keeps them to start with.
-        scope: How the budget is spread, as in `tf_tickets.prune`; `"erk"` by
-            default.
+        scope: How the budget is spread, as in `tf_tickets.prune`. `None`, the
+            default, is `"erk"`, and `"layer"` for a pattern N:M.
+        pattern: As in `tf_tickets.prune`; `None` by default. Groups that are
+            kept whole are exchanged whole, by the means of magnitudes and of
+            gradients; they must be of one size in each tensor. With N:M a
+            dropped weight makes room for another of its group of M.
         data: What that criterion scores on, for criteria that need it.
         filters: As in `tf_tickets.prunable_weights`; by default all prunable
             weights.
@@ -110,13 +114,18 @@ class DynamicSparseTraining(DrawingCallback):
         until: float = 0.75,
         drop_fraction: float = 0.3,
         criterion: str | criteria.Criterion = "random",
-        scope: scopes.Scope = "erk",
+        scope: scopes.Scope | None = None,
+        pattern: patterns.Pattern | None = None,
         data: Any = None,
         filters: Filters = None,
         directory: Directory | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(criterion, scope, data, filters, seed)
+        if scope is None:
+            n_of_m = isinstance(patterns.get(pattern), patterns.NofM)
+            scope = "layer" if n_of_m else "erk"
+        super().__init__(criterion, scope, data, filters, seed, pattern)
+        sparsity = patterns.sparsity_for(pattern, sparsity, scope)
         checks.choice("method", method, _METHODS)
         if not isinstance(scope, Mapping):
             sparsity = checks.sparsity(sparsity)
@@ -146,9 +155,10 @@ class DynamicSparseTraining(DrawingCallback):
         remembered = self._resume()
         self._counted_to = remembered.get("step")
         masks = self._check()
-        budget(self.sparsity, self.scope, masks)
+        budget(self.sparsity, self.scope, masks, self._layout(masks))
         if self._counted_to is None:
-            self._draw(self.sparsity, self.scope, self.seed)
+            masks = self._draw(self.sparsity, self.scope, self.seed)
+        self._check_groups(masks)
         if self.method == "rigl":
             self._watch()
 
@@ -193,8 +203,38 @@ class DynamicSparseTraining(DrawingCallback):
             "every": self.every,
             "until": self.until,
             "drop_fraction": self.drop_fraction,
-            **describe(self.sparsity, self.criterion, self.scope, self.seed),
+            **describe(
+                self.sparsity,
+                self.criterion,
+                self.scope,
+                self.seed,
+                self.pattern,
+            ),
         }
+
+    def _check_groups(self, masks: Mapping[str, np.ndarray]) -> None:
+        """Meet groups that cannot be exchanged one for one."""
+        layout = self._layout(dict(masks))
+        if layout is None or isinstance(layout.pattern, patterns.NofM):
+            return
+        for path, mask in masks.items():
+            whole = layout.units(path, np.zeros(mask.shape), ~mask | mask)
+            kept = layout.units(path, np.zeros(mask.shape), mask)
+            if len({*whole.sizes.tolist()}) > 1:
+                raise ValueError(
+                    "Groups are exchanged one for one, so they must be of one "
+                    "size: take a block that divides the matrix, or leave the "
+                    "weight out with `filters`. "
+                    f"Received: pattern={patterns.name_of(self.pattern)!r}, "
+                    f"{path} of shape {mask.shape}"
+                )
+            if ((kept.sizes > 0) & (kept.sizes < whole.sizes)).any():
+                raise ValueError(
+                    "The model has masks that keep parts of groups: release "
+                    "them, or draw them by the same pattern. "
+                    f"Received: pattern={patterns.name_of(self.pattern)!r}, "
+                    f"{path}"
+                )
 
     def _watch(self) -> None:
         """See the gradients of the step while this training lasts."""
@@ -219,8 +259,11 @@ class DynamicSparseTraining(DrawingCallback):
         )
         masks = current_masks(self.model, self.filters)
         named = named_weights(self.model)
+        layout = self._layout(masks)
         sizes = {
-            path: _wide(np.abs(view_of(named[path])[mask]))
+            path: _wide(np.abs(view_of(named[path])))
+            if layout
+            else _wide(np.abs(view_of(named[path])[mask]))
             for path, mask in masks.items()
         }
         checks.finite(
@@ -230,7 +273,11 @@ class DynamicSparseTraining(DrawingCallback):
         if growth is None:
             return
         fresh = {
-            path: exchanged(mask, sizes[path], growth[path], fraction)
+            path: exchanged_in(
+                layout, path, mask, sizes[path], growth[path], fraction
+            )
+            if layout
+            else exchanged(mask, sizes[path], growth[path], fraction)
             for path, mask in masks.items()
         }
         masking.enforce(self.model, fresh)
@@ -251,44 +298,6 @@ class DynamicSparseTraining(DrawingCallback):
                 for i, (path, mask) in enumerate(masks.items())
             }
         return self._gradients.take()
-
-
-def exchanged(
-    mask: np.ndarray,
-    sizes: np.ndarray,
-    growth: np.ndarray,
-    fraction: float,
-) -> np.ndarray:
-    """One update of a tensor's mask: drop the smallest, grow as many.
-
-    Args:
-        mask: What is kept now.
-        sizes: Of the weights that are kept now, in the order of their index;
-            the smallest are dropped.
-        growth: At least 0, of the mask's shape: what ranks all that is not
-            kept after that. A dropped weight that is back at once was never
-            gone.
-        fraction: Of the kept weights to exchange; rounded to a whole count.
-
-    Returns:
-        A mask that keeps as many.
-
-    Example:
-
-    >>> mask = np.array([True, True, False, False])
-    >>> sizes, slope = np.array([0.1, 2.0]), np.array([0.0, 0.0, 5.0, 7.0])
-    >>> exchanged(mask, sizes, slope, 0.5)
-    array([False,  True, False,  True])
-    """
-    count = int(np.count_nonzero(mask))
-    moved = round(fraction * count)
-    if not moved or count == mask.size:
-        return mask
-    stay = mask.copy()
-    stay[mask] = keep_largest(sizes, count - moved)
-    # What stays comes behind all that may grow, of which there is enough.
-    ranked = np.where(stay, np.full((), -1, growth.dtype), growth)
-    return stay | keep_largest(ranked.ravel(), moved).reshape(mask.shape)
 
 
 def _wide(array: np.ndarray) -> np.ndarray:

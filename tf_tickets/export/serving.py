@@ -28,6 +28,9 @@ from tf_tickets.network.inputs import replaced_call
 GRAPH_BYTES = 40_000
 TENSOR_BYTES = 1_000
 
+# What decoding a pattern adds, at its own place in the graph.
+PATTERN_BYTES = 6_500
+
 # Up to so many tensors are decoded without loops and functions, which take a
 # loader longer to make than to run.
 _FEW = 4
@@ -72,10 +75,13 @@ def pack_model(
         )
         for key in types
     }
-    sizes = {
-        key: _packed_bytes(source, key, types[key], groups[key])
-        for key in types
-    }
+    sizes = {}
+    for key, stored in types.items():
+        sizes[key] = _packed_bytes(source, key, stored, groups[key])
+        if groups[key] is not None:
+            plain = _packed_bytes(source, key, stored, None)
+            if plain - sizes[key] <= PATTERN_BYTES:
+                groups[key], sizes[key] = None, plain
     saved = {key: source.values[key].nbytes - sizes[key] for key in types}
     worth = {key for key, size in saved.items() if size > TENSOR_BYTES}
     if sum(saved[key] for key in worth) <= GRAPH_BYTES:

@@ -517,7 +517,10 @@ def layout_on(model: keras.Model, pattern: Any, masks: Masks) -> Layout | None:
 
 
 def best_of_each(
-    scores: np.ndarray, allowed: np.ndarray, pattern: NofM
+    scores: np.ndarray,
+    allowed: np.ndarray,
+    pattern: NofM,
+    keep: np.ndarray | None = None,
 ) -> np.ndarray:
     """Mask of a matrix that keeps N of every M rows of each column.
 
@@ -525,6 +528,8 @@ def best_of_each(
         scores: Of the matrix; of equal ones the first is kept.
         allowed: What may be kept at all.
         pattern: N and M.
+        keep: How many of each group instead of N, as `counts_in_groups`
+            counts.
 
     Example:
 
@@ -532,7 +537,21 @@ def best_of_each(
     >>> best_of_each(column, column >= 0, NofM(1, 2)).ravel().tolist()
     [False, True, True, False]
     """
-    return (_ranks(scores, allowed, pattern.of) < pattern.keep) & allowed
+    most: Any = pattern.keep
+    if keep is not None:
+        most = np.repeat(keep, pattern.of, axis=0)[: len(scores)]
+    return np.asarray((_ranks(scores, allowed, pattern.of) < most) & allowed)
+
+
+def counts_in_groups(mask: np.ndarray, of: int) -> np.ndarray:
+    """How many of every M rows a matrix keeps, in each column.
+
+    Example:
+
+    >>> counts_in_groups(np.array([[True], [True], [True]]), 2).ravel().tolist()
+    [2, 1]
+    """
+    return np.asarray(_in_groups(mask, of).sum(1))
 
 
 def _in_groups(matrix: np.ndarray, of: int) -> np.ndarray:
