@@ -215,7 +215,23 @@ class DynamicSparseTraining(DrawingCallback):
     def _check_groups(self, masks: Mapping[str, np.ndarray]) -> None:
         """Meet groups that cannot be exchanged one for one."""
         layout = self._layout(dict(masks))
-        if layout is None or isinstance(layout.pattern, patterns.NofM):
+        if layout is None:
+            return
+        if isinstance(layout.pattern, patterns.NofM):
+            low = [
+                path
+                for path, mask in masks.items()
+                if np.count_nonzero(mask) != layout.floor({path: mask})
+                or layout.floor({path: mask})
+                != layout.floor({path: np.ones_like(mask)})
+            ]
+            if low:
+                raise ValueError(
+                    "The model has masks that keep other than N of each M: "
+                    "release them, or draw them by the same pattern. "
+                    f"Received: pattern={patterns.name_of(self.pattern)!r}, "
+                    f"{low[:5]}"
+                )
             return
         for path, mask in masks.items():
             whole = layout.units(path, np.zeros(mask.shape), ~mask | mask)
