@@ -1,5 +1,10 @@
 """Ship a ticket: artifacts that other programs load and serve."""
 
+from tf_tickets.export.clusters import (
+    Cluster,
+    SparseInference,
+    sparse_inference,
+)
 from tf_tickets.export.digests import Verified, verify
 from tf_tickets.export.formats import (
     FORMATS,
@@ -12,18 +17,24 @@ from tf_tickets.export.litert import prunable_for_xnnpack
 from tf_tickets.export.report import Report, Written
 from tf_tickets.export.savedmodel import load_sparse, unpack
 from tf_tickets.export.source import Source
+from tf_tickets.export.xnnpack import Rewriting, for_xnnpack
 
 __all__ = [
     "FORMATS",
+    "Cluster",
     "Report",
+    "Rewriting",
     "Source",
+    "SparseInference",
     "Verified",
     "Written",
+    "for_xnnpack",
     "litert",
     "load_sparse",
     "prunable_for_xnnpack",
     "report",
     "saved_model",
+    "sparse_inference",
     "unpack",
     "verify",
     "write",
