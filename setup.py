@@ -66,6 +66,13 @@ setup(
         "litert": litert,
         "ray": ray,
         "hub": hub,
+        "docs": [
+            "sphinx>=8,<10",
+            "furo>=2024.8",
+            "myst-nb>=1.2,<2",
+            "sphinx-copybutton>=0.5,<1",
+            "ipykernel>=6,<8",
+        ],
         "tests": [
             "pytest>=8,<10",
             "pytest-xdist>=3.5,<4",

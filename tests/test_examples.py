@@ -21,7 +21,7 @@ RUNS = {
     ),
     "gem_miner": (
         [
-            "--epochs=5",
+            "--epochs=3",
             "--finetune_epochs=1",
             "--density=0.2",
             "--method=gem_miner",
@@ -32,7 +32,7 @@ RUNS = {
     ),
     "early_bird": (
         [
-            "--epochs=8",
+            "--epochs=6",
             "--epsilon=1.0",
             "--sparsities=0.5",
             "--other_epochs=1",
@@ -42,10 +42,12 @@ RUNS = {
     ),
     "spend_ticket": (
         [
-            "--epochs=6",
+            "--epochs=2",
             "--sparsities=0.5",
             "--rescale_iterations=2",
             "--kinds=ticket",
+            "--ways=vanilla",
+            "--ways=AT+TRT",
         ],
         ["summary.csv", "accuracy.png", "landscape_vanilla.png"],
     ),

@@ -19,7 +19,7 @@ import pytest
 import tensorflow as tf
 
 import tf_tickets as tt
-from tf_tickets.callbacks.base import hold
+from tf_tickets.callbacks.directory import hold
 from tf_tickets.pruning import SCOPES, smart_ratio
 from tf_tickets.zoo import datasets, experiments, models, recipes
 from tf_tickets.zoo.experiments import (

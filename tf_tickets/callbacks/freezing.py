@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from tf_tickets import checks
-from tf_tickets.callbacks.base import Directory, Logs, ResumableCallback
+from tf_tickets.callbacks.base import Logs, ResumableCallback
+from tf_tickets.callbacks.directory import Directory
 from tf_tickets.callbacks.rounds import warn_of_comparing
 from tf_tickets.layers import Supermask, steering
 from tf_tickets.pruning import scopes

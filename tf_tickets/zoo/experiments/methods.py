@@ -469,7 +469,6 @@ _SHORT, _WARM = 0.05, 0.1
 # Three steps and the loss after them.
 _PROSPR = 4
 
-# Others can be put in, or given to an `Experiment` as they are.
 METHODS: dict[str, Method] = {
     "dense": _dense,
     **{
@@ -513,3 +512,8 @@ METHODS: dict[str, Method] = {
     },
     "early_bird": _early_bird,
 }
+"""``{name: method}``, yours too; or give one to an `Experiment` as it is.
+
+A method is called with a trial and the options of its experiment; it trains,
+and returns the numbers of its result.
+"""
