@@ -13,7 +13,7 @@ from tf_tickets.export.formats import (
     saved_model,
     write,
 )
-from tf_tickets.export.litert import prunable_for_xnnpack
+from tf_tickets.export.litert import prunable_for_xnnpack, xnnpack_policy
 from tf_tickets.export.report import Report, Written
 from tf_tickets.export.savedmodel import load_sparse, unpack
 from tf_tickets.export.source import Source
@@ -38,4 +38,5 @@ __all__ = [
     "unpack",
     "verify",
     "write",
+    "xnnpack_policy",
 ]

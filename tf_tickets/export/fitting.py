@@ -345,7 +345,8 @@ class Plan:
                 before = graph.maker(read)
                 if before and id(before.operation) in self._dissolved:
                     read = before.inputs[0]
-                axes = axes_of(layer, graph.shapes[read][1:3], pads)
+                sizes: Any = graph.shapes[read][1:3]
+                axes = axes_of(layer, sizes, pads)
                 first = (
                     not _is_depthwise(layer)
                     and tuple(layer.kernel_size) == (3, 3)

@@ -274,6 +274,54 @@ def prunable_for_xnnpack(path: str, variable: keras.Variable) -> bool:
     return len(shape) == 4 and shape[:2] == (1, 1) and variable.name == "kernel"
 
 
+def xnnpack_policy(
+    sparsity: float = 0.8, *, heads: bool = False
+) -> dict[str, Any]:
+    """What to prune, and how far, for XNNPACK's sparse inference.
+
+    The same setting for every way to prune: ``IterativeMagnitudePruning(
+    **policy, ...)``, ``GradualPruning(**policy)``, and
+    ``tt.prune(model, policy["target_sparsity"], filters=policy["filters"])``.
+    The sparsity is that of all these weights together, which is what XNNPACK
+    asks for. Then `for_xnnpack`, then `litert`.
+
+    Args:
+        sparsity: Fraction of the weights that become zero; more than two
+            thirds, below which XNNPACK computes densely.
+        heads: Also prune dense layers: `for_xnnpack` makes that behind the
+            global pooling a 1x1 convolution, so it gets smaller and faster,
+            too. By default 1x1 convolutions only.
+
+    Returns:
+        ``{"target_sparsity": ..., "filters": ...}``.
+
+    Raises:
+        ValueError: If XNNPACK would not compute sparsely.
+
+    Example:
+
+    >>> import tf_tickets as tt
+    >>> policy = tt.export.xnnpack_policy(0.9)
+    >>> pruning = tt.callbacks.GradualPruning(**policy)
+    """
+    checks.number("sparsity", sparsity, "[0, 1)")
+    if sparsity <= 2 / 3:
+        raise ValueError(
+            "XNNPACK computes 1x1 convolutions sparsely if more than two "
+            f"thirds of their weights are zero. Received: sparsity={sparsity}"
+        )
+    filters: Any = prunable_for_xnnpack
+    if heads:
+        filters = _with_dense
+    return {"target_sparsity": sparsity, "filters": filters}
+
+
+def _with_dense(path: str, variable: keras.Variable) -> bool:
+    return prunable_for_xnnpack(path, variable) or (
+        len(variable.shape) == 2 and variable.name == "kernel"
+    )
+
+
 def _verdicts(source: Source, content: bytes) -> dict[str, dict[str, str]]:
     """How a file computes each prunable weight, and why not sparsely.
 

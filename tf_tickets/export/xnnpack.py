@@ -269,9 +269,8 @@ class _Writer:
         elif id(layer) in self.plan.graphs:
             made = self._model(layer, copy, args, kwargs)
         elif id(call) in self.plan.convolved and isinstance(layer, GLOBAL):
-            made = layers.GlobalAveragePooling2D(
-                keepdims=True, name=layer.name
-            )(args[0])
+            pool: Any = layers.GlobalAveragePooling2D
+            made = pool(keepdims=True, name=copy.name)(args[0])
         elif id(layer) in self.plan.convolved:
             made = self._dense(layer, copy, args[0])
         else:
