@@ -316,6 +316,10 @@ def test_a_pruned_head_is_computed_sparsely_too(tmp_path):
 def test_it_says_what_stays_and_why():
     _, report = check_same(small(step=_pools))
     assert "MaxPooling2D" in str(report)
+    _, report = check_same(
+        small(step=lambda x: layers.BatchNormalization(name="norm")(x))
+    )
+    assert "cannot be folded" in report.unchanged["norm"]
     _, report = check_same(small(stem=((0, 0), (0, 0))))
     assert not report.begins and "can begin" not in str(report)
     assert "nothing for sparse inference to begin at" in str(report)

@@ -6,6 +6,7 @@ from tf_tickets.export.clusters import (
     sparse_inference,
 )
 from tf_tickets.export.digests import Verified, verify
+from tf_tickets.export.folding import FoldReport, fold
 from tf_tickets.export.formats import (
     FORMATS,
     litert,
@@ -14,6 +15,7 @@ from tf_tickets.export.formats import (
     write,
 )
 from tf_tickets.export.litert import prunable_for_xnnpack, xnnpack_policy
+from tf_tickets.export.places import Best, best_files
 from tf_tickets.export.report import Report, Written
 from tf_tickets.export.savedmodel import load_sparse, unpack
 from tf_tickets.export.source import Source
@@ -21,13 +23,17 @@ from tf_tickets.export.xnnpack import Rewriting, for_xnnpack
 
 __all__ = [
     "FORMATS",
+    "Best",
     "Cluster",
+    "FoldReport",
     "Report",
     "Rewriting",
     "Source",
     "SparseInference",
     "Verified",
     "Written",
+    "best_files",
+    "fold",
     "for_xnnpack",
     "litert",
     "load_sparse",

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from tf_tickets.export.flatbuffer import same_padding
+from tf_tickets.export.folding import fold
 from tf_tickets.network.graph import Call, Graph, graphs_of, trace
 from tf_tickets.network.kinds import operation_of
 from tf_tickets.selection import view_of
@@ -482,12 +483,16 @@ class Plan:
         calls = graph.calls
         points = [i for i, c in enumerate(calls) if is_pointwise(c.operation)]
         by_layer = {id(site.layer): site for site in self.sites}
+        # One more copy is made to ask; it is the one that knows.
+        stays = fold(self.model, return_report=True)[1].kept
         found: dict[str, str] = {}
         for call in calls[points[0] : points[-1]] if points else ():
             shape = graph.shapes[call.outputs[0]]
             if len(shape) != 4 or shape[1:3] == (1, 1):
                 continue  # on one pixel, or behind the images
             why = self._why_not(call.operation, by_layer)
+            if call.operation.name in stays:
+                why = f"it cannot be folded, {stays[call.operation.name]}"
             if why:
                 found.setdefault(call.operation.name, why)
         return found

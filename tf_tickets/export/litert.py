@@ -49,6 +49,7 @@ from tf_tickets.export.flatbuffer import (
     operations_named,
     with_explicit_padding,
 )
+from tf_tickets.export.folding import without_normalization
 from tf_tickets.export.report import Report, Written
 from tf_tickets.export.source import DEFAULT, Source, sample
 from tf_tickets.selection import layers_of
@@ -83,6 +84,7 @@ class LiteRT:
         batch_size: int = 1,
         values: str = "float32",
         data: Any = None,
+        fold: bool = True,
     ) -> Written:
         """Write ``source`` to ``target``, as `litert` says."""
         _interpreter()
@@ -94,11 +96,16 @@ class LiteRT:
                 f"Received: endpoints={[*source.endpoints]}"
             )
         _check_floats(source.model)
-        _, signature = source.endpoints[DEFAULT]
+        function, signature = source.endpoints[DEFAULT]
         batches = _batches(data, signature, batch_size, values)
+        outputs = keras.tree.flatten(function(*batches[0]))
+        expected = [output.numpy() for output in outputs]
         notes = _notes()
+        if fold:
+            source, note = without_normalization(source)
+            notes.append(note)
         for stores in dict.fromkeys((sparse, False)):
-            made = _File.of(source, batches, stores, values)
+            made = _File.of(source, batches, expected, stores, values)
             why = made.refused
             if not why:
                 break
@@ -116,6 +123,7 @@ class LiteRT:
         rows = _verdicts(source, made.content) if made.sparse_tensors else {}
         target.write_bytes(made.content)
         return Written(
+            source,
             # How the converter packs a tensor is its own business.
             rows={
                 key: {**rows.get(key, {}), "packed_bytes": None}
@@ -157,11 +165,10 @@ class _File:
         cls,
         source: Source,
         batches: list[Any],
+        expected: list[np.ndarray],
         sparse: bool,
         values: str,
     ) -> _File:
-        function, _ = source.endpoints[DEFAULT]
-        inputs = batches[0]
         with source.traceable():
             content = converted(source, batches, sparse=sparse, values=values)
         if sparse:
@@ -175,12 +182,11 @@ class _File:
                 )
         try:
             run, sparse_tensors = _runner(content)
-            found = run(*inputs)
+            found = run(*batches[0])
         except (RuntimeError, ValueError) as error:
             line = str(error).strip().splitlines()[0] if str(error) else ""
             return cls(content, f"the interpreter does not run it: {line}")
-        outputs = keras.tree.flatten(function(*inputs))
-        off = _difference([output.numpy() for output in outputs], found)
+        off = _difference(expected, found)
         if off > _TOLERANCES[values]:
             # Seen with dense layers whose inputs are no multiple of the
             # blocks.
