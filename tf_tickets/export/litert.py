@@ -286,7 +286,7 @@ def xnnpack_policy(
     """What to prune, and how far, for XNNPACK's sparse inference.
 
     The same setting for every way to prune: ``IterativeMagnitudePruning(
-    **policy, ...)``, ``GradualPruning(**policy)``, and
+    **policy, ...)``, ``GradualPruning(**policy, ...)``, and
     ``tt.prune(model, policy["target_sparsity"], filters=policy["filters"])``.
     The sparsity is that of all these weights together, which is what XNNPACK
     asks for. Then `for_xnnpack`, then `litert`.
@@ -308,7 +308,8 @@ def xnnpack_policy(
 
     >>> import tf_tickets as tt
     >>> policy = tt.export.xnnpack_policy(0.9)
-    >>> pruning = tt.callbacks.GradualPruning(**policy)
+    >>> pruning = tt.callbacks.GradualPruning(
+    ...     **policy, end_step=1000, every=100)
     """
     checks.number("sparsity", sparsity, "[0, 1)")
     if sparsity <= 2 / 3:
