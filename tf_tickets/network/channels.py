@@ -65,6 +65,7 @@ class Read:
             channels that are: no border is padded.
         before: What the layer does to each constant channel before the kernel
             reads it; `None`: nothing.
+        axes: Input and output axis of the kernel. Default: as its kind says.
     """
 
     call: Call
@@ -75,6 +76,7 @@ class Read:
     axis: int
     uniform: bool
     before: Callable[[np.ndarray], np.ndarray] | None = None
+    axes: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass
@@ -368,7 +370,7 @@ def owners(channels: Channels, model: keras.Model) -> dict[str, Atoms]:
     keys = {id(v): key for key, v in named_weights(model).items()}
     found: dict[str, Atoms] = {}
     for entry in channels.layers.values():
-        for variable in entry.layer.weights:
+        for variable in getattr(entry.layer, "weights", ()):
             axes = entry.slices.get(variable.name, {})
             if id(variable) not in keys:
                 continue

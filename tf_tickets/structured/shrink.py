@@ -10,7 +10,7 @@ import numpy as np
 
 from tf_tickets import checks
 from tf_tickets.network.channels import Atoms, Channels, follow, owners
-from tf_tickets.network.graph import trace
+from tf_tickets.network.inside import look_inside
 from tf_tickets.selection import named_weights, values_of
 from tf_tickets.structured.decide import Decision, ShrinkReport, decide
 from tf_tickets.structured.rebuild import without
@@ -116,7 +116,7 @@ def shrink(
             "Received: weights='start'"
         )
     _check_optimizer(model, inherit_optimizer)
-    walked = follow(trace(model))
+    walked = follow(look_inside(model))
     named = named_weights(model)
     values = values_of(named)
     if weights == "start":
