@@ -376,8 +376,10 @@ def owners(channels: Channels, model: keras.Model) -> dict[str, Atoms]:
                 continue
             if variable.name in ("gamma", "scale") and 0 in axes:
                 found[keys[id(variable)]] = axes[0]
-            elif len(variable.shape) > 1 and any(
-                atoms is entry.made for atoms in axes.values()
+            elif (
+                len(variable.shape) > 1
+                and variable.name != "bias"
+                and any(atoms is entry.made for atoms in axes.values())
             ):
                 found[keys[id(variable)]] = np.asarray(entry.made)
     order = {key: i for i, key in enumerate(keys.values())}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import keras
@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tf_tickets.network.channels import Channels
 from tf_tickets.network.copier import Copier, Resizing
-from tf_tickets.network.graph import Block, Shape
+from tf_tickets.network.graph import Block, Shape, graphs_of, tensors_of
 from tf_tickets.network.inside import argument_names
 from tf_tickets.network.layer_copy import copy_of, is_saved
 from tf_tickets.network.recorded import by_config, parts_of, recorded
@@ -30,6 +30,7 @@ def without(
     biases: Values | None = None,
     inherit_optimizer: bool = False,
     keep_class: bool = True,
+    bypassed: Collection[int] = (),
 ) -> keras.Model:
     """A copy of ``model`` without some of its channels.
 
@@ -44,14 +45,29 @@ def without(
         inherit_optimizer: Copy the optimizer's state too, if the copy could
             be compiled.
         keep_class: As in `tf_tickets.network.copier.Copier`.
+        bypassed: Ids of layers in whose place the copy has what they read
+            first.
 
     Raises:
         ValueError: If a layer, or the model's class, cannot be copied.
     """
+
+    def connect(layer: Any, copy: Any, args: Any, kwargs: Any) -> Any:
+        if id(layer) in bypassed:
+            return tensors_of(args, kwargs)[0]
+        return copy(*args, **kwargs)
+
+    rewired = [
+        id(graph)
+        for graph in graphs_of(model)
+        if any(id(layer) in bypassed for layer in graph.layers)
+    ]
     for configured in (True, False):
         cut = _Cut(channels, removed, biases or {}, configured)
         copier = Copier(
             replace=cut.smaller,
+            connect=connect if bypassed else None,
+            rewired=rewired,
             values=values,
             resizing=Resizing(
                 cut.resized(), cut.part, cut.input_shape, cut.biases()
