@@ -388,4 +388,5 @@ def owners(channels: Channels, model: keras.Model) -> dict[str, Atoms]:
 
 def call_name(call: Call) -> str:
     """How reports name the operation of a call."""
-    return f"{call.operation.name} ({type(call.operation).__name__})"
+    name = f"{call.operation.name} ({type(call.operation).__name__})"
+    return f"{name} inside {call.within}" if call.within else name

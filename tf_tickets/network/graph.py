@@ -39,6 +39,7 @@ class Call:
         outputs: Numbers of the tensors it makes.
         args: Its positional arguments; tensors stand there as symbols.
         kwargs: Its keyword arguments.
+        within: Name of the layer that makes the call, if that was entered.
     """
 
     operation: keras.Operation
@@ -46,6 +47,7 @@ class Call:
     outputs: tuple[int, ...]
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    within: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,6 +275,7 @@ def record(
     enter: Enter | None = None,
     original: Callable[[Any], Any] = lambda operation: operation,
     shapes: Sequence[Shape] | None = None,
+    within: str = "",
 ) -> tuple[int, ...]:
     """Add the calls of ``model`` to a graph.
 
@@ -284,6 +287,7 @@ def record(
         enter: As in `trace`.
         original: What to record in place of an operation of ``model``.
         shapes: Of the tensors that enter it. Default: as the graph says.
+        within: As in a `Call`.
 
     Returns:
         The numbers of its outputs.
@@ -332,6 +336,7 @@ def record(
                 enter=enter,
                 original=original,
                 shapes=[tuple(t.shape) for t in tensors_of(ordered, kwargs)],
+                within=within,
             )
         else:
             inside = None
@@ -340,7 +345,9 @@ def record(
             if inside is None:
                 inside = tuple(graph.new_tensor(t.shape) for t in made_flat)
                 graph.calls.append(
-                    Call(original(operation), read, inside, args, kwargs)
+                    Call(
+                        original(operation), read, inside, args, kwargs, within
+                    )
                 )
             numbers = inside
         for tensor, number in zip(made_flat, numbers, strict=True):

@@ -73,6 +73,7 @@ class _Entering:
         self._originals: dict[int, keras.layers.Layer] = {}
         # Ids stay valid while what has them is held.
         self._held: list[Any] = []
+        self._within = ""
 
     def original(self, operation: Any) -> Any:
         return self._originals.get(id(operation), operation)
@@ -100,6 +101,7 @@ class _Entering:
         for tensor, number in zip(tensors_of(args, kwargs), read, strict=True):
             numbers.setdefault(id(symbols[id(tensor)]), number)
         entered = tuple(numbers[id(x)] for x in view.inputs)
+        outer, self._within = self._within, self._within or layer.name
         returned = record(
             graph,
             view,
@@ -107,7 +109,9 @@ class _Entering:
             enter=self,
             original=self.original,
             shapes=[tuple(x.shape) for x in view.inputs],
+            within=self._within,
         )
+        self._within = outer
         for number, tensor in zip(returned, made, strict=True):
             if number not in entered:
                 graph.shapes[number] = tuple(tensor.shape)

@@ -98,7 +98,8 @@ class WeightGroups:
         ...     keras.layers.Dense(3, name="wide"),
         ...     keras.layers.Dense(1, name="narrow"),
         ... ])
-        >>> ones = {k: np.ones(v.shape) for k, v in named_weights(model).items()}
+        >>> named = named_weights(model)
+        >>> ones = {k: np.ones(v.shape) for k, v in named.items()}
         >>> [sums.tolist() for sums in WeightGroups(model).sums(ones).values()]
         [[4.0, 4.0, 4.0]]
         """
@@ -153,8 +154,8 @@ class WeightGroups:
         }
         for variable, axis, atoms in self._slices():
             roots = self.channels.roots(atoms)
-            key = self._keys.get(id(variable))
-            if key is None or covered.isdisjoint(roots.tolist()):
+            key = self._keys.get(id(variable), "")
+            if not key or covered.isdisjoint(roots.tolist()):
                 continue
             shape = tuple(variable.shape)
             layout = [-1 if i == axis else 1 for i in range(len(shape))]

@@ -69,5 +69,15 @@ def shrink_groups(
         report,
         asked=report.asked + len(blocks),
         removed=report.removed + len(blocks),
-        layers={**report.layers, **{b.name: (1, 0) for b in blocks}},
+        # Layers inside layers share their names; these are paths.
+        layers={
+            **{
+                key.rpartition("/")[0]: (
+                    atoms.size,
+                    int((~decision.removed[atoms]).sum()),
+                )
+                for key, (atoms, _) in masks.items()
+            },
+            **{layer.path: (1, 0) for layer in blocks},
+        },
     )
