@@ -34,12 +34,12 @@ FLAGS = script.define(
     length=(128, "Tokens of an example."),
     rounds=(60, "Timed runs of each side."),
 )
-SIZES = {"width": 256, "heads": 8, "inner": 1024, "depth": 4}
+SIZES = {"width": 512, "heads": 8, "inner": 2048, "depth": 4}
 SMALL = {"width": 16, "heads": 4, "inner": 32, "depth": 2}
 
 
 def build(name: str) -> keras.Model:
-    """The dense network: by default a quarter as wide as BERT's smallest."""
+    """The dense network: of the sizes of the published small BERT."""
     sizes = SMALL if FLAGS.smoke else SIZES
     if name == "hub":
         import keras_hub

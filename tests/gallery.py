@@ -582,13 +582,16 @@ class Decoder(layers.Layer):
             self.query_heads,
             self.key_value_heads,
             use_bias=False,
+            name="attention",
         )
         self.gate = layers.Dense(
             self.intermediate_dim, use_bias=False, name="gate"
         )
         self.up = layers.Dense(self.intermediate_dim, use_bias=False, name="up")
         self.down = layers.Dense(width, use_bias=False, name="down")
-        self.norms = [layers.RMSNormalization(), layers.RMSNormalization()]
+        self.norms = [
+            layers.RMSNormalization(name=name) for name in ("first", "second")
+        ]
         self.attention.build(input_shape, input_shape)
         for layer in (self.gate, self.up, *self.norms):
             layer.build(input_shape)

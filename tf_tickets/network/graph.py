@@ -314,12 +314,11 @@ def record(
         inputs.append(symbol)
 
     def call_function(operation: Any, *args: Any, **kwargs: Any) -> Any:
+        given, options = as_called(operation, args, kwargs)
+        options.pop("training", None)
         spec = keras.tree.map_structure(
             lambda t: keras.KerasTensor(t.shape, t.dtype, sparse=t.sparse),
-            operation.compute_output_spec(
-                *args,
-                **{k: v for k, v in kwargs.items() if k != "training"},
-            ),
+            operation.compute_output_spec(*given, **options),
         )
         made = _StandIn(spec)(*args, **kwargs)
         is_model = is_graph(operation)
@@ -370,6 +369,23 @@ def tensors_of(args: Any, kwargs: Any) -> list[Any]:
         for t in keras.tree.flatten((args, kwargs))
         if isinstance(t, keras.KerasTensor)
     ]
+
+
+def as_called(
+    operation: Any, args: Any, kwargs: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Arguments in the dtypes in which a layer's `call` sees them."""
+    dtype = getattr(operation, "compute_dtype", None)
+    if dtype is None or not getattr(operation, "autocast", False):
+        return args, dict(kwargs)
+
+    def cast(x: Any) -> Any:
+        if not isinstance(x, keras.KerasTensor) or "float" not in x.dtype:
+            return x
+        return keras.KerasTensor(x.shape, dtype, sparse=x.sparse)
+
+    given, options = keras.tree.map_structure(cast, (args, dict(kwargs)))
+    return given, options
 
 
 def _in_order(model: keras.Model, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -89,7 +89,7 @@ class _Entering:
     ) -> tuple[int, ...] | None:
         if not _may_be_entered(layer):
             return None
-        symbols = _static(args, kwargs)
+        symbols = _static(layer, args, kwargs)
         try:
             # Whatever the user's code does with symbols, or raises.
             view = self._called(layer, args, kwargs, symbols)
@@ -171,17 +171,16 @@ class _Entering:
     ) -> keras.layers.Layer:
         """A copy of a layer, built, that answers symbols inside it."""
         copy = copy_of(layer)
-        with scope_of(layer):
-            if layer.built and not copy.built:
-                config = layer.get_build_config()
-                if config:
-                    copy.build_from_config(config)
-        if len(copy.variables) != len(layer.variables):
-            # What no `build` makes is made by a call.
-            args, kwargs = keras.tree.map_structure(
-                lambda x: symbols.get(id(x), x), (args, dict(kwargs))
-            )
-            copy(*args, **kwargs)
+        with scope_of(layer), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what no `build` makes
+            config = layer.get_build_config() if layer.built else None
+            if config and not copy.built:
+                copy.build_from_config(config)
+            if len(copy.variables) != len(layer.variables):
+                args, kwargs = keras.tree.map_structure(
+                    lambda x: symbols.get(id(x), x), (args, dict(kwargs))
+                )
+                copy(*args, **kwargs)
         for old, new in twins(layer, copy):
             self._originals[id(new)] = old
         for inner in layers_of(copy):
@@ -198,13 +197,19 @@ def _may_be_entered(layer: keras.layers.Layer) -> bool:
     return type(layer) in _ENTERED or home not in ("keras", "tf_tickets")
 
 
-def _static(args: Any, kwargs: Any) -> dict[int, Any]:
+def _static(layer: Any, args: Any, kwargs: Any) -> dict[int, Any]:
     """``{id of an argument: a symbol of its shape without open sizes}``."""
     count = itertools.count()
+
+    def dtype(x: Any) -> str:
+        # As the layer casts what it is called with.
+        casts = layer.autocast and "float" in x.dtype
+        return str(layer.compute_dtype if casts else x.dtype)
+
     return {
         id(x): keras.Input(
             batch_shape=_closed(tuple(x.shape)),
-            dtype=x.dtype,
+            dtype=dtype(x),
             name=f"inside_{next(count)}",
         )
         for x in tensors_of(args, kwargs)

@@ -77,6 +77,31 @@ def is_saved(operation: Any) -> bool:
 
 def rebuilt(operation: Any, config: Mapping[str, Any]) -> Any:
     """A layer or function as its class makes it of a configuration."""
+    with classes_of(operation):
+        return _of_config(operation, config)
+
+
+def classes_of(layer: Any) -> Any:
+    """A scope in which Keras finds the classes of a layer and those inside.
+
+    What can be copied need not be registered.
+    """
+    if not isinstance(layer, keras.layers.Layer):
+        return contextlib.nullcontext()
+    return keras.saving.custom_object_scope(
+        {
+            kind.__name__: kind
+            for kind in (
+                getattr(type(one), "records", type(one))
+                for one in layers_of(layer)
+            )
+            if kind.__module__.partition(".")[0] != "keras"
+            and keras.saving.get_registered_name(kind) == kind.__name__
+        }
+    )
+
+
+def _of_config(operation: Any, config: Mapping[str, Any]) -> Any:
     if "name" not in config:
         # The automatic configuration of a user's layer leaves out what its
         # constructor only passes on.
@@ -217,6 +242,10 @@ def twins(
             continue
         seen.add(id(old))
         yield old, new
+        if isinstance(old, keras.Sequential):
+            # Among those it lists for itself is an input once it is built.
+            ahead += zip(old.layers, new.layers, strict=False)
+            continue
         for name, value in list(vars(old).items()):
             other = vars(new).get(name)
             if isinstance(value, list | tuple) and isinstance(

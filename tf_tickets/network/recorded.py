@@ -19,7 +19,11 @@ from typing import Any
 
 import keras
 
-from tf_tickets.network.layer_copy import carry_functions, usable_config
+from tf_tickets.network.layer_copy import (
+    carry_functions,
+    classes_of,
+    usable_config,
+)
 
 
 def parts_of(
@@ -60,24 +64,25 @@ def recorded(
         record = layer.get_config()
     given = [place for _, places, _ in parts for place in places]
     kept = [e for e in record["parts"] if not {*e["places"]} & {*given}]
-    return _made(
-        {
-            "name": layer.name,
-            "layer": record["layer"] or serialized(layer),
-            "parts": kept
-            + [
-                {
-                    "places": places,
-                    "layer": serialized(part),
-                    "build": keras.saving.serialize_keras_object(
-                        dict(build or {})
-                    ),
-                }
-                for part, places, build in parts
-            ],
-        },
-        [None] * len(kept) + [part for part, _, _ in parts],
-    )
+    with classes_of(layer):
+        return _made(
+            {
+                "name": layer.name,
+                "layer": record["layer"] or serialized(layer),
+                "parts": kept
+                + [
+                    {
+                        "places": places,
+                        "layer": serialized(part),
+                        "build": keras.saving.serialize_keras_object(
+                            dict(build or {})
+                        ),
+                    }
+                    for part, places, build in parts
+                ],
+            },
+            [None] * len(kept) + [part for part, _, _ in parts],
+        )
 
 
 def class_of(layer: Any) -> type:

@@ -19,7 +19,12 @@ from tf_tickets import checks
 from tf_tickets.loss.objective import Loss, Objective, computing_in, mean_over
 from tf_tickets.masks import Arrays
 from tf_tickets.network.attention import made_axis
-from tf_tickets.network.channels import Atoms, Channels, follow
+from tf_tickets.network.channels import (
+    Atoms,
+    Channels,
+    LayerChannels,
+    follow,
+)
 from tf_tickets.network.graph import Block, Call, Graph
 from tf_tickets.network.inside import look_inside
 from tf_tickets.network.kinds import kind_of
@@ -170,25 +175,47 @@ class WeightGroups:
                     yield variable, axis, atoms
 
     def _made(self) -> Iterator[Family]:
-        frozen = self.channels.frozen()
-        seen: set[int] = set()
+        """One family for all layers that make the same groups.
+
+        Its key is of the layer that makes each group once, as keys do that
+        several queries share, and of such layers of the first.
+        """
+        frozen = list(self.channels.frozen())
+        order = {id(v): i for i, v in enumerate(self.model.weights)}
+        makers: dict[frozenset[int], list[tuple[int, int, Any, Any]]] = {}
         for entry in self.channels.layers.values():
-            if entry.made is None:
-                continue
+            kernel = self._kernel(entry)
+            if entry.made is not None and kernel is not None:
+                roots = self.channels.roots(entry.made)
+                makers.setdefault(frozenset(roots.tolist()), []).append(
+                    (entry.made.size, order[id(kernel)], entry, kernel)
+                )
+        seen: set[int] = set()
+        first = sorted(
+            (min(several, key=lambda m: m[:2]) for several in makers.values()),
+            key=lambda m: m[1],
+        )
+        for _, _, entry, kernel in first:
             roots = self.channels.roots(entry.made)
-            stays = np.isin(roots, list(frozen))
-            if stays.all() or seen.issuperset(roots.tolist()):
-                continue
-            seen.update(roots.tolist())
-            for variable in entry.layer.weights:
-                axes = entry.slices.get(variable.name, {})
-                if len(variable.shape) > 1 and variable.name != "bias":
-                    if not any(atoms is entry.made for atoms in axes.values()):
-                        continue
-                    kind = _kind(entry.layer, variable)
-                    key = self._keys[id(variable)]
-                    yield Family(key, kind, entry.made, stays)
-                    break
+            stays = np.isin(roots, frozen)
+            if not stays.all() and not seen.issuperset(roots.tolist()):
+                seen.update(roots.tolist())
+                kind = _kind(entry.layer, kernel)
+                key = self._keys[id(kernel)]
+                yield Family(key, kind, entry.made, stays)
+
+    def _kernel(self, entry: LayerChannels) -> keras.Variable | None:
+        """The kernel whose outputs are the channels that a layer makes."""
+        for variable in getattr(entry.layer, "weights", ()):
+            axes = entry.slices.get(variable.name, {})
+            if (
+                len(variable.shape) > 1
+                and variable.name != "bias"
+                and id(variable) in self._keys
+                and any(atoms is entry.made for atoms in axes.values())
+            ):
+                return variable
+        return None
 
     def _blocks(self) -> Iterator[Family]:
         graph = self.channels.graph

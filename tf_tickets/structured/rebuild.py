@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -52,21 +53,29 @@ def without(
         ValueError: If a layer, or the model's class, cannot be copied.
     """
 
+    entered = {id(block.layer) for block in channels.graph.blocks}
+
     def connect(layer: Any, copy: Any, args: Any, kwargs: Any) -> Any:
         if id(layer) in bypassed:
             return tensors_of(args, kwargs)[0]
-        return copy(*args, **kwargs)
+        try:
+            return copy(*args, **kwargs)
+        except Exception as error:  # numbers in the user's code do not fit
+            if id(layer) not in entered:
+                raise
+            raise _Unlike(layer.name) from error
 
     rewired = [
         id(graph)
         for graph in graphs_of(model)
         if any(id(layer) in bypassed for layer in graph.layers)
     ]
+    cause: BaseException | None = None
     for configured in (True, False):
         cut = _Cut(channels, removed, biases or {}, configured)
         copier = Copier(
             replace=cut.smaller,
-            connect=connect if bypassed else None,
+            connect=connect if entered else None,
             rewired=rewired,
             values=values,
             resizing=Resizing(
@@ -74,21 +83,28 @@ def without(
             ),
             keep_class=keep_class,
         )
-        small = copier.copy(model)
         # What a configuration says beside sizes is seen by what it computes.
-        wrong = cut.unlike(copier, values or {})
+        try:
+            small = copier.copy(model)
+            wrong = cut.unlike(copier, values or {})
+        except _Unlike as error:
+            wrong, cause = {str(error)}, error.__cause__
         if not wrong:
             break
     if wrong:
         raise ValueError(
             "A layer does not compute the same without what is removed inside "
             "it: does its `call` use numbers of its own where it should ask "
-            "its layers? Name the groups to draw without it. Received: "
+            "its layers? Draw groups without those inside it. Received: "
             f"{sorted(wrong)}"
-        )
+        ) from cause
     if inherit_optimizer and small.compiled:
         copier.inherit_optimizer(model, small)
     return small
+
+
+class _Unlike(Exception):
+    """A rebuilt layer cannot be called as the layer was."""
 
 
 class _Cut:
@@ -206,14 +222,20 @@ class _Cut:
             return None
         build = self._build_config(layer)
         changes = None
-        if self._configured and build:
+        if self._configured:
             shapes = [self._shape(v) for v in layer.variables]
 
             def fits(changes: dict[str, Any]) -> bool:
                 try:
                     probe = copy_of(layer, **changes)
-                    probe.build_from_config(build)
-                except ValueError:
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")
+                        probe.build_from_config(build or {})
+                        if len(probe.variables) != len(shapes):
+                            # What no `build` makes is made by a call.
+                            block = self._blocks[id(layer)]
+                            block.run(probe, block.symbols)
+                except (ValueError, TypeError):
                     return False
                 return [tuple(v.shape) for v in probe.variables] == shapes
 
