@@ -11,7 +11,6 @@ from tf_tickets.retraining import (
     inject_skip_connections,
     merge_skip_connections,
 )
-from tf_tickets.retraining.merging import fold_normalization
 
 
 def chain(*layers, shape=(8, 8, 4), norm=True):
@@ -124,40 +123,6 @@ def test_strides_on_an_unknown_size_cannot_be_merged():
 def test_merging_without_skips_is_refused():
     with pytest.raises(ValueError, match="no skip connection to merge"):
         merge_skip_connections(gallery.block())
-
-
-@pytest.mark.parametrize("scale", [True, False])
-@pytest.mark.parametrize("center", [True, False])
-@pytest.mark.parametrize(
-    "layer, shape, axes",
-    [
-        (lambda: keras.layers.Dense(4), (5,), (-1,)),
-        (lambda: keras.layers.Conv2D(4, 3), (8, 8, 2), (-1,)),
-        (
-            lambda: keras.layers.DepthwiseConv2D(3, depth_multiplier=2),
-            (8, 8, 2),
-            (-2, -1),
-        ),
-        (lambda: keras.layers.Conv2DTranspose(4, 3), (8, 8, 2), (-2,)),
-    ],
-)
-def test_a_folded_normalization_is_the_layer_and_it(
-    layer, shape, axes, scale, center
-):
-    first = layer()
-    norm = keras.layers.BatchNormalization(scale=scale, center=center)
-    model = keras.Sequential([keras.Input(shape), first, norm])
-    rng = np.random.default_rng(0)
-    for variable in (first.bias, *norm.variables):
-        variable.assign(rng.uniform(0.5, 2.0, variable.shape))
-    x = rng.normal(size=(3, *shape)).astype("float32")
-    expected = model(x).numpy()
-    kernel, bias = fold_normalization(
-        first.kernel.numpy(), first.bias.numpy(), norm, axes
-    )
-    first.kernel.assign(kernel)
-    first.bias.assign(bias)
-    np.testing.assert_allclose(first(x), expected, atol=1e-5)
 
 
 def test_a_normalization_over_another_axis_is_not_merged():

@@ -1,6 +1,7 @@
 """Ship a ticket: artifacts that other programs load and serve."""
 
 from tf_tickets.export.digests import Verified, verify
+from tf_tickets.export.folding import FoldReport, fold
 from tf_tickets.export.formats import (
     FORMATS,
     litert,
@@ -15,10 +16,12 @@ from tf_tickets.export.source import Source
 
 __all__ = [
     "FORMATS",
+    "FoldReport",
     "Report",
     "Source",
     "Verified",
     "Written",
+    "fold",
     "litert",
     "load_sparse",
     "prunable_for_xnnpack",

@@ -161,6 +161,7 @@ def saved_model(
     format: str = "dense",
     values: Literal["float32", "float16", "bfloat16"] = "float32",
     batch_sizes: Sequence[int] = (1, 32),
+    fold: bool | None = None,
     endpoints: Mapping[str, Endpoint] | None = None,
     input_signature: Sequence[Any] | None = None,
     overwrite: bool = True,
@@ -183,14 +184,19 @@ def saved_model(
             once when the model is loaded; served like the dense model.
             `"sparse"`: packed, and each layer that was measured to be faster
             with a sparse kernel on this machine runs it.
-            `"auto"`: `"sparse"`, after channels that are dead are removed;
-            and the whole is measured against the dense model, so that it is
-            never slower beyond noise.
+            `"auto"`: `"sparse"`, after channels that are dead are removed and
+            batch normalizations folded; and the whole is measured against the
+            same without sparse kernels, so that these never make it slower
+            beyond noise.
         values: In which type kept float weights are stored, in any format
             but `"dense"`; they are computed with in their own type. Biases
             and other small weights keep their type.
         batch_sizes: At which `"sparse"` and `"auto"` measure. A sparse kernel
             is used if it wins at each of them.
+        fold: Whether batch normalizations become part of the layers beside
+            them, as `tf_tickets.export.fold` does it; what is written are the
+            weights of the model that it makes then. `None`, the default: with
+            `"auto"`.
         endpoints: ``{name: function}`` or ``{name: (function, signature)}``
             for more than `"serve"`: sub-models that share the model's layers,
             or functions that call it. Without a signature they take what the
@@ -239,6 +245,7 @@ def saved_model(
         verbose=verbose,
         values=values,
         batch_sizes=batch_sizes,
+        fold=fold,
     )
 
 
@@ -248,6 +255,7 @@ def litert(
     *,
     sparse: bool = True,
     batch_size: int = 1,
+    fold: bool = True,
     input_signature: Sequence[Any] | None = None,
     overwrite: bool = True,
     verbose: progress.Verbosity = "auto",
@@ -259,6 +267,8 @@ def litert(
         path: The file.
         sparse: Store sparse kernels sparsely.
         batch_size: The file's; LiteRT is fastest with a fixed one.
+        fold: Whether batch normalizations become part of the layers beside
+            them, as `tf_tickets.export.fold` does it, which is the default.
         input_signature: As in `saved_model`.
         overwrite: Whether to replace a file that is there, which is the
             default.
@@ -295,6 +305,7 @@ def litert(
         overwrite=overwrite,
         sparse=sparse,
         batch_size=batch_size,
+        fold=fold,
     )
     return report(
         made,

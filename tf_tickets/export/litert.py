@@ -47,6 +47,7 @@ import tensorflow as tf
 
 from tf_tickets import checks
 from tf_tickets.export.choosing import difference
+from tf_tickets.export.folding import without_normalization
 from tf_tickets.export.report import Report, Written
 from tf_tickets.export.source import DEFAULT, Source, sample
 from tf_tickets.network.kinds import kind_of
@@ -79,6 +80,7 @@ class LiteRT:
         *,
         sparse: bool = True,
         batch_size: int = 1,
+        fold: bool = True,
     ) -> Written:
         """Write ``source`` to ``target``, as `litert` says."""
         _interpreter()
@@ -94,6 +96,9 @@ class LiteRT:
         outputs = keras.tree.flatten(function(*inputs))
         expected = [output.numpy() for output in outputs]
         notes = _notes()
+        if fold:
+            source, note = without_normalization(source)
+            notes.append(note)
         for stores in dict.fromkeys((sparse, False)):
             with source.traceable():
                 content = _convert(source, inputs, sparse=stores)
@@ -117,6 +122,7 @@ class LiteRT:
         notes.append(f"outputs differ from the Keras model's by {off:.1e}")
         target.write_bytes(content)
         return Written(
+            source,
             # How the converter packs a tensor is its own business.
             rows={
                 key: {**rows.get(key, {}), "packed_bytes": None}

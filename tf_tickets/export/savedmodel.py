@@ -17,10 +17,10 @@ import tensorflow as tf
 
 from tf_tickets import checks
 from tf_tickets.export import choosing, coding, serving
+from tf_tickets.export.folding import served_view, without_normalization
 from tf_tickets.export.kernels import Choice
 from tf_tickets.export.report import Written, read_manifest
 from tf_tickets.export.source import DEFAULT, Source, batch_sizes_of
-from tf_tickets.network.graph import functional_view
 from tf_tickets.selection import match_keys, named_weights
 from tf_tickets.structured.dead import find_dead_channels
 from tf_tickets.ticket import Ticket
@@ -53,8 +53,9 @@ class SavedModel:
         packs: Whether kept values and their places are stored, not zeros.
         chooses: Whether each layer that was measured to be faster with a
             sparse kernel runs it.
-        whole: Whether dead channels are removed first, and sparse kernels
-            given up again if the whole is slower than the dense model.
+        whole: Whether dead channels are removed first, normalizations folded
+            by default, and sparse kernels given up again if the whole is
+            slower than without them.
     """
 
     packs: bool = False
@@ -70,6 +71,7 @@ class SavedModel:
         *,
         values: str = "float32",
         batch_sizes: Sequence[int] = (1, 32),
+        fold: bool | None = None,
     ) -> Written:
         """Write ``source`` to ``target``, as `saved_model` says."""
         checks.choice("values", values, VALUES)
@@ -81,9 +83,12 @@ class SavedModel:
             )
         batch_sizes = batch_sizes_of(batch_sizes)
         stored = None if values == "float32" else values
-        dense, notes = source, []
+        notes = []
         if self.whole:
             source, note = _without_dead_channels(source)
+            notes.append(note)
+        if self.whole if fold is None else fold:
+            source, note = without_normalization(source)
             notes.append(note)
         choices: dict[str, Choice] = {}
         measured: dict[str, choosing.Measured] = {}
@@ -92,7 +97,7 @@ class SavedModel:
         packed = self._save(source, target, stored, choices)
         if self.whole and choices:
             try:
-                slower = _slower_than_dense(target, dense, batch_sizes)
+                slower = _slower_than_dense(target, source, batch_sizes)
                 why = f"as a whole not faster: {slower}" if slower else ""
             except ValueError as error:
                 why = f"cannot be measured: {error}"
@@ -275,13 +280,7 @@ def _without_dead_channels(source: Source) -> tuple[Source, str]:
         found = find_dead_channels(source.model)
         if not found:
             return source, "no dead channels"
-        # What is served needs no class, and nothing to train with.
-        plain = (
-            source.model
-            if type(source.model) is keras.Sequential
-            else functional_view(source.model)
-        )
-        small = found.without(plain)
+        small = found.without(served_view(source.model))
     except ValueError as error:
         return source, f"dead channels stay: {error}"
     said = str(found.report(source.model, small)).partition("\n")[0]

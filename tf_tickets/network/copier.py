@@ -56,8 +56,8 @@ class Resizing:
             array is left in the copy.
         input_shape: ``(model, index of an input, its shape)`` to its shape in
             the copy.
-        biases: ``{id(layer): bias in the copy}`` of the layers that have one
-            in the copy only.
+        biases: ``{id(layer): bias in the copy}`` of the layers whose bias has
+            nothing to do with that of the model, if there is one.
     """
 
     layers: Collection[int] = ()
@@ -95,6 +95,8 @@ class Copier:
         connect: Calls a copy; called in place of the copy itself.
         rewired: Ids of the models, the outermost or nested ones, in which
             ``connect`` adds branches: a sequential one becomes functional.
+        dropped: Ids of the layers that the copy does without: what they read
+            first takes the place of what they made.
         fresh: Ids of the layers whose weights are not copied.
         values: ``{id(variable): value}`` to copy in place of the values that
             variables of the model have.
@@ -112,6 +114,7 @@ class Copier:
         replace: Replace = lambda layer: None,
         connect: Connect | None = None,
         rewired: Collection[int] = (),
+        dropped: Collection[int] = (),
         fresh: Collection[int] = (),
         values: Mapping[int, np.ndarray] | None = None,
         resizing: Resizing | None = None,
@@ -120,6 +123,7 @@ class Copier:
         self.replace = replace
         self.connect = connect
         self.rewired = rewired
+        self.dropped = dropped
         self.fresh = fresh
         self.values = values or {}
         self.resizing = resizing or Resizing()
@@ -276,10 +280,11 @@ class Copier:
 
     def _chain(self, model: keras.Sequential, x: Any) -> list[Any]:
         """Copies of a sequential model's layers."""
-        copies = [self._copy(layer) for layer in model.layers]
+        layers = [x for x in model.layers if id(x) not in self.dropped]
+        copies = [self._copy(layer) for layer in layers]
         if self.resizing.layers:
             # Built by the new model, they would get the path that it has.
-            for layer, copy in zip(model.layers, copies, strict=True):
+            for layer, copy in zip(layers, copies, strict=True):
                 if not copy.built:
                     with scope_of(layer):
                         copy.build(x.shape)
@@ -289,6 +294,8 @@ class Copier:
 
     def _call(self, copy: Any, *args: Any, **kwargs: Any) -> Any:
         layer = self._originals[id(copy)]
+        if id(layer) in self.dropped:
+            return keras.tree.flatten((args, kwargs))[0]
         is_new = isinstance(layer, keras.layers.Layer) and not copy.built
         with scope_of(layer) if is_new else contextlib.nullcontext():
             if self.connect is None:
@@ -373,7 +380,9 @@ class Copier:
 
     def _copy(self, layer: Any) -> Any:
         if id(layer) not in self._copies:
-            if is_graph(layer):
+            if id(layer) in self.dropped:
+                copy = keras.layers.Identity(name=layer.name)  # never called
+            elif is_graph(layer):
                 copy = self._copy_model(layer)
             else:
                 copy = self._copy_operation(layer)
@@ -420,7 +429,11 @@ class Copier:
         alike: list[tuple[Any, Any]] = [(model, copy)]
         for key, new in self._copies.items():
             old = self._originals[id(new)]
-            if not isinstance(old, keras.layers.Layer) or new is old:
+            if (
+                not isinstance(old, keras.layers.Layer)
+                or new is old
+                or key in self.dropped
+            ):
                 continue
             if is_graph(old):
                 alike.append((old, new))
@@ -437,13 +450,14 @@ class Copier:
             if bias is not None:
                 new.bias.assign(bias)
             if key not in self.fresh:
+                apart = () if bias is None else (old.bias, new.bias)
+                ones, others = (
+                    [v for v in x.variables if all(v is not a for a in apart)]
+                    for x in (old, new)
+                )
                 self._pair(
-                    old.variables,
-                    [
-                        v
-                        for v in new.variables
-                        if bias is None or v is not new.bias
-                    ],
+                    ones,
+                    others,
                     f"the layer {old.name!r} ({type(old).__name__})",
                 )
         try:

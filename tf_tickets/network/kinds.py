@@ -58,6 +58,12 @@ class Kind:
         outputs: ``(layer, kernel) -> axes``: the axes of a kernel that the
             outputs have; the others are summed over. `None`: the output axis,
             and where every channel is treated for itself, what follows it.
+        affine: ``layer -> (name of a kernel, whether inputs are never
+            padded)``: the outputs are the inputs times this kernel, plus the
+            layer's ``bias`` if its configuration says ``use_bias``, then its
+            ``activation``. So a normalization after it can go into both, and
+            one before it where nothing is padded and the kernel is its only
+            one. `None`: not known.
     """
 
     channels: Rule | None = None
@@ -66,6 +72,7 @@ class Kind:
     kernels: Rule | None = None
     axes: Mapping[str, tuple[int, int]] | None = None
     outputs: Rule | None = None
+    affine: Rule | None = None
 
     def axes_of(self, kernel: str) -> tuple[int, int]:
         """``(input axis, output axis)`` of the kernel of this name."""

@@ -300,6 +300,15 @@ def bent_by_slope(
     return np.where(values >= 0, values, np.nan)
 
 
+def times(kernel: str, uniform: Callable[[Any], bool]) -> Rule:
+    """The rule of a layer that multiplies by a kernel and adds a bias."""
+    return lambda layer: (kernel, uniform(layer))
+
+
+def nowhere(layer: keras.layers.Layer) -> bool:
+    return False
+
+
 # --- what they compute, and which sparse methods can -------------------------
 
 Uses = list[tuple[keras.Variable, Shape]]
@@ -410,6 +419,7 @@ register(
     constants=made,
     flops=at_outputs,
     kernels=dense_kernels,
+    affine=times("kernel", everywhere),
 )
 register(
     keras.layers.EinsumDense,
@@ -423,6 +433,7 @@ register(
     constants=made,
     flops=at_outputs,
     kernels=conv_kernels,
+    affine=times("kernel", unpadded),
 )
 register(
     *those_of(keras.layers, "Conv1DTranspose Conv2DTranspose Conv3DTranspose"),
@@ -430,6 +441,7 @@ register(
     constants=made,
     flops=at_inputs,
     axes={"kernel": (-1, -2)},
+    affine=times("kernel", one_to_one),
 )
 register(
     *those_of(keras.layers, "DepthwiseConv1D DepthwiseConv2D"),
@@ -437,6 +449,7 @@ register(
     constants=made_of_each,
     flops=at_outputs,
     axes={"kernel": (-2, -2)},
+    affine=times("kernel", unpadded),
 )
 register(
     *those_of(keras.layers, "SeparableConv1D SeparableConv2D"),
@@ -444,6 +457,7 @@ register(
     constants=made,
     flops=at_outputs,
     axes={"depthwise_kernel": (-2, -2)},
+    affine=times("pointwise_kernel", nowhere),
 )
 register(keras.layers.Embedding, channels=embedding, flops=unused)
 register(
