@@ -56,7 +56,7 @@ default_role = "autolink"
 nitpicky = False
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True, "show-inheritance": False}
+autodoc_default_options = {"members": True}
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
@@ -162,7 +162,10 @@ def make_reference(app: Any) -> None:
 
 
 def as_notebook(app: Any, name: str, source: list[str]) -> None:
-    """Let the blocks of Python be run; put the README in its place."""
+    """Let the blocks of Python be run; put the README in its place.
+
+    A public name in backticks becomes a link.
+    """
     if name == "index":
         readme = (HERE.parent / "README.md").read_text()
         source[0] = readme.replace("](docs/", "](") + source[0]
@@ -170,6 +173,7 @@ def as_notebook(app: Any, name: str, source: list[str]) -> None:
         source[0] = re.sub(
             rf"\]\((\.\./)?{top}\.md", f"]({top.lower()}.md", source[0]
         )
+    source[0] = re.sub(r"(?<!`)`(tt\.[\w.]+)`(?!`)", _link, source[0])
     if name in EXECUTED:
         source[0] = (
             "---\nfile_format: mystnb\nkernelspec: {name: python3}\n---\n"
@@ -177,10 +181,26 @@ def as_notebook(app: Any, name: str, source: list[str]) -> None:
         )
 
 
+def _link(match: re.Match[str]) -> str:
+    name = match[1].replace("tt.", "tf_tickets.", 1)
+    return f"{{py:obj}}`{match[1]} <{name}>`" if name in NAMES else match[0]
+
+
+def _quoted(match: re.Match[str]) -> str:
+    """What is no name of the library stands as it is written."""
+    text = match[1]
+    is_known = text.startswith("tf_tickets") or text in SHORT
+    return match[0] if is_known else f"``{text}``"
+
+
 def as_restructured(
     app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]
 ) -> None:
     """Formulas of docstrings stand between dollars, sizes between bars."""
+    text = "\n".join(lines)
+    lines[:] = re.sub(
+        r"(?<![`:\w])`([^`]+)`(?![`_])", _quoted, text
+    ).splitlines()
     for index, line in enumerate(lines):
         if not line.lstrip().startswith((">>>", "...")):
             line = re.sub(r"\$\$(.+)\$\$", r".. math:: \1", line)
@@ -192,6 +212,12 @@ def as_restructured(
 EXECUTED = {
     path.stem for path in HERE.glob("*.md") if "```python\n" in path.read_text()
 }
+
+
+NAMES = {
+    f"{room.__name__}.{name}" for room in ROOMS for name in exported(room)
+} | {room.__name__ for room in ROOMS}
+SHORT = {name.rpartition(".")[2] for name in NAMES}
 
 
 def setup(app: Any) -> None:

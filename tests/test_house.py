@@ -55,6 +55,7 @@ WHOLE = {
     "test_models.py",
     "test_packaging.py",
     "test_strategies.py",
+    "test_web_example.py",
     "callbacks/test_beside.py",
     "export/test_networks.py",
     "stress/test_machine.py",
