@@ -154,6 +154,8 @@ def _verdicts(rows: Rows) -> str:
             left.append(f"`{name}`{_so_far(rows, claim)}")
             continue
         measured, verdict = finding.text, finding.verdict
+        if claim.note:
+            measured += f". ({claim.note}.)"
         if claim.why and verdict.startswith(NOT_HERE):
             verdict = f"{verdict}: {claim.why}"
         kind = next(
@@ -457,6 +459,7 @@ def draw(rows: Rows, path: pathlib.Path) -> None:
             axes=panel,
         )
         panel.set_ylim(0, 1)
+    axes[1].get_legend().remove()  # that of the left panel has them all
     figures.save(figure, path)
 
 
