@@ -7,10 +7,13 @@ from collections.abc import Mapping
 import keras
 import numpy as np
 
+from tf_tickets import masking
 from tf_tickets.network.channels import Channels
 from tf_tickets.network.copier import Copier, Resizing
 from tf_tickets.network.graph import Shape
 from tf_tickets.network.layer_copy import copy_of
+from tf_tickets.selection import named_weights
+from tf_tickets.structured.branches import Empty
 
 Values = Mapping[int, np.ndarray]
 
@@ -22,6 +25,8 @@ def without(
     *,
     values: Values | None = None,
     biases: Values | None = None,
+    masks: Mapping[str, np.ndarray] | None = None,
+    empty: Empty | None = None,
     inherit_optimizer: bool = False,
     keep_class: bool = True,
 ) -> keras.Model:
@@ -33,8 +38,11 @@ def without(
         model: The model.
         values: ``{id(variable): value}`` to inherit in place of the
             variable's own, of the full shape.
-        biases: ``{id(layer): bias of full size}`` for layers that have none
-            and get one.
+        biases: ``{id(layer): bias of full size}`` in place of the layer's
+            own, or of none.
+        masks: ``{weight's key: mask of its full size}`` to hold in the copy,
+            beside those of the model.
+        empty: Branches that the copy does without.
         inherit_optimizer: Copy the optimizer's state too, if the copy could
             be compiled.
         keep_class: As in `tf_tickets.network.copier.Copier`.
@@ -45,6 +53,7 @@ def without(
     cut = _Cut(channels, removed, biases or {})
     copier = Copier(
         replace=cut.smaller,
+        connect=empty.connect if empty and empty.skips else None,
         values=values,
         resizing=Resizing(
             cut.resized(), cut.part, cut.input_shape, cut.biases()
@@ -52,9 +61,30 @@ def without(
         keep_class=keep_class,
     )
     small = copier.copy(model)
+    _hold(model, small, masks or {}, copier.keys, cut)
     if inherit_optimizer and small.compiled:
         copier.inherit_optimizer(model, small)
     return small
+
+
+def _hold(
+    model: keras.Model,
+    small: keras.Model,
+    masks: Mapping[str, np.ndarray],
+    keys: Mapping[str, str],
+    cut: _Cut,
+) -> None:
+    """Put masks in force where they prune something of the copy."""
+    named = named_weights(model)
+    before = masking.attached_masks(small) if masks else {}
+    held = {}
+    for key, mask in masks.items():
+        if key in keys:
+            left = cut.part(named[key], np.asarray(mask))
+            if not left.all():
+                held[keys[key]] = left & before.get(keys[key], True)
+    if held:
+        masking.enforce(small, held)
 
 
 class _Cut:
@@ -111,7 +141,7 @@ class _Cut:
             for key, (count, lists) in (entry.config if entry else {}).items()
             if any(self.removed[atoms].any() for atoms in lists)
         }
-        if id(layer) in self._biases:
+        if id(layer) in self._biases and not getattr(layer, "use_bias", True):
             changes["use_bias"] = True
         return copy_of(layer, **changes) if changes else None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, overload
 
 import keras
@@ -12,7 +12,7 @@ from tf_tickets import checks
 from tf_tickets.network.channels import Atoms, Channels, follow, owners
 from tf_tickets.network.graph import trace
 from tf_tickets.selection import named_weights, values_of
-from tf_tickets.structured.decide import Decision, ShrinkReport, decide
+from tf_tickets.structured.decide import ShrinkReport, decide
 from tf_tickets.structured.rebuild import without
 from tf_tickets.structured.ticket import ChannelTicket, channel_axis
 
@@ -50,16 +50,22 @@ def shrink(
     """A smaller model without the channels that a ticket prunes.
 
     The result is an ordinary Keras model of the same layers and names. Its
-    outputs are those of the big model in which everything that belongs to a
-    pruned channel is zero: scale and offset of its normalization layers, and
-    all that follows from them. A channel goes only when every mask that names
-    it prunes it: an addition makes the channels of its two sides one. Where a
-    mask prunes a channel that has to stay, its scale and offset (or filter
-    and bias) are zero in the smaller model.
+    outputs are those of the big model under ``channels.apply``, in which scale
+    and offset of a pruned channel (or its filter, its bias, and scale and
+    offset of the normalization behind it) are zero, up to rounding. What
+    follows from that need not be zero: where an activation is not zero at
+    zero, the constant moves into the biases of the layers that read it.
 
-    Layers that cannot be followed keep all channels that reach them; the
-    report names them. A layer that would lose every channel keeps the best
-    one, with a warning.
+    A channel goes only when every mask that names it prunes it: an addition
+    makes the channels of its two sides one. It stays where something unknown
+    reads it, or where no bias can say what it says: where a constant that is
+    not zero meets a convolution that pads with zeros. Such channels are held
+    at zero in the smaller model by masks, as `ChannelTicket.apply` holds them;
+    `tf_tickets.release` lets them train. The report says which and why.
+
+    A branch of an addition that would only add zeros goes whole. Any other
+    layer that would lose every channel keeps the best one as it is, with a
+    warning.
 
     Args:
         model: A functional model or a built sequential one, nested or not. It
@@ -70,8 +76,8 @@ def shrink(
         weights: `"keep"` inherits the weights that the model has; `"start"`
             those of the ticket.
         inherit_optimizer: Also hand on the optimizer's state (momentum and
-            the like). A compiled model's copy is compiled with the same
-            settings in either case.
+            the like); no branch goes whole then. A compiled model's copy is
+            compiled with the same settings in either case.
         return_report: Also return what went and what stopped the rest.
 
     Returns:
@@ -123,9 +129,24 @@ def shrink(
         values.update(ticket.weights_for(model))
     masks, keys = _masks_by_atoms(ticket, model, walked)
     scores = ticket.scores or {}
+    elements: dict[str, np.ndarray] = {}
+
+    def zeroed(spared: Collection[int]) -> dict[int, np.ndarray]:
+        elements.clear()
+        elements.update(_spared(ticket, walked, spared, masks, keys)(model))
+        return {
+            id(named[key]): np.where(elements[key], value, 0).astype(
+                value.dtype
+            )
+            if key in elements
+            else value
+            for key, value in values.items()
+        }
+
     decision = decide(
         walked,
         masks,
+        zeroed,
         {
             keys[k]: scores[k]
             if k in scores
@@ -134,13 +155,16 @@ def shrink(
             )
             for k in ticket.masks
         },
+        whole=not inherit_optimizer,
     )
-    _zero_what_stays(ticket, model, walked, decision, values, masks, keys)
     small = without(
         walked,
         decision.removed,
         model,
-        values={id(named[key]): value for key, value in values.items()},
+        values=walked.values,
+        biases=decision.biases,
+        masks=elements,
+        empty=decision.empty,
         inherit_optimizer=inherit_optimizer,
     )
     if return_report:
@@ -184,23 +208,19 @@ def _magnitudes(value: np.ndarray, axis: int) -> np.ndarray:
     return np.abs(value.astype(np.float64)).max(axis=others)
 
 
-def _zero_what_stays(
+def _spared(
     ticket: ChannelTicket,
-    model: keras.Model,
     walked: Channels,
-    decision: Decision,
-    values: dict[str, np.ndarray],
+    spared: Collection[int],
     masks: Mapping[str, tuple[Atoms, np.ndarray]],
     keys: Mapping[str, str],
-) -> None:
-    """Zero the pruned channels that are not removed, but for floored ones."""
-    floored = np.array(sorted(decision.floored), np.int64)
-    spared = ChannelTicket(
+) -> Callable[[keras.Model], dict[str, np.ndarray]]:
+    """What the ticket holds at zero, but for some roots."""
+    floored = np.array(sorted(spared), np.int64)
+    return ChannelTicket(
         {
             key: mask | np.isin(walked.roots(masks[keys[key]][0]), floored)
             for key, mask in ticket.masks.items()
         },
         ticket.weights,
-    )
-    for key, mask in spared.element_masks(model).items():
-        values[key] = np.where(mask, values[key], 0).astype(values[key].dtype)
+    ).element_masks
