@@ -20,6 +20,8 @@ def description(text: str, repository: str) -> str:
     Without a repository to link to, a link becomes the name of its file, which
     the source distribution holds.
     """
+    image = rf"![\1]({repository}/raw/main/\2)" if repository else r"\1 (`\2`)"
+    text = re.sub(r"!\[([^]]+)\]\((?!\w+://)([^)]+)\)", image, text)
     target = rf"[\1]({repository}/blob/main/\2)" if repository else r"`\2`"
     return re.sub(r"\[([^]]+)\]\((?!\w+://|#)([^)]+)\)", target, text)
 
@@ -66,6 +68,13 @@ setup(
         "litert": litert,
         "ray": ray,
         "hub": hub,
+        "docs": [
+            "sphinx>=8,<10",
+            "furo>=2024.8",
+            "myst-nb>=1.2,<2",
+            "sphinx-copybutton>=0.5,<1",
+            "ipykernel>=6,<8",
+        ],
         "tests": [
             "pytest>=8,<10",
             "pytest-xdist>=3.5,<4",

@@ -9,12 +9,13 @@ arguments, until one ends. Both must end with the same masks, weights and
 optimizer, bit for bit. In every process the layers have other numbers; of two
 sizes one keeps a count that rounds up and one that rounds down; half of the
 runs stand behind `keras.callbacks.BackupAndRestore`, with two checkpoints. It
-cannot read its very first one if that was only half written: then its folder is
-removed, as a person would do.
+cannot read its very first one if that was only half written, nor one whose
+number of the epoch was: then its folder is removed, as a person would do.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -106,10 +107,23 @@ def survive(
 
 
 def _begin_backup_anew(killed: Path) -> bool:
-    """Remove Keras's first checkpoint, of which there is no older one."""
+    """Remove Keras's checkpoint where Keras cannot read it, as a person would.
+
+    That is its very first one, of which there is no older one, or one whose
+    file with the number of the epoch was only half written: Keras takes its
+    older one for a damaged file of weights alone.
+    """
     backup = killed / "backup"
-    if not backup.exists() or any("bkp" in p.name for p in backup.iterdir()):
+    if not backup.exists():
         return False
+    first = not any("bkp" in path.name for path in backup.iterdir())
+    if not first:
+        try:
+            json.loads((backup / "training_metadata.json").read_text())
+        except (OSError, ValueError):
+            pass
+        else:
+            return False
     shutil.rmtree(backup)
     return True
 

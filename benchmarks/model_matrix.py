@@ -272,7 +272,7 @@ def tables(results: Sequence[Result]) -> str:
     lines = []
     for group in dict.fromkeys(r.kind.group for r in results):
         lines += [
-            f"### {group}",
+            f"## {group}",
             "",
             f"| model | prunable | {' | '.join(OPERATIONS)} | |",
             "|---|---:|" + "---|" * len(OPERATIONS) + "---|",

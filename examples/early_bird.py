@@ -28,7 +28,12 @@ from harness import Progress, found_or_near, write_csv
 
 import tf_tickets as tt
 from tf_tickets.export.timing import interleaved
-from tf_tickets.structured import ChannelTicket, draw_channels, shrink
+from tf_tickets.structured import (
+    ChannelTicket,
+    draw_channels,
+    shrink,
+    slimming,
+)
 from tf_tickets.zoo import recipes
 from tf_tickets.zoo.experiments import Task
 
@@ -40,6 +45,11 @@ flags.DEFINE_list("sparsities", None, "Shares of channels that go.")
 flags.DEFINE_float("epsilon", None, "Largest mask distance of a hit.")
 flags.DEFINE_bool(
     "coupled", False, "Rank channels that can only go together as one."
+)
+flags.DEFINE_bool(
+    "keep_slimming",
+    False,
+    "Keep the penalty on the scales in retraining, as published.",
 )
 flags.DEFINE_list(
     "other_epochs", None, "Also train tickets drawn after these epochs."
@@ -189,7 +199,9 @@ def retrain(dense: Task, candidate: Candidate, timer: Timer) -> dict[str, Any]:
     small.optimizer.iterations.assign(begin)
     epochs = recipe.epochs - candidate.begin
     label = f"{candidate.kind}, {ticket.sparsity:.0%} at {candidate.epoch}"
-    task.fit(epochs, [Progress(label)])
+    strength = recipe.slimming if FLAGS.keep_slimming else 0.0
+    with slimming(small, strength):
+        task.fit(epochs, [Progress(label)])
     macs = [tt.analysis.flops(m).macs for m in (dense.model, small)]
     return {
         "kind": candidate.kind,

@@ -38,25 +38,6 @@ from tf_tickets.figures import sparsity_axis
 from tf_tickets.zoo import recipes
 from tf_tickets.zoo.experiments import Task
 
-FLAGS = flags.FLAGS
-harness.define_flags("spend")
-flags.DEFINE_list(
-    "kinds",
-    ["ticket", "rewound", "one-shot"],
-    "What is spent; the last two only at the two highest sparsities.",
-)
-flags.DEFINE_list(
-    "sparsities", ["0.9", "0.97", "0.99"], "Retrain the nearest tickets."
-)
-flags.DEFINE_integer("epochs", None, "Epochs of a training; default: recipe's.")
-flags.DEFINE_float("learning_rate", None, "Default: the recipe's.")
-flags.DEFINE_integer("batch_size", None, "Default: the recipe's.")
-flags.DEFINE_float("prune_fraction", 0.3, "Of the rest, in each round.")
-flags.DEFINE_integer("rescale_iterations", 60, "Of the start weights.")
-flags.DEFINE_integer("seeds", 1, "Repeat with so many seeds.")
-flags.DEFINE_integer("seed", 0, "The first seed.")
-flags.DEFINE_bool("analysis", True, "Look at swish; only with one seed.")
-
 WAYS: dict[str, list[str]] = {
     "vanilla": [],
     "activations": ["activations"],
@@ -69,6 +50,26 @@ WAYS: dict[str, list[str]] = {
 }
 # Of rewound and one-shot tickets, only these.
 SETS = ("vanilla", "AT", "TRT", "AT+TRT")
+
+FLAGS = flags.FLAGS
+harness.define_flags("spend")
+flags.DEFINE_list(
+    "kinds",
+    ["ticket", "rewound", "one-shot"],
+    "What is spent; the last two only at the two highest sparsities.",
+)
+flags.DEFINE_multi_enum("ways", list(WAYS), list(WAYS), "How it is spent.")
+flags.DEFINE_list(
+    "sparsities", ["0.9", "0.97", "0.99"], "Retrain the nearest tickets."
+)
+flags.DEFINE_integer("epochs", None, "Epochs of a training; default: recipe's.")
+flags.DEFINE_float("learning_rate", None, "Default: the recipe's.")
+flags.DEFINE_integer("batch_size", None, "Default: the recipe's.")
+flags.DEFINE_float("prune_fraction", 0.3, "Of the rest, in each round.")
+flags.DEFINE_integer("rescale_iterations", 60, "Of the start weights.")
+flags.DEFINE_integer("seeds", 1, "Repeat with so many seeds.")
+flags.DEFINE_integer("seed", 0, "The first seed.")
+flags.DEFINE_bool("analysis", True, "Look at swish; only with one seed.")
 
 
 def main(output: Path) -> None:
@@ -124,7 +125,7 @@ def run(seed: int, output: Path) -> list[dict[str, Any]]:
             kinds["one-shot"] = one_shot(task, start, trained, ticket), SETS
         for kind in [k for k in kinds if k in FLAGS.kinds]:
             spent, ways = kinds[kind]
-            for way in ways:
+            for way in (w for w in ways if w in FLAGS.ways):
                 row, model = spend(task, start, spent, kind, way)
                 rows.append(row)
                 if kind == "ticket" and FLAGS.seeds == 1 and FLAGS.analysis:

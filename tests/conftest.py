@@ -1,5 +1,6 @@
 """Seeds, two logical CPUs, a small task and what tests of rooms share."""
 
+import collections
 import contextlib
 import gc
 import os
@@ -25,6 +26,21 @@ tf.config.set_logical_device_configuration(
 
 # No bar appears because a machine is slow.
 progress._PATIENCE = float("inf")
+
+
+# Minutes in few tests: with two workers these must not be the last to begin.
+_LONG = ("test_examples.py", "test_at_home.py", "test_benchmarks.py")
+
+
+def pytest_collection_modifyitems(items):
+    tests = collections.Counter(item.path for item in items)
+    items.sort(
+        key=lambda item: (
+            item.path.name not in _LONG,
+            -tests[item.path],
+            item.path,
+        )
+    )
 
 
 @pytest.fixture(autouse=True)

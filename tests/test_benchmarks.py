@@ -13,6 +13,7 @@ import pytest
 from absl import flags
 
 from benchmarks import (
+    demo,
     masked_step,
     readme,
     retraces,
@@ -291,3 +292,42 @@ def test_what_is_measured_is_the_block_of_the_readme(tmp_path, monkeypatch):
     assert drawn == np.random.random()
     with pytest.raises(ValueError, match="one seed"):
         readme.run("pass", 7)
+
+
+def test_the_demo_shows_mean_and_deviation_of_its_seeds(tmp_path, capsys):
+    """Of runs that are there already; the example has its own test."""
+    pytest.importorskip("matplotlib")
+    rows = [
+        "kind,density,val_accuracy,test_accuracy",
+        "dense,1.0,0.9{0},",
+        "ticket,0.5,0.8{0},",
+        "re-initialized,0.5,0.5{0},0.4{0}",
+        "random mask,0.5,0.3{0},0.2{0}",
+        "dense,1.0,0.1,0.9{0}",
+        "ticket,0.5,0.1,0.7{0}",
+    ]
+    for seed, digit in enumerate((1, 3)):
+        directory = tmp_path / f"seed_{seed}"
+        directory.mkdir()
+        text = "\n".join(rows).format(digit)
+        (directory / "results.csv").write_text(text)
+    demo.FLAGS.unparse_flags()
+    picture = tmp_path / "demo.png"
+    demo.FLAGS(
+        ["demo", "--seeds=2", f"--directory={tmp_path}", f"--picture={picture}"]
+    )
+    demo.main([])
+    found = capsys.readouterr().out
+    for line in (
+        "| dense network | 92.0 ± 1.4 %",
+        "| winning ticket | 72.0 ± 1.4 %",
+        "| random mask, same densities | 22.0 ± 1.4 %",
+    ):
+        assert line in found
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_readme_says_what_the_demo_found():
+    text = (ROOT / "README.md").read_text()
+    assert "python -m benchmarks.demo --picture=docs/pictures/demo.png" in text
+    assert (ROOT / "docs/pictures/demo.png").exists()

@@ -21,7 +21,7 @@ RUNS = {
     ),
     "gem_miner": (
         [
-            "--epochs=5",
+            "--epochs=3",
             "--finetune_epochs=1",
             "--density=0.2",
             "--method=gem_miner",
@@ -32,7 +32,7 @@ RUNS = {
     ),
     "early_bird": (
         [
-            "--epochs=8",
+            "--epochs=6",
             "--epsilon=1.0",
             "--sparsities=0.5",
             "--other_epochs=1",
@@ -42,10 +42,12 @@ RUNS = {
     ),
     "spend_ticket": (
         [
-            "--epochs=6",
+            "--epochs=2",
             "--sparsities=0.5",
             "--rescale_iterations=2",
             "--kinds=ticket",
+            "--ways=vanilla",
+            "--ways=AT+TRT",
         ],
         ["summary.csv", "accuracy.png", "landscape_vanilla.png"],
     ),
@@ -130,4 +132,52 @@ def test_the_miner_takes_the_recipes_of_the_network(tmp_path):
         "gem_miner_inverted vgg16 vgg16 0.05 False 0.5",
         "keep True",
         "(None, 5) True",
+    ]
+
+
+_OWN_RECIPES = """
+import importlib, sys, types
+sys.path.insert(0, "examples")
+from absl import flags
+from tf_tickets.zoo import recipes
+
+def at(name, *arguments):
+    for flag in list(flags.FLAGS):
+        delattr(flags.FLAGS, flag)
+    example = importlib.import_module(name)
+    flags.FLAGS(["x", *arguments])
+    return example, example.recipe()
+
+own = recipes.iterative_pruning("vgg16", "cifar10")
+example, found = at("imp_cifar", "--dataset=cifar10", "--model=vgg16")
+example.tt.callbacks.IterativeMagnitudePruning = dict
+asked = example.pruning(types.SimpleNamespace(recipe=found), None)
+print(found == own, found.initial_learning_rate,
+      asked["rewind_step"] == own.rewind_step > 0,
+      asked["epochs_per_round"] == own.epochs)
+own = recipes.early_bird("preresnet101", "cifar100")
+_, found = at(
+    "early_bird", "--dataset=cifar100", "--model=preresnet101")
+print(found == own, found.callback().slimming)
+own = recipes.spending("resnet18", "cifar100")
+_, found = at("spend_ticket", "--dataset=cifar100", "--model=resnet18")
+print(found == own, found.label_smoothing)
+"""
+
+
+def test_examples_take_the_recipes_of_their_networks():
+    done = subprocess.run(
+        [sys.executable, "-c", _OWN_RECIPES],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    # Pruned at the rate of training, not at that of finetuning.
+    assert done.stdout.splitlines() == [
+        "True 0.1 True True",
+        "True 0.0001",
+        "True 0.1",
     ]

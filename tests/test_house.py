@@ -23,6 +23,7 @@ FLOORS = [
         "figures",
         "progress",
         "selection",
+        "tables",
         "tracing",
     },
     {"initialization", "foreign", "masking", "masks", "snapshot"},

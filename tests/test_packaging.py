@@ -36,6 +36,7 @@ def test_no_link_of_the_page_on_an_index_is_dead(setup):
     there = names["description"](readme, "https://example.org/tickets")
     assert not RELATIVE.search(there)
     assert "](https://example.org/tickets/blob/main/docs/masks.md)" in there
+    assert "](https://example.org/tickets/raw/main/docs/pictures/" in there
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])

@@ -95,6 +95,18 @@ LONG = {
         "Loss along a line",
         3,
     ),
+    "linear_connectivity": (
+        lambda m, d, v: A.linear_connectivity(
+            m,
+            {w.path: np.zeros(w.shape) for w in m.weights},
+            d,
+            test_data=d,
+            points=3,
+            verbose=v,
+        ),
+        "The line between two networks",
+        6,
+    ),
     "gradient_flow": (
         lambda m, d, v: A.gradient_flow(m, **small(d), verbose=v),
         "Reading the data",

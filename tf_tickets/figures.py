@@ -7,6 +7,7 @@ image file, on axes of yours, or both, and returns the axes.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ _PALE = "0.55"
 def new_axes(
     size: tuple[float, float] = (5, 3), columns: int = 1
 ) -> tuple[Any, Any]:
-    """``(figure, axes)`` that no window manager knows of.
+    """``(figure, axes)`` that no window manager knows of; a notebook shows it.
 
     Args:
         size: Width and height in inches.
@@ -36,8 +37,21 @@ def new_axes(
         raise ImportError(
             "Plots need matplotlib: pip install 'matplotlib>=3.8'"
         ) from error
-    figure = Figure(figsize=size, layout="constrained")
+    make: Any = Figure
+    if _is_notebook():
+        # What pyplot knows of is shown below the cell.
+        from matplotlib import pyplot
+
+        make = pyplot.figure
+    figure = make(figsize=size, layout="constrained")
     return figure, figure.subplots(1, columns)
+
+
+def _is_notebook() -> bool:
+    """Whether a kernel runs this that shows pictures beside the code."""
+    return "ipykernel" in sys.modules and "inline" in os.environ.get(
+        "MPLBACKEND", ""
+    )
 
 
 def axes_or_new(axes: Any, size: tuple[float, float] = (5, 3)) -> Any:

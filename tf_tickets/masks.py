@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 import keras
 import numpy as np
 
-from tf_tickets import archive, checks, figures, masking
+from tf_tickets import archive, checks, figures, masking, tables
 from tf_tickets.figures import Path
 from tf_tickets.selection import match_keys, named_weights
 from tf_tickets.version import __version__
@@ -168,6 +168,27 @@ class Masks(abc.ABC):
             f"<{type(self).__name__}: {self.kept:,} of {self.size:,} "
             f"{self.covers} in {len(self._masks)} tensors, "
             f"sparsity {self.sparsity:.4f}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the density of each mask, and of all."""
+        densities = self.densities()
+        rows = [
+            (key, "x".join(map(str, m.shape)), f"{int(m.sum()):,}", f"{d:.4f}")
+            for (key, m), d in zip(
+                self._masks.items(), densities.values(), strict=True
+            )
+        ]
+        total = ("all together", f"{self.size:,}", f"{self.kept:,}")
+        return tables.as_html(
+            [
+                (self.covers, "shape", "kept", "density"),
+                *rows,
+                (*total, f"{self.density:.4f}"),
+            ],
+            caption=repr(self).strip("<>"),
+            notes=[f"{key}: {value}" for key, value in self._metadata.items()],
+            shares=[*densities.values(), self.density],
         )
 
     def hamming_distance(self, other: Masks) -> float:

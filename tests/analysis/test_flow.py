@@ -45,7 +45,8 @@ def test_swish_has_hardly_any_zeros_where_relu_has_tens_of_percent():
     swish = activation_sparsity(replace_activations(model, "swish"), x)
     assert list(relu.layers) == list(swish.layers)
     assert all(share > 0.2 for share in relu.layers.values())
-    assert all(share < 0.01 for share in swish.layers.values())
+    assert all(share < 0.05 for share in swish.layers.values())
+    assert relu.threshold == 1e-2, "that of the published code"
 
 
 def test_a_subclassed_model_is_looked_into():

@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 
@@ -19,7 +20,7 @@ def test_every_filter_of_a_direction_has_the_length_of_the_models_filter():
     ticket.apply(model)
     function = LossOverData(model, images(), needed_by="test")
     weights = function.weights()
-    direction = _filter_normalized(function.random(0), weights)
+    direction = _filter_normalized(function.random(0), weights, model)
     assert not any(k.endswith(("gamma", "beta", "bias")) for k in direction)
     for key, d in direction.items():
         w, d = weights[key].numpy(), d.numpy()
@@ -28,6 +29,36 @@ def test_every_filter_of_a_direction_has_the_length_of_the_models_filter():
             np.sqrt((d**2).sum(axes)), np.sqrt((w**2).sum(axes)), rtol=1e-4
         )
         assert (d[~ticket.masks[key]] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "layer, axes",
+    [
+        (keras.layers.Conv2D(1, 3), (0, 1, 2)),  # one filter, three channels
+        (keras.layers.Conv2DTranspose(5, 3), (0, 1, 3)),
+        (keras.layers.Conv2DTranspose(1, 3), (0, 1, 3)),
+        (keras.layers.DepthwiseConv2D(3, depth_multiplier=2), (0, 1)),
+        (keras.layers.DepthwiseConv2D(3), (0, 1)),
+        (keras.layers.Conv2D(6, 3, groups=3), (0, 1, 2)),
+        (keras.layers.EinsumDense("bijc,cde->bijde", (None, None, 2, 4)), (0,)),
+    ],
+    ids=lambda one: getattr(one, "name", ""),
+)
+def test_filters_are_what_makes_one_output_in_any_layer(layer, axes):
+    """``axes``: of the kernel, those that are summed over for one output."""
+    model = keras.Sequential([keras.Input((6, 6, 3)), layer])
+    model.compile(loss="mse")
+    x = images((6, 6, 3))[0]
+    data = x, np.zeros_like(model(x))
+    function = LossOverData(model, data, needed_by="test")
+    weights = function.weights()
+    [found] = _filter_normalized(function.random(0), weights, model).values()
+    kernel = layer.kernel.numpy()
+    np.testing.assert_allclose(
+        np.sqrt((found.numpy() ** 2).sum(axes)),
+        np.sqrt((kernel**2).sum(axes)),
+        rtol=1e-4,
+    )
 
 
 def test_the_surface_is_the_loss_of_the_moved_weights(data):
@@ -41,7 +72,7 @@ def test_the_surface_is_the_loss_of_the_moved_weights(data):
     )
     function = LossOverData(model, data, needed_by="test")
     first, second = (
-        _filter_normalized(function.random(s), function.weights())
+        _filter_normalized(function.random(s), function.weights(), model)
         for s in (8, 9)
     )
     for key, variable in named_weights(model).items():

@@ -1,6 +1,5 @@
 """Keras's callbacks beside those that make one training ever sparser."""
 
-import functools
 import warnings
 
 import keras
@@ -8,34 +7,12 @@ import numpy as np
 import pytest
 
 import tf_tickets as tt
+from tests.callbacks.conftest import fresh, traced
 from tests.conftest import DieAt, batches, compiled, mlp
-from tf_tickets import masking
 from tf_tickets.selection import named_weights
 
 C = keras.callbacks
 EPOCHS, KEPT = 4, 24
-MODES = {"plain": {}, "xla": {"jit_compile": True}}
-
-
-@functools.cache
-def traced(mode):
-    keras.utils.set_random_seed(3)
-    model = compiled(
-        mlp(hidden=8),
-        keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True, ema_momentum=0.9),
-        **MODES[mode],
-    )
-    return model, tt.Snapshot.take(model)
-
-
-def fresh(mode):
-    model, start = traced(mode)
-    for variable in named_weights(model).values():
-        if isinstance(variable.constraint, masking.MaskConstraint):
-            variable.constraint.mask.assign(np.ones(variable.shape))
-    start.restore(model)
-    model.stop_training = False
-    return model
 
 
 def kept(weights):
@@ -94,7 +71,7 @@ class Fitted:
         return weights
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["plain", "xla"])
 class TestGradualPruning:
     def test_early_stopping_from_when_the_sparsity_is_reached(self, mode, data):
         # The first epoch that counts is the best: the highest loss.

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import tf_tickets as tt
+from tests import gallery
 from tests.conftest import DieAt, batches, compiled, mlp
 from tf_tickets.callbacks import IterativeFreezing, freezing_rate
 from tf_tickets.selection import values_of
@@ -55,6 +56,107 @@ def mine(data, epochs, freezing, *, optimizer=None, **options):
         batches(*data), epochs=epochs, verbose=0, callbacks=[freezing, watch]
     ).history
     return miner, watch, history
+
+
+class EveryStep(keras.callbacks.Callback):
+    """Scores after every batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.scores = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.scores.append(values_of(self.model.supermask.scores))
+
+
+def step_by_hand(x, y, weights, scores, kept, velocity, penalty):
+    """One step of Gem-Miner on a network of two layers, in NumPy.
+
+    SGD at rate 0.5 with momentum 0.9 on the loss + λ Σ p², straight through
+    the rounding, then into [0, 1].
+    """
+    w1, w2 = (
+        w * q * (p > 0.5) for w, q, p in zip(weights, kept, scores, strict=True)
+    )
+    hidden = np.tanh(x @ w1)
+    z = hidden @ w2
+    slope = np.exp(z - z.max(1, keepdims=True))
+    slope = slope / slope.sum(1, keepdims=True) - np.eye(3)[y]
+    slope /= len(x)
+    slopes = x.T @ (slope @ w2.T * (1 - hidden**2)), hidden.T @ slope
+    for i, g in enumerate(slopes):
+        # Frozen scores are penalized as well.
+        g = g * weights[i] * kept[i] + 2 * penalty * scores[i]
+        velocity[i] = 0.9 * velocity[i] - 0.5 * g
+        scores[i] = np.clip(scores[i] + velocity[i], 0, 1)
+
+
+def freeze_by_hand(scores, kept, share, density):
+    """The lowest of both layers: a share as published, or to a density."""
+    p, q = (np.concatenate([a.ravel() for a in one]) for one in (scores, kept))
+    if density is None:
+        unfrozen = np.sort(p[q])
+        q &= p > unfrozen[math.ceil(share * unfrozen.size) - 1]
+    else:
+        order = np.argsort(-np.where(q, p, -1), kind="stable")
+        q = np.zeros(q.size, bool)
+        q[order[: round(density * q.size)]] = True
+    ends = np.cumsum([a.size for a in scores])[:-1]
+    return [
+        a.reshape(b.shape)
+        for a, b in zip(np.split(q, ends), scores, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_short_mining_is_that_of_a_miner_in_numpy(exact):
+    """The whole of the paper's algorithm 1, by the published times."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(48, 3)).astype("float32")
+    y = np.abs(x).argmax(1)
+    epochs, every, density, penalty = 7, 2, 0.25, 4e-3
+    miner = compiled(
+        tt.supermask(gallery.tiny(use_bias=False), score_penalty=penalty),
+        keras.optimizers.SGD(0.5, momentum=0.9),
+    )
+    _, frozen, scores = miner.supermask.ticket_parts()
+    scores = [p.astype("float64") for p in scores.values()]
+    weights = [w.astype("float64") for w in frozen.values() if w.ndim > 1]
+    for w in weights:  # ±√2/√fan_in
+        np.testing.assert_allclose(np.abs(w), np.sqrt(2 / len(w)), rtol=1e-6)
+    assert all(((p >= 0) & (p <= 1)).all() for p in scores)
+    watch, steps = Watch(), EveryStep()
+    freezing = IterativeFreezing(1 - density, every=every, exact=exact)
+    history = miner.fit(
+        batches(x, y), epochs=epochs, verbose=0,
+        callbacks=[freezing, watch, steps],
+    ).history  # fmt: skip
+
+    kept = [np.ones(w.shape, bool) for w in weights]
+    velocity = [np.zeros(w.shape) for w in weights]
+    found = iter(steps.scores)
+    count = (epochs - 1) // every
+    for epoch in range(epochs):
+        for i in (0, 16, 32):
+            rows = slice(i, i + 16)
+            step_by_hand(
+                x[rows], y[rows], weights, scores, kept, velocity, penalty
+            )
+            for ours, theirs in zip(scores, next(found).values(), strict=True):
+                np.testing.assert_allclose(ours, theirs, atol=2e-5)
+        if epoch and epoch % every == 0:
+            kept = freeze_by_hand(
+                scores,
+                kept,
+                1 - density ** (1 / count),
+                density ** (epoch // every / count) if exact else None,
+            )
+        flat = np.concatenate([q.ravel() for q in kept])
+        np.testing.assert_array_equal(watch.kept[epoch], flat)
+        above = np.concatenate([p.ravel() > 0.5 for p in scores])
+        np.testing.assert_array_equal(watch.effective[epoch], flat & above)
+        assert history["density_frozen"][epoch] == pytest.approx(flat.mean())
+    assert any(((p == 0) | (p == 1)).any() for p in scores)
 
 
 @pytest.mark.parametrize("epochs, every, density, code, paper", RATES)
@@ -307,7 +409,7 @@ def test_the_ablations_of_edge_popup_end_at_the_target(name, data):
     if gradual:
         rate = freezing_rate(sparsity, epochs=epochs, every=every)
         expected = [
-            max((1 - rate) ** ((epoch + 1) // every), 1 - sparsity)
+            max((1 - rate) ** (epoch // every), 1 - sparsity)
             for epoch in range(epochs)
         ]
         np.testing.assert_allclose(

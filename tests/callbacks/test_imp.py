@@ -18,7 +18,7 @@ from tests.conftest import (
     two_replicas,
 )
 from tf_tickets import archive
-from tf_tickets.callbacks.imp import RoundPlan
+from tf_tickets.callbacks.rounds import RoundPlan
 from tf_tickets.selection import named_weights
 
 IMP = tt.callbacks.IterativeMagnitudePruning

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import layers
 
 import tf_tickets as tt
-from tests.conftest import batches, compiled, mlp
+from tests.conftest import batches, compiled, mlp, two_replicas
 from tf_tickets.callbacks import LowPrecision, low_precision
 from tf_tickets.callbacks.low_precision import block_floating_point
 
@@ -15,7 +15,8 @@ from tf_tickets.callbacks.low_precision import block_floating_point
 def rounded_by_hand(x, u, axis, bits):
     """Block floating point in NumPy float64."""
     x = x.astype(np.float64)
-    others = tuple(i for i in range(x.ndim) if i != axis)
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    others = tuple(i for i in range(x.ndim) if i not in axes)
     largest = np.abs(x).max(axis=others, keepdims=True)
     with np.errstate(divide="ignore"):
         exponent = np.floor(np.log2(largest))
@@ -25,7 +26,7 @@ def rounded_by_hand(x, u, axis, bits):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("axis", [0, 2, None])
+@pytest.mark.parametrize("axis", [0, 2, (0, 2), None])
 def test_rounding_equals_numpy(axis, bits):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, 4, 5)) * 10.0 ** rng.integers(-3, 4, (3, 1, 5))
@@ -145,6 +146,72 @@ def test_gradients_and_errors_are_rounded():
         loss = tf.reduce_sum(layer(inputs) * weights)
     [exact] = tape.gradient(loss, [layer.kernel.value])
     assert 0 < np.abs(error - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def test_the_published_scheme_rounds_all_that_is_trained():
+    """And of outputs those of dense layers and convolutions alone."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(32, 8, 8, 1)).astype("float32")
+    y = (x.mean((1, 2, 3)) > 0).astype(int)
+    model = conv_net(jit_compile=True)
+    with low_precision(model, bits=6, scheme="published"):
+        history = model.fit(x, y, epochs=4, verbose=0, batch_size=16)
+        axes = {"one": 3, "deep": 2, "head": 1}
+        for name, axis in axes.items():
+            assert levels(model.get_layer(name).kernel, axis) <= 6
+        vectors = [v for v in model.trainable_variables if len(v.shape) == 1]
+        assert len(vectors) == 4  # γ, β and two biases
+        for vector in vectors:
+            assert levels(vector, 0) <= 6
+            assert levels(vector.numpy()[None], 0) > 6  # each for itself
+        slots = model.optimizer.variables[2:]
+        assert len(slots) == len(model.trainable_variables)
+        for slot, variable in zip(
+            slots, model.trainable_variables, strict=True
+        ):
+            name = variable.path.split("/")[1]
+            axis = axes[name] if len(slot.shape) > 1 else 0
+            assert slot.numpy().any() and levels(slot, axis) <= 6
+        value = x
+        for layer in model.layers:
+            value = layer(value)
+            is_rounded = layer.name in ("one", "deep")
+            assert (levels(value, 0) <= 6) == is_rounded, layer.name
+    loss = history.history["loss"]
+    assert np.isfinite(loss).all() and loss[-1] < loss[0]
+    assert "apply" not in vars(model.optimizer)
+    assert all(v.constraint is None for v in model.trainable_variables)
+    model.fit(x, y, verbose=0)
+    assert levels(model.optimizer.variables[2], 3) > 6
+
+
+def test_averages_are_kept_whole_and_replicas_stay_equal(data):
+    with two_replicas().scope():
+        model = compiled(
+            mlp(16),
+            keras.optimizers.SGD(
+                0.1, momentum=0.9, use_ema=True, ema_momentum=0.9
+            ),
+        )
+    model.fit(
+        batches(*data), epochs=2, verbose=0,
+        callbacks=[LowPrecision(bits=6, scheme="published")],
+    )  # fmt: skip
+    kernel = model.get_layer("hidden").kernel
+    average, momentum = (
+        next(
+            v
+            for v in model.optimizer.variables
+            if v.shape == kernel.shape and v.name.endswith(ending)
+        )
+        for ending in ("average", "momentum")
+    )
+    assert levels(momentum, 1) <= 6 < levels(average, 1)
+    for variable in (momentum, kernel):
+        copies = model.distribute_strategy.experimental_local_results(
+            variable.value
+        )
+        np.testing.assert_array_equal(copies[0], copies[1])
 
 
 def test_low_precision_keeps_masks_and_restores_constraints(data):

@@ -1,7 +1,6 @@
 """Keras's callbacks and iterative pruning: inside a round, and beside it."""
 
 import csv
-import functools
 import warnings
 
 import keras
@@ -9,9 +8,10 @@ import numpy as np
 import pytest
 
 import tf_tickets as tt
-from tests.conftest import DieAt, batches, compiled, mlp
+from tests.callbacks.conftest import MODES, fresh, traced
+from tests.conftest import DieAt, batches, mlp
 from tf_tickets import masking
-from tf_tickets.callbacks.base import history_row
+from tf_tickets.callbacks.rounds import history_row
 from tf_tickets.selection import named_weights
 
 C = keras.callbacks
@@ -39,32 +39,6 @@ CALLBACKS = {
     "TensorBoard": lambda d: C.TensorBoard(d / "board"),
     "CSVLogger": lambda d: C.CSVLogger(d / "log.csv"),
 }  # fmt: skip
-MODES = {
-    "plain": {},
-    "xla": {"jit_compile": True},
-    "two_steps": {"steps_per_execution": 2},
-}
-
-
-@functools.cache
-def traced(mode):
-    """``(model, its first state)``: one trace serves all tests."""
-    keras.utils.set_random_seed(3)
-    model = compiled(
-        mlp(hidden=8),
-        keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True, ema_momentum=0.9),
-        **MODES[mode],
-    )
-    return model, tt.Snapshot.take(model)
-
-
-def fresh(mode):
-    model, start = traced(mode)
-    for constraint in (w.constraint for w in named_weights(model).values()):
-        if isinstance(constraint, masking.MaskConstraint):
-            constraint.mask.assign(np.ones(constraint.mask.shape))
-    start.restore(model)
-    return model
 
 
 def small(data):
@@ -414,6 +388,22 @@ def test_two_that_draw_are_refused_before_training(data):
     imp = IMP(target_sparsity=0.875, epochs_per_round=1)
     model.fit(small(data), verbose=0, callbacks=[imp, enforce()])
     assert imp.ticket.kept == 12
+
+
+def test_a_row_has_the_last_and_the_best_of_every_metric():
+    row = history_row(
+        [
+            {"loss": 3.0, "val_accuracy": 0.2},
+            {"loss": 1.0, "val_accuracy": 0.9},
+            {"loss": 2.0, "val_accuracy": 0.5},
+        ]
+    )
+    assert row == {
+        "loss": 2.0,
+        "best_loss": 1.0,
+        "val_accuracy": 0.5,
+        "best_val_accuracy": 0.9,
+    }
 
 
 def test_rows_take_what_logs_may_hold(data, tmp_path):

@@ -18,9 +18,17 @@ def linear(inputs=3):
     )
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_the_factors_are_those_of_the_published_algorithm(optimizer):
-    """Written out in NumPy for one tensor and a squared loss."""
+@pytest.mark.parametrize(
+    "optimizer, clip, size",
+    [("sgd", 1e6, 1.0), ("adam", 1e6, 1.0), ("sgd", None, 0.3)],
+)
+def test_the_factors_are_those_of_the_published_algorithm(
+    optimizer, clip, size
+):
+    """Written out in NumPy for one tensor and a squared loss.
+
+    Once with the default clipping, where some slopes are above 1.
+    """
 
     def norm_of(g):
         return np.sqrt((g**2).sum()) if optimizer == "sgd" else np.abs(g).sum()
@@ -29,7 +37,7 @@ def test_the_factors_are_those_of_the_published_algorithm(optimizer):
         return g / norm_of(g) if optimizer == "sgd" else np.sign(g)
 
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(12, 3))
+    x = size * rng.normal(size=(12, 3))
     y = x @ np.array([[1.0], [-2.0], [0.5]])
     model = linear()
     start = np.array([[2.0], [3.0], [-2.0]])
@@ -45,9 +53,9 @@ def test_the_factors_are_those_of_the_published_algorithm(optimizer):
         gradient_norm=gamma,
         optimizer=optimizer,
         learning_rate=rate,
-        clip=1e6,
         batch_size=4,
         loss="mse",
+        **({} if clip is None else {"clip": clip}),
     )
 
     parts = [(x[i : i + 4], y[i : i + 4]) for i in (0, 4, 8)] * 20
@@ -56,7 +64,7 @@ def test_the_factors_are_those_of_the_published_algorithm(optimizer):
     def gradient(w, x, y):
         return 2 * x.T @ (x @ w - y) / len(x)
 
-    alpha, second, kinds, losses = 1.0, 0.0, [], []
+    alpha, second, kinds, losses, sizes = 1.0, 0.0, [], [], []
     first = {True: 0.0, False: 0.0}
     steps = {True: 0, False: 0}
     for _ in range(12):
@@ -76,7 +84,9 @@ def test_the_factors_are_those_of_the_published_algorithm(optimizer):
             losses.append(((xs @ stepped - ys) ** 2).mean())
         # The published form of the chain rule: (g . w) |w0| / |w|.
         slope = (slope_at_w * w).sum() * np.sqrt((start**2).sum())
-        slope = np.clip(slope / np.sqrt((w**2).sum()), -1e6, 1e6)
+        slope = slope / np.sqrt((w**2).sum())
+        sizes.append(abs(slope))
+        slope = np.clip(slope, -(clip or 1.0), clip or 1.0)
         steps[constrained] += 1
         first[constrained] = 0.9 * first[constrained] + 0.1 * slope
         second = 0.999 * second + 0.001 * slope**2
@@ -90,6 +100,8 @@ def test_the_factors_are_those_of_the_published_algorithm(optimizer):
     found = [r["loss_after"] for r in rescaling.history if "loss_after" in r]
     assert found == pytest.approx(losses, rel=1e-3)
     assert set(kinds) == {True, False}  # both kinds were seen
+    if clip is None:  # so that another limit would be another result
+        assert min(sizes) < 0.9 and max(sizes) > 1.5, sizes
     np.testing.assert_allclose(
         model.layers[0].kernel.numpy(), alpha * start, rtol=1e-3
     )

@@ -7,7 +7,11 @@ from tests import gallery
 from tests.conftest import ZerosHold, compiled, difference, images
 from tests.retraining.conftest import train_a_little
 from tf_tickets import masking
-from tf_tickets.retraining import inject_skip_connections
+from tf_tickets.retraining import (
+    AnnealSkips,
+    inject_skip_connections,
+    merge_skip_connections,
+)
 from tf_tickets.retraining.skips import find_sites
 from tf_tickets.selection import named_weights
 from tf_tickets.zoo import models
@@ -192,3 +196,92 @@ def test_one_step_at_a_usual_rate_replaces_the_tiny_fill():
         growth[scale] = np.linalg.norm(kernel.numpy()) / before
     assert growth[1e-4] > 50
     assert growth[0.1] < 1.5
+
+
+@pytest.mark.parametrize("branch", ["conv", "identity"])
+def test_a_temporary_branch_adds_its_share(branch):
+    model = gallery.block()
+    options = {"branch": branch, "scale": 0.3, "filters": "conv1"}
+    whole = inject_skip_connections(model, **options)
+    gated = inject_skip_connections(model, temporary=True, **options)
+    x = images(model.input_shape[1:])[0]
+    # What follows the addition bends it, so look at the addition.
+    plain, added, part = (
+        keras.Model(one.input, one.get_layer(name).output)(x).numpy()
+        for one, name in (
+            (model, "conv1_bn"),
+            (whole, "conv1_skip_add"),
+            (gated, "conv1_skip_add"),
+        )
+    )
+    np.testing.assert_array_equal(part, added)
+    gated.get_layer("conv1_skip_share").share.assign(0.25)
+    [part] = [
+        keras.Model(gated.input, gated.get_layer("conv1_skip_add").output)(x)
+    ]
+    np.testing.assert_allclose(
+        part, plain + 0.25 * (added - plain), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_annealed_branches_leave_the_network_that_there_was(tmp_path):
+    model = gallery.block()
+    ticket = tt.prune(model, 0.5)
+    ticket.apply(model)
+    deeper = compiled(
+        inject_skip_connections(model, scale=0.1, temporary=True),
+        "sgd",
+        jit_compile=True,
+    )
+    x, y = images(model.input_shape[1:])
+    seen = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            share = self.model.get_layer("conv2_skip_share").share
+            seen.append(float(share.numpy()))
+
+    deeper.fit(
+        x, y, epochs=5, verbose=0,
+        callbacks=[AnnealSkips(3, start_epoch=1), Watch()],
+    )  # fmt: skip
+    assert seen == [1.0, 1.0, 0.5, 0.0, 0.0]
+    deeper.save(tmp_path / "deeper.keras")
+    deeper = keras.saving.load_model(tmp_path / "deeper.keras")
+    ticket.apply(deeper, weights="keep")
+    plain, report = merge_skip_connections(deeper, return_report=True)
+    assert difference(deeper, plain, x) == 0
+    assert [one.name for one in plain.layers] == [
+        one.name for one in model.layers
+    ]
+    assert masking.attached_masks(plain).keys() == ticket.masks.keys()
+    assert tt.Ticket.from_model(plain).kept == ticket.kept
+    for before, after, _ in report.kernels.values():
+        assert before == after
+
+
+def test_half_a_branch_is_merged_as_it_is():
+    model = gallery.block()
+    deeper = inject_skip_connections(model, scale=0.3, temporary=True)
+    x, y = images(model.input_shape[1:])
+    train_a_little(deeper, x, y)
+    for layer in deeper.layers:
+        if layer.name.endswith("_share"):
+            layer.share.assign(0.5)
+    merged = merge_skip_connections(deeper)
+    expected = deeper.predict(x, verbose=0)
+    np.testing.assert_allclose(
+        merged.predict(x, verbose=0),
+        expected,
+        atol=2e-5 * np.abs(expected).max(),
+    )
+
+
+def test_skips_that_cannot_be_annealed_are_refused():
+    x, y = images()
+    model = compiled(inject_skip_connections(gallery.block()))
+    with pytest.raises(ValueError, match="no temporary skip connection"):
+        model.fit(x, y, epochs=4, verbose=0, callbacks=[AnnealSkips(2)])
+    model = compiled(inject_skip_connections(gallery.block(), temporary=True))
+    with pytest.raises(ValueError, match="go on after `end_epoch`"):
+        model.fit(x, y, epochs=2, verbose=0, callbacks=[AnnealSkips(2)])

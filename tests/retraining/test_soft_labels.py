@@ -38,6 +38,16 @@ def test_the_loss_is_the_one_computed_cross_entropy(logits, spread):
     )
 
 
+def test_without_an_alpha_the_true_class_keeps_nine_tenths(logits):
+    """The paper's, wherever it can be left out."""
+    expected = cross_entropy(LABELS, logits.astype("float64"), 0.1, "others")
+    plain = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    for loss in (LabelSmoothing(), smoothed(plain)):
+        np.testing.assert_allclose(
+            loss(LABELS, logits), expected.mean(), rtol=1e-5
+        )
+
+
 @pytest.mark.parametrize("classes", [2, 3, 10, 200])
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 0.5])
 def test_the_conversion_is_exact(classes, alpha):

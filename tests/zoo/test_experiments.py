@@ -19,7 +19,7 @@ import pytest
 import tensorflow as tf
 
 import tf_tickets as tt
-from tf_tickets.callbacks.base import hold
+from tf_tickets.callbacks.directory import hold
 from tf_tickets.pruning import SCOPES, smart_ratio
 from tf_tickets.zoo import datasets, experiments, models, recipes
 from tf_tickets.zoo.experiments import (
@@ -715,18 +715,31 @@ def test_methods_end_at_the_density(method, options, tmp_path):
     assert tt.Ticket.load(tmp_path / "ticket.safetensors").kept == 178
 
 
-def test_early_bird_trains_fewer_channels(tmp_path):
+def test_early_bird_trains_fewer_channels(tmp_path, monkeypatch):
+    """With the penalty on the scales kept, as in the published scripts."""
+    penalized = []
+    train = Trial.train
+
+    def watched(self, epochs, *callbacks):
+        [gamma, *_] = tt.structured.draw.scale_variables(self.model)
+        strength = getattr(gamma.regularizer, "strength", None)
+        penalized.append(strength)
+        return train(self, epochs, *callbacks)
+
+    monkeypatch.setattr(Trial, "train", watched)
     unit = Experiment(
         method="early_bird",
         density=0.5,
         seed=0,
         epochs=3,
-        options={"epsilon": 1.0, "window": 1},
+        options={"epsilon": 1.0, "window": 1, "keep_slimming": True},
     )
     found = unit.run(tmp_path)
     assert found["found"] and 1 <= found["search_epochs"] < 3
     assert found["density"] == pytest.approx(0.5, abs=0.02)
     assert 0 < found["macs_left"] < 1 and 0 < found["parameters_left"] < 1
+    # The search puts on its own when it begins.
+    assert penalized == [None, 1e-4]
 
 
 class Prepared(Exception):

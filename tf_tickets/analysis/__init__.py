@@ -1,5 +1,10 @@
 """What a ticket is worth: checks, distances, costs, reports."""
 
+from tf_tickets.analysis.connectivity import (
+    ConnectivityCurve,
+    instability,
+    linear_connectivity,
+)
 from tf_tickets.analysis.distances import (
     mask_distance_matrix,
     plot_mask_distances,
@@ -32,6 +37,7 @@ from tf_tickets.analysis.sanity import SanityReport, sanity_checks
 
 __all__ = [
     "ActivationSparsity",
+    "ConnectivityCurve",
     "FlopsReport",
     "GradientFlow",
     "LayerFlops",
@@ -46,6 +52,8 @@ __all__ = [
     "gradient_flow",
     "hessian_top_eigenvalue",
     "input_landscape",
+    "instability",
+    "linear_connectivity",
     "loss_along_eigenvector",
     "loss_landscape",
     "mask_distance_matrix",

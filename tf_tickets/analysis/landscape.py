@@ -15,6 +15,8 @@ from tf_tickets.figures import Path, axes_or_new, save
 from tf_tickets.loss.batches import Batch
 from tf_tickets.loss.objective import Loss, Tensors, value_and_gradient
 from tf_tickets.loss.over_data import LossOverData, moved
+from tf_tickets.network.kinds import output_axes
+from tf_tickets.selection import named_weights, owners
 from tf_tickets.ticket import Ticket
 
 
@@ -159,7 +161,7 @@ def loss_landscape(
     )
     weights = function.weights()
     first, second = (
-        _filter_normalized(function.random(s), weights)
+        _filter_normalized(function.random(s), weights, model)
         for s in (2 * seed, 2 * seed + 1)
     )
 
@@ -303,17 +305,19 @@ def _surface(
     return LossSurface(grid, grid.copy(), losses, title)
 
 
-def _filter_normalized(direction: Tensors, weights: Tensors) -> Tensors:
+def _filter_normalized(
+    direction: Tensors, weights: Tensors, model: keras.Model
+) -> Tensors:
     """Each output's filter at the model's length; vectors are left out."""
+    variables, owner = named_weights(model), owners(model)
     normalized = {}
     for key, d in direction.items():
         w = weights[key]
         if len(w.shape) < 2:
             continue
-        # The kernel of a depthwise convolution has a filter per channel.
-        depthwise = "depthwise" in key.rsplit("/", 1)[-1] or w.shape[-1] == 1
-        outputs = 2 if depthwise and len(w.shape) > 2 else 1
-        axes = list(range(len(w.shape) - outputs))
+        variable = variables[key]
+        outputs = output_axes(owner.get(id(variable)), variable)
+        axes = [axis for axis in range(len(w.shape)) if axis not in outputs]
         length, target = (
             tf.sqrt(tf.reduce_sum(t * t, axis=axes, keepdims=True))
             for t in (d, w)

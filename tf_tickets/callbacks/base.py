@@ -11,19 +11,15 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-import os
-import re
-import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import filelock
 import keras
 import numpy as np
 
-from tf_tickets import archive, checks, data, masking, progress
+from tf_tickets import checks, data, masking, progress
+from tf_tickets.callbacks.directory import Directory, RunDirectory, hold
 from tf_tickets.distribute import is_chief
 from tf_tickets.loss.batches import batches
 from tf_tickets.pruning import criteria, patterns, scopes
@@ -34,11 +30,9 @@ from tf_tickets.pruning.prune import (
     finite_weights,
 )
 from tf_tickets.selection import Filters, check_keras
-from tf_tickets.snapshot import Snapshot
 from tf_tickets.ticket import Ticket
 
 Logs = dict[str, Any]
-Directory = str | os.PathLike[str]
 
 
 class TicketCallback(keras.callbacks.Callback):
@@ -613,229 +607,6 @@ class StepCounter:
         self.step = done.stop - 1
         self._last_batch = batch
         return done
-
-
-class RunDirectory:
-    """The state of one run, each file whole or absent.
-
-    ``progress.safetensors`` is what counts: it holds the full training state,
-    the epoch to go on with and what the callback must remember, and is replaced
-    in one step. Whatever else belongs to a state is written before it, under a
-    name of its own. So a kill at any moment leaves the last whole state.
-
-    Args:
-        path: The directory; made when it is first held or saved to.
-        identity: JSON values that say which run this is.
-
-    Raises:
-        ValueError: If ``path`` is a file.
-    """
-
-    def __init__(self, path: Directory, identity: Mapping[str, Any]) -> None:
-        self.path = Path(path)
-        self.identity = dict(identity)
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(
-                "`directory` must be a directory or not exist yet. "
-                f"Received: directory={str(path)!r}"
-            )
-
-    def load(self) -> tuple[Snapshot, dict[str, Any]] | None:
-        """``(state, record)`` of the last save; `None` if there is none.
-
-        The record has ``epoch`` and ``remembered`` as `save` got them, and
-        ``masks``, the name of the file that holds them, or `None`.
-
-        Raises:
-            ValueError: If the directory holds a run with other arguments, or
-                a file of it is damaged.
-        """
-        file = self.path / "progress.safetensors"
-        if not file.exists():
-            return None
-        state, record = Snapshot.load(file)
-        found = record.get("identity")
-        there = found if isinstance(found, dict) else {}
-        differ = {
-            key: (there.get(key), self.identity.get(key))
-            for key in sorted({*there, *self.identity})
-            if there.get(key) != self.identity.get(key)
-        }
-        if differ or not there:
-            raise ValueError(
-                f"{str(self.path)!r} holds a run with other arguments. Choose "
-                f"another directory. Received (there, here): {differ}"
-            )
-        return state, record
-
-    def save(
-        self,
-        model: keras.Model,
-        epoch: int,
-        remembered: Mapping[str, Any],
-        files: Mapping[str, Any],
-    ) -> None:
-        """Record the present state of ``model`` and the masks on it.
-
-        Args:
-            model: The model in training.
-            epoch: Index of the epoch to go on with.
-            remembered: JSON values.
-            files: ``{name: whatever has a save}`` that belong to the state.
-        """
-        masks = masking.attached_masks(model)
-        name = f"masks_{epoch:05d}.safetensors" if masks else None
-        if name is not None:
-            files = {**files, name: Ticket(masks)}
-        self.path.mkdir(parents=True, exist_ok=True)
-        for file, value in files.items():
-            value.save(self.path / file)
-        Snapshot.take(model).save(
-            self.path / "progress.safetensors",
-            {
-                "epoch": epoch,
-                "masks": name,
-                "remembered": dict(remembered),
-                "identity": self.identity,
-            },
-        )
-        for old in self.path.glob("masks_*.safetensors"):
-            if old.name != name:
-                old.unlink(missing_ok=True)
-
-
-def hold(directory: Directory) -> filelock.BaseFileLock:
-    """Keep other processes, and other threads, out of a run's directory.
-
-    The kernel lets go of it when the process ends, however it ends. The file
-    ``lock`` stays and means nothing by itself; it tells people the number of
-    the process that held it last. The thread that holds a directory may take it
-    again, as a `fit` does that follows an interrupted one. On a file system
-    without locks nothing is held.
-
-    Args:
-        directory: Made if need be.
-
-    Returns:
-        The lock; its ``release`` lets others in. Who drops it releases it.
-
-    Raises:
-        ValueError: If another process or thread holds the directory.
-        OSError: If it cannot be made or written to.
-
-    Example:
-
-    >>> lock = hold("run")
-    >>> lock.release()
-    """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory.resolve() / "lock"
-    mine = threading.get_ident(), path
-    if mine in _held:
-        _held[mine].release(force=True)
-    # A new one: who held it before must not release this when it ends.
-    lock = filelock.FileLock(path, fallback_to_soft=False)
-    _held[mine] = lock
-    try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout as error:
-        raise ValueError(
-            "Another process or thread is training in this directory. Wait "
-            "for it, or choose another one. "
-            f"Received: directory={str(directory)!r}"
-        ) from error
-    except OSError as error:
-        if error.errno not in archive.NO_LOCKS:
-            raise
-        return lock
-    Path(lock.lock_file).write_text(f"{os.getpid()}\n")
-    return lock
-
-
-# What each thread holds.
-_held: weakref.WeakValueDictionary[tuple[int, Path], filelock.BaseFileLock] = (
-    weakref.WeakValueDictionary()
-)
-
-
-def history_row(
-    epochs: Sequence[Mapping[str, Any]], model: keras.Model | None = None
-) -> dict[str, Any]:
-    """Several epochs as one row: each metric's last and best value.
-
-    Args:
-        epochs: The logs of each epoch, at least one.
-        model: The compiled model that was trained. Keras knows of its metrics
-            whether they are best when high.
-
-    Returns:
-        ``{metric: last value, "best_" + metric: best value}`` of JSON values.
-        Where Keras knows no direction, accuracies and their like are best when
-        high, all else (losses, errors) when low. What is no single number has
-        no best, and what is no number, array or string is left out.
-
-    Example:
-
-    >>> history_row([{"loss": 0.5}, {"loss": 0.25}, {"loss": 0.75}])
-    {'loss': 0.75, 'best_loss': 0.25}
-    """
-    row: dict[str, Any] = {}
-    for name, value in epochs[-1].items():
-        last = _as_json(value)
-        if last is not None:
-            row[name] = last
-        values = [_as_json(logs.get(name)) for logs in epochs]
-        numbers = [v for v in values if isinstance(v, float)]
-        if isinstance(last, float):
-            row[f"best_{name}"] = _best(name, numbers, model)
-    return row
-
-
-def _as_json(value: Any) -> float | str | list[Any] | None:
-    if value is None or isinstance(value, str):
-        return value
-    try:
-        array = np.asarray(keras.ops.convert_to_numpy(value), "float64")
-    except (TypeError, ValueError):
-        return None
-    number: float | list[Any] = array.tolist()
-    return number
-
-
-def _best(
-    name: str, values: Sequence[float], model: keras.Model | None
-) -> float:
-    values = [v for v in values if not math.isnan(v)] or values
-    if model is not None:
-        # The public one of Keras's callbacks that know the direction.
-        judge = keras.callbacks.EarlyStopping(name, patience=len(values) + 1)
-        judge.set_model(model)
-        judge.on_train_begin()
-        try:
-            for epoch, value in enumerate(values):
-                judge.on_epoch_end(epoch, {name: value})
-        except ValueError:
-            pass  # it knows none for this metric
-        else:
-            return float(judge.best)
-    known = f"{name} {_class_of(name, model)}"
-    return (max if _HIGHER.search(known) else min)(values)
-
-
-def _class_of(name: str, model: keras.Model | None) -> str:
-    """The class of a compiled metric, which may go by any name."""
-    for group in getattr(model, "metrics", ()):
-        for metric in getattr(group, "metrics", ()):
-            if metric.name == name.removeprefix("val_"):
-                return type(metric).__name__
-    return ""
-
-
-_HIGHER = re.compile(
-    r"acc|auc|precision|recall|f1|f_?beta|iou|r2|cosine|true_?(posi|nega)tives",
-    re.IGNORECASE,
-)
 
 
 def _check_trained(epoch: int, logs: Mapping[str, Any] | None) -> None:

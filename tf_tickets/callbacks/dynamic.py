@@ -12,11 +12,11 @@ import tensorflow as tf
 
 from tf_tickets import checks, masking
 from tf_tickets.callbacks.base import (
-    Directory,
     DrawingCallback,
     Logs,
     StepCounter,
 )
+from tf_tickets.callbacks.directory import Directory
 from tf_tickets.pruning import criteria, scopes
 from tf_tickets.pruning.prune import budget, current_masks, describe
 from tf_tickets.pruning.topk import keep_largest

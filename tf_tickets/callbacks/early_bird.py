@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from tf_tickets import checks
-from tf_tickets.callbacks.base import Directory, Logs, ResumableCallback
+from tf_tickets.callbacks.base import Logs, ResumableCallback
+from tf_tickets.callbacks.directory import Directory
 from tf_tickets.selection import named_weights, values_of
 from tf_tickets.structured.draw import (
     CRITERIA,

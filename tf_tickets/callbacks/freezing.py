@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from tf_tickets import checks
-from tf_tickets.callbacks.base import Directory, Logs, ResumableCallback
+from tf_tickets.callbacks.base import Logs, ResumableCallback
+from tf_tickets.callbacks.directory import Directory
 from tf_tickets.callbacks.rounds import warn_of_comparing
 from tf_tickets.layers import Supermask, steering
 from tf_tickets.pruning import scopes
@@ -113,8 +114,8 @@ class IterativeFreezing(ResumableCallback):
             clipped at zero, so a freeze can take far more than its share: the
             target is then only the most that remains.
         rate: `"code"`, the default: freezes after the epochs T + 1, 2T + 1,
-            ...; `"paper"`: after T, 2T, ..., see `freezing_rate`. (Top-k masks
-            become sparser after T, 2T, ... in both.)
+            ...; `"paper"`: after T, 2T, ..., see `freezing_rate`. So with
+            top-k masks, which become sparser then.
         scope: Among which weights the lowest are looked for: `"global"`, the
             default, `"layer"`, or another of `tf_tickets.prune` that is no
             mapping. A top-k mask has its own.
@@ -345,9 +346,7 @@ class IterativeFreezing(ResumableCallback):
         first, start = first_epoch, first_density
         epochs = [
             e
-            for e in _freezes(
-                self._epochs, self.every, self.rate, early=self._top_k
-            )
+            for e in _freezes(self._epochs, self.every, self.rate)
             if e >= first
         ]
         share = (
@@ -470,11 +469,8 @@ class IterativeFreezing(ResumableCallback):
         return sum(int(m.sum()) for m in masks) / sum(m.size for m in masks)
 
 
-def _freezes(
-    epochs: int, every: int, rate: str, *, early: bool = False
-) -> list[int]:
+def _freezes(epochs: int, every: int, rate: str) -> list[int]:
     """Epochs, counted from 0, at whose end there is a freeze."""
     if rate == "paper":
         return [e for e in range(epochs) if (e + 1) % every == 0]
-    freezes = [e for e in range(1, epochs) if e % every == 0]
-    return [e - 1 for e in freezes] if early else freezes
+    return [e for e in range(1, epochs) if e % every == 0]

@@ -12,11 +12,11 @@ import numpy as np
 
 from tf_tickets import checks, masking
 from tf_tickets.callbacks.base import (
-    Directory,
     DrawingCallback,
     Logs,
     StepCounter,
 )
+from tf_tickets.callbacks.directory import Directory
 from tf_tickets.callbacks.rounds import warn_of_comparing
 from tf_tickets.pruning import criteria, patterns, scopes
 from tf_tickets.pruning.prune import current_masks, describe, excess

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,15 +11,17 @@ import keras
 import numpy as np
 
 from tf_tickets import checks, figures, masking, progress
-from tf_tickets.callbacks.base import (
-    Directory,
-    DrawingCallback,
-    Logs,
-    history_row,
-)
+from tf_tickets.callbacks.base import DrawingCallback, Logs
+from tf_tickets.callbacks.directory import Directory
 from tf_tickets.callbacks.enforce import EnforceTicket
 from tf_tickets.callbacks.rewind import Rewind
-from tf_tickets.callbacks.rounds import OF_A_ROUND, Round, RoundCallbacks
+from tf_tickets.callbacks.rounds import (
+    OF_A_ROUND,
+    Round,
+    RoundCallbacks,
+    RoundPlan,
+    history_row,
+)
 from tf_tickets.pruning import criteria, patterns, scopes
 from tf_tickets.pruning.prune import (
     budget,
@@ -635,110 +636,6 @@ class IterativeMagnitudePruning(DrawingCallback):
             "rewind_step": self.rewind_step,
             "filters": _text(self.filters),
         }
-
-
-@dataclasses.dataclass(frozen=True)
-class RoundPlan:
-    """The arithmetic of iterative pruning.
-
-    Args:
-        rounds: How many rounds.
-        epochs_per_round: Epochs of the first round.
-        skipped_epochs: Epochs before the rewind point, which later rounds do
-            not run again.
-        target_sparsity: Sparsity after the last round, or `None`.
-        prune_fraction: Fraction of what remains that a round prunes, or
-            `None`.
-        scope: As in `tf_tickets.prune`; a mapping holds the targets itself.
-    """
-
-    rounds: int
-    epochs_per_round: int
-    skipped_epochs: int = 0
-    target_sparsity: float | None = None
-    prune_fraction: float | None = None
-    scope: scopes.Scope = "global"
-
-    def __post_init__(self) -> None:
-        for name, field, least in (
-            ("rounds", "rounds", 1),
-            ("epochs_per_round", "epochs_per_round", 1),
-            ("rewind_epoch", "skipped_epochs", 0),
-        ):
-            value = checks.whole(name, getattr(self, field), least=least)
-            object.__setattr__(self, field, value)
-        if self.skipped_epochs >= self.epochs_per_round:
-            raise ValueError(
-                "The rewind point must lie inside a round. Received: "
-                f"rewind_epoch={self.skipped_epochs}, "
-                f"epochs_per_round={self.epochs_per_round}"
-            )
-        given = [
-            self.target_sparsity is not None,
-            self.prune_fraction is not None,
-            isinstance(self.scope, Mapping),
-        ]
-        if sum(given) != 1:
-            raise ValueError(
-                "Give one of `target_sparsity`, `prune_fraction` and a mapping "
-                "of sparsities as `scope`. Received: "
-                f"target_sparsity={self.target_sparsity!r}, "
-                f"prune_fraction={self.prune_fraction!r}, scope={self.scope!r}"
-            )
-        for name in ("target_sparsity", "prune_fraction"):
-            value = getattr(self, name)
-            if value is not None:
-                checks.number(name, value, "(0, 1)")
-
-    def epochs_of(self, index: int) -> int:
-        """Epochs of round ``index``, from 0."""
-        return self.epochs_per_round - (self.skipped_epochs if index else 0)
-
-    def epochs_before(self, index: int) -> int:
-        """Epochs of all rounds before round ``index``."""
-        return sum(self.epochs_of(i) for i in range(index))
-
-    def schedule_epoch(self, epoch: int, done: Sequence[int] = ()) -> int:
-        """Epoch of the training schedule after ``epoch`` epochs in all.
-
-        Args:
-            epoch: Epochs since the first round began.
-            done: How many epochs the first rounds took, where they may have
-                ended early.
-        """
-        planned = (
-            self.epochs_of(index) for index in range(len(done), self.rounds)
-        )
-        index = 0
-        for length in (*done, *planned):
-            if epoch < length:
-                break
-            epoch -= length
-            index += 1
-        return epoch + (self.skipped_epochs if index else 0)
-
-    def demand(
-        self, done: int, initial_sparsity: float
-    ) -> tuple[float | None, scopes.Scope]:
-        """``(sparsity, scope)`` to prune to at the end of round ``done``.
-
-        With R rounds from density $d_0$ to $d_R$, the density after round r is
-        $d_0 (d_R / d_0)^{r/R}$: every round prunes the same fraction of what
-        is left.
-
-        Args:
-            done: Rounds trained, from 1.
-            initial_sparsity: Sparsity before the first round.
-        """
-        if self.prune_fraction is not None:
-            kept = (1 - self.prune_fraction) ** done
-            return 1 - (1 - initial_sparsity) * kept, self.scope
-        return scopes.at_progress(
-            self.scope,
-            self.target_sparsity,
-            initial_sparsity,
-            done / self.rounds,
-        )
 
 
 def _is_plotted(key: str, rows: Sequence[Mapping[str, Any]]) -> bool:

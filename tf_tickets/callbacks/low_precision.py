@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import tensorflow as tf
@@ -12,12 +12,32 @@ import tensorflow as tf
 from tf_tickets import checks
 from tf_tickets.callbacks.base import TicketCallback
 from tf_tickets.masking import MaskConstraint
-from tf_tickets.selection import check_model, layers_of, own_weights
+from tf_tickets.network.kinds import output_axes
+from tf_tickets.selection import check_model, layers_of, own_weights, owners
 from tf_tickets.tracing import retrace
+
+Scheme = Literal["kernels", "published"]
+# Axes of a tensor each index of which is a block.
+Axes = tuple[int, ...]
+
+# Whose outputs the published code rounds.
+_COMPUTING = (
+    keras.layers.Dense,
+    keras.layers.EinsumDense,
+    *(getattr(keras.layers, f"Conv{n}D") for n in (1, 2, 3)),
+    *(getattr(keras.layers, f"Conv{n}DTranspose") for n in (1, 2, 3)),
+    *(getattr(keras.layers, f"DepthwiseConv{n}D") for n in (1, 2)),
+    *(getattr(keras.layers, f"SeparableConv{n}D") for n in (1, 2)),
+)
+
+
+# What an optimizer keeps that is no part of its step: averages of the weights
+# and gradients that are collected.
+_WHOLE = ("_average", "_accumulator")
 
 
 def block_floating_point(
-    x: tf.Tensor, seed: tf.Tensor, axis: int | None, bits: int
+    x: tf.Tensor, seed: tf.Tensor, axis: int | Axes | None, bits: int
 ) -> tf.Tensor:
     r"""Round to ``bits`` bits with one exponent for each block, stochastically.
 
@@ -29,7 +49,8 @@ def block_floating_point(
     Args:
         x: A float tensor.
         seed: Two integers; equal seeds round equally.
-        axis: Each index along this axis is a block; `None`: all of x is one.
+        axis: Each index along this axis, or these, is a block; `None`: all of
+            x is one.
         bits: b, the sign included.
 
     Returns:
@@ -44,9 +65,10 @@ def block_floating_point(
     array([0., 0., 0.], dtype=float32)
     """
     wide = tf.cast(x, tf.float32)
-    others = [i for i in range(x.shape.rank or 0) if i != axis]
-    if axis is not None and axis < 0:
-        others = [i for i in range(x.shape.rank) if i != axis % x.shape.rank]
+    rank = x.shape.rank or 0
+    chosen = () if axis is None else (axis,) if isinstance(axis, int) else axis
+    blocks = {one % rank for one in chosen}
+    others = [i for i in range(rank) if i not in blocks]
     largest = tf.reduce_max(tf.abs(wide), axis=others, keepdims=True)
     # Without its mantissa bits a float is the power of two below it.
     exponent = tf.bitwise.bitwise_and(
@@ -63,7 +85,11 @@ def block_floating_point(
 
 @contextlib.contextmanager
 def low_precision(
-    model: keras.Model, *, bits: int = 8, seed: int = 0
+    model: keras.Model,
+    *,
+    bits: int = 8,
+    seed: int = 0,
+    scheme: Scheme = "kernels",
 ) -> Iterator[None]:
     """Train ``model`` in block floating point inside this block.
 
@@ -73,21 +99,28 @@ def low_precision(
     The values are rounded, the arithmetic is not done in eight bits: this
     shows what a search on such hardware finds, it saves no time here.
 
-    Rounded are: kernels and embeddings after each step, a block for each
-    output channel; the outputs of every layer with weights, and the errors
-    that come back into them, a block for each sample; the gradients of the
-    kernels. The last layer stays in full precision, and so do vectors:
-    biases and normalization are a thousandth of all weights, and at eight
-    bits most of the scales that rank channels would be equal.
+    Rounded are, by `"kernels"`, the default: kernels and embeddings after each
+    step, a block for each output channel; the outputs of every layer with
+    weights, and the errors that come back into them, a block for each sample;
+    the gradients of the kernels. The last layer stays in full precision, and
+    so do vectors, biases and normalization: they are a thousandth of all
+    weights, and a channel is pruned by its scale.
+
+    `"published"` is what the published code of Early-Bird does: every trained
+    weight, the last layer's and vectors among them (of which each number is a
+    block of its own), its gradient and the optimizer's slots for it, momentum
+    say; and of outputs and errors only those of dense layers and convolutions,
+    but for the last.
 
     Args:
         model: A built, compiled model.
         bits: Bits per value, from 2 to 16; 8 by default.
         seed: Of the rounding.
+        scheme: What is rounded: `"kernels"` or `"published"`.
 
     Raises:
-        ValueError: If the model is not compiled or not built, or ``bits`` is
-            out of range.
+        ValueError: If the model is not compiled or not built, ``bits`` is out
+            of range, or ``scheme`` is not known.
 
     Reference:
         You et al., "Drawing Early-Bird Tickets", ICLR 2020, section 3.3; Yang
@@ -115,17 +148,23 @@ def low_precision(
             "The model must be built and compiled before it is trained in "
             f"low precision. Received: model={model.name!r}"
         )
+    checks.choice("scheme", scheme, ("kernels", "published"))
     seed = checks.whole("seed", seed, least=0)
     rounding = _Rounding(model, bits, seed)
-    layers = _rounded_layers(model)
+    weights, layers = _rounded(model, scheme)
     with contextlib.ExitStack() as undo:
-        kernels = _round_kernels(layers, rounding, undo)
+        for variable, axes in weights:
+            constraint = _RoundedWeight(rounding, axes)
+            _put_under_mask(variable, constraint)
+            undo.callback(_take_out, variable, constraint)
         for layer in layers:
             _replace(layer, "call", rounding.around(layer.call), undo)
         _replace(
             model.optimizer,
             "apply",
-            rounding.before(model.optimizer.apply, kernels),
+            rounding.during(
+                model.optimizer, weights, slots=scheme == "published"
+            ),
             undo,
         )
         retrace(model)
@@ -143,6 +182,7 @@ class LowPrecision(TicketCallback):
     Args:
         bits: Bits per value, from 2 to 16; 8 by default.
         seed: Of the rounding.
+        scheme: As in `low_precision`.
 
     Example:
 
@@ -154,14 +194,20 @@ class LowPrecision(TicketCallback):
     ... )
     """
 
-    def __init__(self, *, bits: int = 8, seed: int = 0) -> None:
+    def __init__(
+        self, *, bits: int = 8, seed: int = 0, scheme: Scheme = "kernels"
+    ) -> None:
         super().__init__()
         self.bits = _checked_bits(bits)
         self.seed = checks.whole("seed", seed, least=0)
+        checks.choice("scheme", scheme, ("kernels", "published"))
+        self.scheme = scheme
 
     def begin(self) -> None:
         self._undo.enter_context(
-            low_precision(self.model, bits=self.bits, seed=self.seed)
+            low_precision(
+                self.model, bits=self.bits, seed=self.seed, scheme=self.scheme
+            )
         )
 
 
@@ -169,6 +215,9 @@ def _checked_bits(bits: int) -> int:
     if checks.whole("bits", bits, least=2) > 16:
         raise ValueError(f"`bits` must be at most 16. Received: bits={bits}")
     return int(bits)
+
+
+Weights = list[tuple[keras.Variable, Axes]]
 
 
 class _Rounding:
@@ -181,7 +230,7 @@ class _Rounding:
         with model.distribute_strategy.scope():
             self.seeds = keras.random.SeedGenerator(seed)
 
-    def __call__(self, x: tf.Tensor, axis: int | None) -> tf.Tensor:
+    def __call__(self, x: tf.Tensor, axis: Axes) -> tf.Tensor:
         return block_floating_point(x, self._next(), axis, self.bits)
 
     def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -194,10 +243,15 @@ class _Rounding:
 
         return rounded
 
-    def before(
-        self, apply: Callable[..., Any], kernels: dict[int, int]
+    def during(
+        self, optimizer: Any, weights: Weights, *, slots: bool
     ) -> Callable[..., Any]:
-        """An optimizer's ``apply`` with the gradients of kernels rounded."""
+        """An optimizer's ``apply`` with gradients rounded before it.
+
+        With ``slots`` also what it keeps for each weight, after it.
+        """
+        apply = optimizer.apply
+        axes = {id(variable): one for variable, one in weights}
 
         def rounded(
             grads: list[Any], trainable_variables: Any = None, **kwargs: Any
@@ -205,12 +259,16 @@ class _Rounding:
             variables = list(trainable_variables or [])
             if variables:
                 grads = [
-                    self(tf.convert_to_tensor(g), kernels[id(v)])
-                    if g is not None and id(v) in kernels
+                    self(tf.convert_to_tensor(g), axes[id(v)])
+                    if g is not None and id(v) in axes
                     else g
                     for g, v in zip(grads, variables, strict=True)
                 ]
-            return apply(grads, trainable_variables, **kwargs)
+            made = apply(grads, trainable_variables, **kwargs)
+            if slots:
+                for slot, one in _slots_of(optimizer, weights):
+                    slot.assign(self(tf.convert_to_tensor(slot), one))
+            return made
 
         return rounded
 
@@ -246,7 +304,7 @@ def _rounded_both_ways(
     return block_floating_point(x, forward, 0, width), gradient
 
 
-class _RoundedKernel(keras.constraints.Constraint):
+class _RoundedWeight(keras.constraints.Constraint):
     """c(Q(w)) after each update, with the variable's own constraint c.
 
     A mask stands around it: zero is zero in any precision.
@@ -255,48 +313,63 @@ class _RoundedKernel(keras.constraints.Constraint):
     def __init__(
         self,
         rounding: _Rounding,
-        axis: int,
+        axes: Axes,
         inner: Callable[..., Any] | None = None,
     ) -> None:
         self.rounding = rounding
-        self.axis = axis
+        self.axes = axes
         self.inner = inner
 
     def __call__(self, w: Any) -> tf.Tensor:
-        rounded = self.rounding(tf.convert_to_tensor(w), self.axis)
+        rounded = self.rounding(tf.convert_to_tensor(w), self.axes)
         return rounded if self.inner is None else self.inner(rounded)
 
 
-def _rounded_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    """Layers with weights of their own, but for the last."""
-    return [layer for layer in layers_of(model) if own_weights(layer)][:-1]
+def _rounded(
+    model: keras.Model, scheme: Scheme
+) -> tuple[Weights, list[keras.layers.Layer]]:
+    """The weights that are rounded, and the layers whose outputs are."""
+    holders = [layer for layer in layers_of(model) if own_weights(layer)]
+    owner = owners(model)
+    weights: dict[int, tuple[keras.Variable, Axes]] = {}
+    if scheme == "kernels":
+        layers = holders[:-1]
+        chosen = [v for layer in layers for v in layer.weights]
+        chosen = [v for v in chosen if len(v.shape) > 1]
+    else:
+        layers = [one for one in holders if isinstance(one, _COMPUTING)][:-1]
+        chosen = list(model.trainable_variables)
+    for variable in chosen:
+        axes: Axes = (0,)  # of a vector, each number
+        if len(variable.shape) > 1:
+            axes = output_axes(owner.get(id(variable)), variable)
+        if len(variable.shape) > 0:
+            weights[id(variable)] = variable, axes
+    return list(weights.values()), layers
 
 
-def _round_kernels(
-    layers: list[keras.layers.Layer],
-    rounding: _Rounding,
-    undo: contextlib.ExitStack,
-) -> dict[int, int]:
-    """Constrain the kernels; ``{id(variable): axis of its blocks}``."""
-    axes: dict[int, int] = {}
-    for layer in layers:
-        for variable in layer.weights:
-            if len(variable.shape) < 2 or id(variable) in axes:
-                continue
-            # Channels come last, but in kernels of one filter per channel.
-            depthwise = "Depthwise" in type(layer).__name__ or (
-                variable.name == "depthwise_kernel"
-            )
-            axis = len(variable.shape) - (2 if depthwise else 1)
-            axes[id(variable)] = axis
-            rounded = _RoundedKernel(rounding, axis)
-            _put_under_mask(variable, rounded)
-            undo.callback(_take_out, variable, rounded)
-    return axes
+def _slots_of(optimizer: Any, weights: Weights) -> Weights:
+    """What an optimizer keeps for each weight, by the name that Keras gives."""
+    names = sorted(
+        (
+            (variable.path.replace("/", "_") + "_", variable.shape, axes)
+            for variable, axes in weights
+        ),
+        key=lambda one: -len(one[0]),
+    )
+    found: Weights = []
+    for slot in optimizer.variables:
+        if slot.name.endswith(_WHOLE):
+            continue
+        for name, shape, axes in names:
+            if slot.name.startswith(name) and slot.shape == shape:
+                found.append((slot, axes))
+                break
+    return found
 
 
 def _put_under_mask(
-    variable: keras.Variable, constraint: _RoundedKernel
+    variable: keras.Variable, constraint: _RoundedWeight
 ) -> None:
     """Constrain a variable, but leave its mask, if it has one, on top."""
     top = variable.constraint
@@ -306,7 +379,7 @@ def _put_under_mask(
         constraint.inner, variable.constraint = top, constraint
 
 
-def _take_out(variable: keras.Variable, constraint: _RoundedKernel) -> None:
+def _take_out(variable: keras.Variable, constraint: _RoundedWeight) -> None:
     """Remove a constraint alone, whatever came or went around it since."""
     if variable.constraint is constraint:
         variable.constraint = constraint.inner

@@ -1,19 +1,128 @@
-"""Callbacks of Keras that live inside a round of iterative pruning."""
+"""The rounds of iterative pruning: their plan, callbacks and history."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from tf_tickets import checks
 from tf_tickets.callbacks.base import Logs, ResumableCallback
+from tf_tickets.pruning import scopes
 
 Callbacks = Sequence[keras.callbacks.Callback]
 RoundCallbacks = Callbacks | Callable[[int], Callbacks]
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundPlan:
+    """The arithmetic of iterative pruning.
+
+    Args:
+        rounds: How many rounds.
+        epochs_per_round: Epochs of the first round.
+        skipped_epochs: Epochs before the rewind point, which later rounds do
+            not run again.
+        target_sparsity: Sparsity after the last round, or `None`.
+        prune_fraction: Fraction of what remains that a round prunes, or
+            `None`.
+        scope: As in `tf_tickets.prune`; a mapping holds the targets itself.
+    """
+
+    rounds: int
+    epochs_per_round: int
+    skipped_epochs: int = 0
+    target_sparsity: float | None = None
+    prune_fraction: float | None = None
+    scope: scopes.Scope = "global"
+
+    def __post_init__(self) -> None:
+        for name, field, least in (
+            ("rounds", "rounds", 1),
+            ("epochs_per_round", "epochs_per_round", 1),
+            ("rewind_epoch", "skipped_epochs", 0),
+        ):
+            value = checks.whole(name, getattr(self, field), least=least)
+            object.__setattr__(self, field, value)
+        if self.skipped_epochs >= self.epochs_per_round:
+            raise ValueError(
+                "The rewind point must lie inside a round. Received: "
+                f"rewind_epoch={self.skipped_epochs}, "
+                f"epochs_per_round={self.epochs_per_round}"
+            )
+        given = [
+            self.target_sparsity is not None,
+            self.prune_fraction is not None,
+            isinstance(self.scope, Mapping),
+        ]
+        if sum(given) != 1:
+            raise ValueError(
+                "Give one of `target_sparsity`, `prune_fraction` and a mapping "
+                "of sparsities as `scope`. Received: "
+                f"target_sparsity={self.target_sparsity!r}, "
+                f"prune_fraction={self.prune_fraction!r}, scope={self.scope!r}"
+            )
+        for name in ("target_sparsity", "prune_fraction"):
+            value = getattr(self, name)
+            if value is not None:
+                checks.number(name, value, "(0, 1)")
+
+    def epochs_of(self, index: int) -> int:
+        """Epochs of round ``index``, from 0."""
+        return self.epochs_per_round - (self.skipped_epochs if index else 0)
+
+    def epochs_before(self, index: int) -> int:
+        """Epochs of all rounds before round ``index``."""
+        return sum(self.epochs_of(i) for i in range(index))
+
+    def schedule_epoch(self, epoch: int, done: Sequence[int] = ()) -> int:
+        """Epoch of the training schedule after ``epoch`` epochs in all.
+
+        Args:
+            epoch: Epochs since the first round began.
+            done: How many epochs the first rounds took, where they may have
+                ended early.
+        """
+        planned = (
+            self.epochs_of(index) for index in range(len(done), self.rounds)
+        )
+        index = 0
+        for length in (*done, *planned):
+            if epoch < length:
+                break
+            epoch -= length
+            index += 1
+        return epoch + (self.skipped_epochs if index else 0)
+
+    def demand(
+        self, done: int, initial_sparsity: float
+    ) -> tuple[float | None, scopes.Scope]:
+        """``(sparsity, scope)`` to prune to at the end of round ``done``.
+
+        With R rounds from density $d_0$ to $d_R$, the density after round r is
+        $d_0 (d_R / d_0)^{r/R}$: every round prunes the same fraction of what
+        is left.
+
+        Args:
+            done: Rounds trained, from 1.
+            initial_sparsity: Sparsity before the first round.
+        """
+        if self.prune_fraction is not None:
+            kept = (1 - self.prune_fraction) ** done
+            return 1 - (1 - initial_sparsity) * kept, self.scope
+        return scopes.at_progress(
+            self.scope,
+            self.target_sparsity,
+            initial_sparsity,
+            done / self.rounds,
+        )
 
 
 class Round:
@@ -268,3 +377,82 @@ def _checked(callbacks: Any) -> list[keras.callbacks.Callback]:
                 f"Received: {type(callback).__name__} in round_callbacks"
             )
     return list(callbacks)
+
+
+def history_row(
+    epochs: Sequence[Mapping[str, Any]], model: keras.Model | None = None
+) -> dict[str, Any]:
+    """Several epochs as one row: each metric's last and best value.
+
+    Args:
+        epochs: The logs of each epoch, at least one.
+        model: The compiled model that was trained. Keras knows of its metrics
+            whether they are best when high.
+
+    Returns:
+        ``{metric: last value, "best_" + metric: best value}`` of JSON values.
+        Where Keras knows no direction, accuracies and their like are best when
+        high, all else (losses, errors) when low. What is no single number has
+        no best, and what is no number, array or string is left out.
+
+    Example:
+
+    >>> history_row([{"loss": 0.5}, {"loss": 0.25}, {"loss": 0.75}])
+    {'loss': 0.75, 'best_loss': 0.25}
+    """
+    row: dict[str, Any] = {}
+    for name, value in epochs[-1].items():
+        last = _as_json(value)
+        if last is not None:
+            row[name] = last
+        values = [_as_json(logs.get(name)) for logs in epochs]
+        numbers = [v for v in values if isinstance(v, float)]
+        if isinstance(last, float):
+            row[f"best_{name}"] = _best(name, numbers, model)
+    return row
+
+
+def _as_json(value: Any) -> float | str | list[Any] | None:
+    if value is None or isinstance(value, str):
+        return value
+    try:
+        array = np.asarray(keras.ops.convert_to_numpy(value), "float64")
+    except (TypeError, ValueError):
+        return None
+    number: float | list[Any] = array.tolist()
+    return number
+
+
+def _best(
+    name: str, values: Sequence[float], model: keras.Model | None
+) -> float:
+    values = [v for v in values if not math.isnan(v)] or values
+    if model is not None:
+        # The public one of Keras's callbacks that know the direction.
+        judge = keras.callbacks.EarlyStopping(name, patience=len(values) + 1)
+        judge.set_model(model)
+        judge.on_train_begin()
+        try:
+            for epoch, value in enumerate(values):
+                judge.on_epoch_end(epoch, {name: value})
+        except ValueError:
+            pass  # it knows none for this metric
+        else:
+            return float(judge.best)
+    known = f"{name} {_class_of(name, model)}"
+    return (max if _HIGHER.search(known) else min)(values)
+
+
+def _class_of(name: str, model: keras.Model | None) -> str:
+    """The class of a compiled metric, which may go by any name."""
+    for group in getattr(model, "metrics", ()):
+        for metric in getattr(group, "metrics", ()):
+            if metric.name == name.removeprefix("val_"):
+                return type(metric).__name__
+    return ""
+
+
+_HIGHER = re.compile(
+    r"acc|auc|precision|recall|f1|f_?beta|iou|r2|cosine|true_?(posi|nega)tives",
+    re.IGNORECASE,
+)

@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_tickets import figures
+from tf_tickets import figures, tables
 from tf_tickets.analysis.flops import flops
 from tf_tickets.export import digests
 from tf_tickets.export.choosing import gain
@@ -30,6 +30,9 @@ from tf_tickets.export.timing import Latency
 from tf_tickets.version import __version__
 
 FORMAT_VERSION = 1
+
+# Columns of the table that hold words.
+_WORDS = (0, 7)
 
 # TensorFlow leaves this directory of a SavedModel to its users.
 PLACE = Path("assets.extra") / "tf_tickets.json.gz"
@@ -335,8 +338,13 @@ class Report:
 
     def table(self) -> str:
         """The report as text."""
+        lines = tables.text(self._rows(), words=_WORDS)
+        return "\n".join([lines, "", *self._summary()])
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        """What the table holds: heads, matrices, the total of everything."""
         sizes = ("dense", "gzip", "packed", "floor")
-        lines = [
+        return [
             ("weight", "shape", "density", *sizes, "method", "MFLOPs"),
             # Biases and statistics would hide what matters.
             *(
@@ -360,17 +368,15 @@ class Report:
                 f"{self.total('flops') / 1e6:.2f}",
             ),
         ]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        aligned = [
-            "  ".join(
-                cell.ljust(width) if i in (0, 7) else cell.rjust(width)
-                for i, (cell, width) in enumerate(
-                    zip(line, widths, strict=True)
-                )
-            ).rstrip()
-            for line in lines
-        ]
-        return "\n".join([*aligned, "", *self._summary()])
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return tables.as_html(
+            self._rows(),
+            caption=f"Export to {self.path}, format {self.format!r}",
+            notes=self._summary(),
+            words=_WORDS,
+        )
 
     def plot(self, path: figures.Path | None = None) -> Any:
         """Draw bytes and latencies; see `tf_tickets.figures`.

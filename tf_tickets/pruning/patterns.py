@@ -112,6 +112,11 @@ PATTERNS: dict[str, Numbering] = {
     "rows": Blocks(1, None),
     "columns": Blocks(None, 1),
 }
+"""``{name: pattern}``, yours too: what `tf_tickets.prune` takes as ``pattern``.
+
+A pattern is called as ``pattern(rows, columns)`` and gives every weight of a
+matrix the number of its group. N:M needs no entry.
+"""
 
 Pattern = str | tuple[int, int] | Numbering | NofM | Grouped
 

@@ -325,6 +325,11 @@ SCOPES: dict[str, Callable[[Shapes, float], Densities]] = {
     "smart_ratio": SmartRatio(),
     "smart_ratio_v3": SmartRatio("v3"),
 }
+"""``{name: scope}``, yours too: how `tf_tickets.prune` spreads a budget.
+
+A scope is called with ``{path: shape}`` and a density and returns ``{path:
+density}``. `"global"`, which compares all scores, is none of them.
+"""
 
 
 def pools(

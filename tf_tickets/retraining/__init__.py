@@ -6,6 +6,7 @@ from tf_tickets.retraining.activations import (
     TemporaryActivation,
     replace_activations,
 )
+from tf_tickets.retraining.annealing import AnnealSkips
 from tf_tickets.retraining.distillation import (
     distiller,
     with_teacher_logits,
@@ -26,6 +27,7 @@ from tf_tickets.retraining.spending import TWEAKS, Spending, spend
 __all__ = [
     "ActivationReport",
     "AnnealActivations",
+    "AnnealSkips",
     "LabelSmoothing",
     "MergeReport",
     "Rescaling",

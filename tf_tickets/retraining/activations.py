@@ -14,6 +14,7 @@ from tf_tickets import checks
 from tf_tickets.network.copier import Copier
 from tf_tickets.network.graph import require_graph
 from tf_tickets.network.layer_copy import config_of, copy_of, rebuilt
+from tf_tickets.retraining.annealing import Annealing
 from tf_tickets.selection import layers_of
 from tf_tickets.tracing import retrace
 
@@ -473,7 +474,7 @@ class TemporaryActivation:
         return cls(**config)
 
 
-class AnnealActivations(keras.callbacks.Callback):
+class AnnealActivations(Annealing):
     """Lead temporary activations back to the original ones.
 
     Their share falls linearly from 1 at the beginning of ``start_epoch`` to
@@ -506,36 +507,13 @@ class AnnealActivations(keras.callbacks.Callback):
     'relu'
     """
 
-    def __init__(self, end_epoch: int, *, start_epoch: int = 0) -> None:
-        super().__init__()
-        self.start_epoch = checks.whole("start_epoch", start_epoch, least=0)
-        self.end_epoch = checks.whole(
-            "end_epoch", end_epoch, least=self.start_epoch + 1
-        )
-        self.share = 1.0
+    needs = (
+        "temporary activation: make one with "
+        "replace_activations(model, temporary=True)"
+    )
 
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        if not _temporary(self.model):
-            raise ValueError(
-                "The model has no temporary activation: make one with "
-                "replace_activations(model, temporary=True). "
-                f"Received: model={self.model.name!r}"
-            )
-        epochs = (self.params or {}).get("epochs")
-        if epochs is not None and epochs <= self.end_epoch:
-            raise ValueError(
-                "Training must go on after `end_epoch`, with the original "
-                f"activations. Received: end_epoch={self.end_epoch}, "
-                f"epochs={epochs}"
-            )
-
-    def on_epoch_begin(
-        self, epoch: int, logs: dict[str, Any] | None = None
-    ) -> None:
-        done = (epoch - self.start_epoch) / (self.end_epoch - self.start_epoch)
-        self.share = 1.0 - min(max(done, 0.0), 1.0)
-        for _, _, activation in _temporary(self.model):
-            activation.share.assign(self.share)
+    def shares(self) -> list[Any]:
+        return [one.share for _, _, one in _temporary(self.model)]
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self.share > 0:

@@ -21,6 +21,7 @@ from tf_tickets.network.graph import (
     trace,
 )
 from tf_tickets.network.layer_copy import copy_of
+from tf_tickets.retraining.annealing import SkipShare, share_of
 from tf_tickets.retraining.skips import (
     channel_axis,
     is_depthwise,
@@ -91,6 +92,10 @@ def merge_skip_connections(
     that one pixel of each kernel is dense now, 1/9 of the weights of a 3x3
     kernel; the report counts it. Such kernels lose their mask.
 
+    A temporary branch whose share has come to 0 is taken out and nothing else:
+    kernel, mask and normalization stay what they are. At another share it is
+    merged as it is.
+
     Args:
         model: A trained model that has skip connections. It is not changed.
         return_report: Boolean: also return what was merged and what it cost.
@@ -145,7 +150,7 @@ def merge_skip_connections(
             f"model={model.name!r}"
             + (f", where these stay: {refused}" if refused else "")
         )
-    convs = {id(m.conv): m for m in merges}
+    convs = {id(m.conv): m for m in merges if m.share != 0}
 
     def replace(layer: Any) -> Any:
         if id(layer) not in convs:
@@ -160,11 +165,12 @@ def merge_skip_connections(
     merged = copier.copy(model)
     kernels = {}
     for m in merges:
-        before = np.array(m.conv.kernel.numpy())
-        kernel, bias = m.folded()
-        copy = copier.copied(m.conv)
-        copy.kernel.assign(kernel)
-        copy.bias.assign(bias)
+        before = kernel = np.array(m.conv.kernel.numpy())
+        if m.share != 0:
+            kernel, bias = m.folded()
+            copy = copier.copied(m.conv)
+            copy.kernel.assign(kernel)
+            copy.bias.assign(bias)
         kernels[m.conv.name] = (
             int(np.count_nonzero(before)),
             int(np.count_nonzero(kernel)),
@@ -184,12 +190,19 @@ class _Merge:
     norm: Any
     small: Any
     small_norm: Any
+    gate: SkipShare | None
     add: Any
     tap: tuple[int, ...]
 
     @property
+    def share(self) -> float:
+        """Of the branch in the sum."""
+        return 1.0 if self.gate is None else share_of(self.gate)
+
+    @property
     def dropped(self) -> list[Any]:
-        layers = (self.norm, self.small, self.small_norm, self.add)
+        norm = self.norm if self.share != 0 else None
+        layers = (norm, self.small, self.small_norm, self.gate, self.add)
         return [layer for layer in layers if layer is not None]
 
     def folded(self) -> tuple[np.ndarray, np.ndarray]:
@@ -202,13 +215,13 @@ class _Merge:
         if self.norm is not None:
             kernel, bias = fold_normalization(kernel, bias, self.norm, axes)
         if self.small is None:
-            kernel[self.tap] += _identity(conv, kernel.shape)
+            kernel[self.tap] += self.share * _identity(conv, kernel.shape)
         else:
             pixel, offset = fold_normalization(
                 self.small.kernel.numpy(), none, self.small_norm, axes
             )
-            kernel[self.tap] += pixel[(0,) * len(self.tap)]
-            bias = bias + offset
+            kernel[self.tap] += self.share * pixel[(0,) * len(self.tap)]
+            bias = bias + self.share * offset
         return kernel, bias
 
 
@@ -227,8 +240,11 @@ def _merge_at(calls: Graph, add: Call) -> _Merge | str:
     conv: Any = maker.operation
     if not is_linear(conv):
         return "the convolution has an activation"
-    small = small_norm = None
+    small = small_norm = gate = None
     side_maker = calls.maker(side)
+    if side_maker and isinstance(side_maker.operation, SkipShare):
+        gate, side = side_maker.operation, side_maker.inputs[0]
+        side_maker = calls.maker(side)
     if side_maker and side_maker.operation.name == f"{name}_skip_bn":
         small_norm = side_maker.operation
         small_maker = calls.maker(side_maker.inputs[0])
@@ -243,9 +259,11 @@ def _merge_at(calls: Graph, add: Call) -> _Merge | str:
         if one.axis % rank != channel_axis(conv) % rank:
             return "a normalization is over another axis than the channels"
     tap = _tap(conv, calls.shapes[side])
+    if gate is not None and share_of(gate) == 0:
+        tap = ()  # it goes without a trace
     if isinstance(tap, str):
         return tap
-    return _Merge(conv, norm, small, small_norm, add.operation, tap)
+    return _Merge(conv, norm, small, small_norm, gate, add.operation, tap)
 
 
 def _tap(conv: Any, shape: tuple[int | None, ...]) -> tuple[int, ...] | str:

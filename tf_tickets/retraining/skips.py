@@ -20,6 +20,7 @@ from tf_tickets.network.graph import (
     trace,
 )
 from tf_tickets.network.layer_copy import copy_of, scope_of
+from tf_tickets.retraining.annealing import SkipShare
 from tf_tickets.selection import Filters, prunable_weights
 
 _DENSE = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
@@ -87,6 +88,7 @@ def inject_skip_connections(
     branch: Literal["conv", "identity"] = ...,
     scale: float = ...,
     epsilon: float = ...,
+    temporary: bool = ...,
     filters: Filters = ...,
     return_report: Literal[False] = ...,
 ) -> keras.Model: ...
@@ -99,6 +101,7 @@ def inject_skip_connections(
     branch: Literal["conv", "identity"] = ...,
     scale: float = ...,
     epsilon: float = ...,
+    temporary: bool = ...,
     filters: Filters = ...,
     return_report: Literal[True],
 ) -> tuple[keras.Model, SkipReport]: ...
@@ -110,6 +113,7 @@ def inject_skip_connections(
     branch: Literal["conv", "identity"] = "conv",
     scale: float = 1e-4,
     epsilon: float = 1e-5,
+    temporary: bool = False,
     filters: Filters = None,
     return_report: bool = False,
 ) -> keras.Model | tuple[keras.Model, SkipReport]:
@@ -141,6 +145,8 @@ def inject_skip_connections(
             first. Default 1e-4.
         epsilon: Positive number: that of the branches' normalization.
             Default 1e-5.
+        temporary: Boolean: give each branch a share that `AnnealSkips` leads
+            to 0 while the ticket trains. Default `False`.
         filters: Which convolutions, by their kernels, as in
             `tf_tickets.prunable_weights`. Default: as described above.
         return_report: Boolean: also return where branches went and what they
@@ -172,7 +178,12 @@ def inject_skip_connections(
     (24, {'two': 'conv'})
     """
     injection = Injection(
-        model, branch=branch, scale=scale, epsilon=epsilon, filters=filters
+        model,
+        branch=branch,
+        scale=scale,
+        epsilon=epsilon,
+        temporary=temporary,
+        filters=filters,
     )
     copier = injection.copier()
     deeper = copier.copy(model)
@@ -180,7 +191,7 @@ def inject_skip_connections(
 
 
 # What the layers of a branch are called, behind its prefix.
-_PARTS = ("conv", "bn", "add", "activation")
+_PARTS = ("conv", "bn", "share", "add", "activation")
 
 
 class Injection:
@@ -201,6 +212,7 @@ class Injection:
         branch: Literal["conv", "identity"] = "conv",
         scale: float = 1e-4,
         epsilon: float = 1e-5,
+        temporary: bool = False,
         filters: Filters = None,
         replace: Replace = lambda layer: None,
     ) -> None:
@@ -208,6 +220,8 @@ class Injection:
         self.branch = branch
         self.scale = checks.number("scale", scale)
         self.epsilon = checks.number("epsilon", epsilon, "(0, inf)")
+        checks.choice("temporary", temporary, (True, False))
+        self.temporary = temporary
         require_graph(
             model,
             "Adding skip connections",
@@ -289,6 +303,9 @@ class Injection:
                 norm = self._norm(site)
                 self._layers += [small, norm]
                 side = norm(small(source))
+            if self.temporary:
+                name = f"{self._prefix(site)}_share"
+                side = SkipShare(name=name, dtype=policy)(side)
             add = keras.layers.Add(
                 name=f"{self._prefix(site)}_add", dtype=policy
             )

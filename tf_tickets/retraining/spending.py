@@ -24,6 +24,7 @@ TWEAKS: Mapping[str, tuple[str, ...]] = {
     "recipe": ("rescale", "labels"),
     "paper": _ORDER,
 }
+"""``{name: tweaks}``: what `spend` takes for several, in their order."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,6 +45,13 @@ CRITERIA: dict[str, Criterion] = {
     "synflow": synflow,
     "prospr": prospr,
 }
+"""``{name: criterion}``, yours too: what `tf_tickets.prune` takes.
+
+A criterion is called as ``criterion(model, masks, data=data, seed=seed)``; it
+only reads the model and returns ``{path: scores}``, the lowest of which go. An
+attribute ``needs_data`` says that it cannot score without ``data``,
+``iterations`` that it must score anew as weights go.
+"""
 
 _OURS = tuple(CRITERIA.values())
 

@@ -24,6 +24,7 @@ DATASETS: dict[str, Callable[[Settings], Dataset]] = {
     "caltech101": load_caltech101,
     "mnist1d": load_mnist1d,
 }
+"""``{name: function of the settings that returns a data set}``, yours too."""
 
 
 def names() -> tuple[str, ...]:

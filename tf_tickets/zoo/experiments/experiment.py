@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_tickets import archive, checks, retraining
-from tf_tickets.callbacks.base import hold
+from tf_tickets.callbacks.directory import hold
 from tf_tickets.pruning import CRITERIA, SCOPES
 from tf_tickets.version import __version__
 from tf_tickets.zoo import datasets, models, recipes

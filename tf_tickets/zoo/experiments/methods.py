@@ -396,8 +396,13 @@ def _early_bird(
     compare: Literal["consecutive", "newest"] = "consecutive",
     epsilon: float | None = None,
     window: int | None = None,
+    keep_slimming: bool = False,
 ) -> dict[str, Any]:
-    """`density` is the share of the channels, not of the weights."""
+    """`density` is the share of the channels, not of the weights.
+
+    With `keep_slimming` the penalty on the scales stays on while the drawn
+    network retrains, as in the published scripts.
+    """
     choices = trial.choices
     recipe = choices.recipe
     if not isinstance(recipe, recipes.EarlyBirdRecipe):
@@ -434,7 +439,9 @@ def _early_bird(
     trial.model.optimizer.iterations.assign(steps)
     before = trial.test()["test_accuracy"]
     if recipe.epochs > begin:
-        trial.train(recipe.epochs - begin)
+        strength = recipe.slimming if keep_slimming else 0.0
+        with structured.slimming(trial.model, strength):
+            trial.train(recipe.epochs - begin)
     counts = [model.count_params() for model in (dense, trial.model)]
     macs = [flops(model).macs for model in (dense, trial.model)]
     return {
@@ -469,7 +476,6 @@ _SHORT, _WARM = 0.05, 0.1
 # Three steps and the loss after them.
 _PROSPR = 4
 
-# Others can be put in, or given to an `Experiment` as they are.
 METHODS: dict[str, Method] = {
     "dense": _dense,
     **{
@@ -513,3 +519,8 @@ METHODS: dict[str, Method] = {
     },
     "early_bird": _early_bird,
 }
+"""``{name: method}``, yours too; or give one to an `Experiment` as it is.
+
+A method is called with a trial and the options of its experiment; it trains,
+and returns the numbers of its result.
+"""

@@ -22,8 +22,8 @@ Tensor: TypeAlias = keras.KerasTensor
 _Options = ParamSpec("_Options")
 _B = TypeVar("_B", bound="Blocks")
 
-# The networks by name; `network` puts them in.
 NETWORKS: dict[str, Callable[..., keras.Model]] = {}
+"""``{name: function that builds a network}``; `network` puts them in."""
 
 
 def names() -> tuple[str, ...]:

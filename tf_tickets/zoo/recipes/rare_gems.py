@@ -375,10 +375,8 @@ def edge_popup(model: str, dataset: str, density: float) -> GemMinerRecipe:
     have 256 images; other networks take the same. The digits and MNIST-1D
     have neither.
 
-    Two things are not as published. Those files scale the frozen weights by
-    the density (`scale_fan`), and their gradual pruning changes the sparsity
-    after the epochs T + 1, 2T + 1, ..., where `IterativeFreezing` changes that
-    of a top-k mask after T, 2T, ...: one epoch earlier.
+    One thing is not as published: those files scale the frozen weights by
+    the density (`scale_fan`), which `SignedConstant(density=...)` does, too.
 
     Args:
         model: As in `gem_miner`.
