@@ -132,11 +132,12 @@ def find_dead_channels(model: keras.Model) -> DeadChannels:
     readers = Readers(channels)
     dead = np.ones(channels.size, bool)
     dead[channels.held()] = False
-    candidates = {
-        root: why
-        for root, (why, is_constant) in readers.settle(dead).items()
-        if is_constant
-    }
+    reasons = readers.settle(dead)
     floored = floor(channels, dead, np.zeros(channels.size))
+    if floored:  # what stays hears others
+        reasons |= readers.settle(dead)
+    candidates = {
+        root: why for root, (why, is_constant) in reasons.items() if is_constant
+    }
     removed = dead[channels.roots(np.arange(channels.size))]
     return DeadChannels(channels, readers, removed, candidates, floored)
