@@ -129,7 +129,7 @@ class Builder:
             y = layers.Dense(x.shape[-1])(x)
         return y
 
-    # --- kernels ------------------------------------------------------------
+    # --- kernels -------------------------------------------------------------
 
     def convolve(self, x: Any) -> Any:
         n = len(x.shape) - 2
@@ -214,7 +214,7 @@ class Builder:
         )(x)
         return self.do_batch_normalization(x) if self.flip() else x
 
-    # --- something for every channel ------------------------------------------
+    # --- something for every channel -----------------------------------------
 
     def do_batch_normalization(self, x: Any) -> Any:
         return layers.BatchNormalization(
@@ -242,7 +242,7 @@ class Builder:
             ]
         )()
 
-    # --- single values ----------------------------------------------------------
+    # --- single values -------------------------------------------------------
 
     def do_curve(self, x: Any) -> Any:
         name = self.pick(CURVES)
@@ -294,7 +294,7 @@ class Builder:
             ]
         )()
 
-    # --- positions ----------------------------------------------------------------
+    # --- positions -----------------------------------------------------------
 
     def do_pooling(self, x: Any) -> Any:
         n = len(x.shape) - 2
@@ -356,7 +356,7 @@ class Builder:
             return layers.Permute(tuple(int(i) for i in order))(x)
         return layers.Permute((*(int(i) for i in order), len(x.shape) - 1))(x)
 
-    # --- joints -------------------------------------------------------------------
+    # --- joints --------------------------------------------------------------
 
     def do_merge(self, x: Any) -> Any:
         y = self.like(x)
@@ -413,7 +413,7 @@ class Builder:
             return layers.Concatenate()([x, y])
         return layers.Concatenate(axis=1)([x, self.like(x)])
 
-    # --- what is shared, nested or unknown ------------------------------------------
+    # --- what is shared, nested or unknown -----------------------------------
 
     def do_shared(self, x: Any) -> Any:
         y = self.like(x)

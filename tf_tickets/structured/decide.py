@@ -47,6 +47,11 @@ class ShrinkReport:
         dropped: Layers that went whole: all that they said was zero.
         held: Channels that stay although a mask prunes them, and are held at
             zero.
+        macs: Multiply-accumulates of one example, ``(before, after)``; `None`
+            if the model leaves sizes open.
+        latency: Seconds that one batch takes, ``(before, after)``, where that
+            was the target; else `None`.
+        sparsity: Of the ticket that a target led to; else `None`.
     """
 
     asked: int
@@ -57,6 +62,9 @@ class ShrinkReport:
     parameters: tuple[int, int]
     dropped: tuple[str, ...] = ()
     held: int = 0
+    macs: tuple[int, int] | None = None
+    latency: tuple[float, float] | None = None
+    sparsity: float | None = None
 
     def __str__(self) -> str:
         before, after = self.parameters
@@ -64,6 +72,20 @@ class ShrinkReport:
             f"{self.removed} of {self.asked} channels removed, parameters "
             f"{before:,} -> {after:,}"
         ]
+        if self.macs is not None:
+            before, after = self.macs
+            lines.append(
+                f"  multiply-accumulates {before:,} -> {after:,}: "
+                f"{after / max(before, 1):.3f}"
+            )
+        if self.latency is not None:
+            old_time, new_time = self.latency
+            lines.append(
+                f"  {1e3 * old_time:.2f} -> {1e3 * new_time:.2f} ms: "
+                f"{new_time / old_time:.3f}"
+            )
+        if self.sparsity is not None:
+            lines.append(f"  by pruning {self.sparsity:.4f} of the channels")
         lines += [
             f"  {name}: {old} -> {new}"
             for name, (old, new) in self.layers.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, overload
 
@@ -12,17 +13,32 @@ from tf_tickets import checks
 from tf_tickets.network.channels import Atoms, Channels, follow, owners
 from tf_tickets.network.graph import trace
 from tf_tickets.selection import named_weights, values_of
-from tf_tickets.structured.decide import ShrinkReport, decide
+from tf_tickets.structured.decide import Decision, ShrinkReport, decide
+from tf_tickets.structured.draw import Criterion
 from tf_tickets.structured.rebuild import without
+from tf_tickets.structured.target import (
+    STEPS,
+    TIMED_STEPS,
+    Target,
+    latencies,
+    macs,
+    ranking,
+    rounded,
+    search,
+)
 from tf_tickets.structured.ticket import ChannelTicket, channel_axis
 
 
 @overload
 def shrink(
     model: keras.Model,
-    channels: ChannelTicket | Mapping[str, Any],
+    channels: ChannelTicket | Mapping[str, Any] | None = ...,
     *,
     weights: Literal["keep", "start"] = ...,
+    flops: float | None = ...,
+    latency: float | None = ...,
+    round_to: int | None = ...,
+    criterion: Criterion = ...,
     inherit_optimizer: bool = ...,
     return_report: Literal[False] = ...,
 ) -> keras.Model: ...
@@ -31,9 +47,13 @@ def shrink(
 @overload
 def shrink(
     model: keras.Model,
-    channels: ChannelTicket | Mapping[str, Any],
+    channels: ChannelTicket | Mapping[str, Any] | None = ...,
     *,
     weights: Literal["keep", "start"] = ...,
+    flops: float | None = ...,
+    latency: float | None = ...,
+    round_to: int | None = ...,
+    criterion: Criterion = ...,
     inherit_optimizer: bool = ...,
     return_report: Literal[True],
 ) -> tuple[keras.Model, ShrinkReport]: ...
@@ -41,9 +61,13 @@ def shrink(
 
 def shrink(
     model: keras.Model,
-    channels: ChannelTicket | Mapping[str, Any],
+    channels: ChannelTicket | Mapping[str, Any] | None = None,
     *,
     weights: Literal["keep", "start"] = "keep",
+    flops: float | None = None,
+    latency: float | None = None,
+    round_to: int | None = None,
+    criterion: Criterion = "auto",
     inherit_optimizer: bool = False,
     return_report: bool = False,
 ) -> keras.Model | tuple[keras.Model, ShrinkReport]:
@@ -72,9 +96,21 @@ def shrink(
             is not changed.
         channels: A ticket, or ``{key: mask}`` with the path of a
             normalization layer's scale or of a kernel as key and one boolean
-            per channel, `True` = kept.
+            per channel, `True` = kept. With a target, a ticket with scores,
+            whose masks are drawn anew by these; or `None`, the default:
+            channels are ranked by ``criterion``, those that can only go
+            together as one.
         weights: `"keep"` inherits the weights that the model has; `"start"`
             those of the ticket.
+        flops: A target: at most this fraction of the model's multiplications.
+            The sparsity that reaches it is searched for.
+        latency: A target: at most this fraction of the time that the model
+            takes to predict a batch of 32 on this machine, measured in turns.
+        round_to: Whole number: every layer keeps a multiple of so many
+            channels, or all; 8 or 16 for vector units. The best of those that
+            were to go stay.
+        criterion: As in `draw_channels`, where there is a target and no
+            ticket.
         inherit_optimizer: Also hand on the optimizer's state (momentum and
             the like); no branch goes whole then. A compiled model's copy is
             compiled with the same settings in either case.
@@ -88,8 +124,9 @@ def shrink(
 
     Raises:
         ValueError: If the model is subclassed, a key or a mask does not fit
-            it, a layer cannot be copied, there is no optimizer to inherit, or
-            a training step that the model's class has would be lost.
+            it, a layer cannot be copied, there is no optimizer to inherit, a
+            training step that the model's class has would be lost, or a target
+            cannot be reached.
 
     Reference:
         You et al., "Drawing Early-Bird Tickets", ICLR 2020, section 4.
@@ -109,67 +146,188 @@ def shrink(
     >>> small = tt.structured.shrink(model, {scale: [True, False, False, True]})
     >>> small.get_layer("conv").filters
     2
+    >>> small, report = tt.structured.shrink(
+    ...     model, flops=0.6, return_report=True)
+    >>> small.get_layer("conv").filters, report.macs
+    (2, (3896, 1948))
     """
     checks.choice("weights", weights, ("keep", "start"))
+    target = Target.of(flops, latency, round_to)
     ticket = (
         channels
-        if isinstance(channels, ChannelTicket)
+        if channels is None or isinstance(channels, ChannelTicket)
         else ChannelTicket(channels)
     )
-    if weights == "start" and ticket.weights is None:
+    if weights == "start" and (ticket is None or ticket.weights is None):
         raise ValueError(
             "This ticket has no weights to start from. "
             "Received: weights='start'"
         )
     _check_optimizer(model, inherit_optimizer)
-    walked = follow(trace(model))
-    named = named_weights(model)
-    values = values_of(named)
-    if weights == "start":
-        values.update(ticket.weights_for(model))
-    masks, keys = _masks_by_atoms(ticket, model, walked)
-    scores = ticket.scores or {}
-    elements: dict[str, np.ndarray] = {}
+    start = (
+        ticket.weights_for(model)
+        if weights == "start" and ticket is not None
+        else {}
+    )
+    shrinking = _Shrinking(
+        model, start, target.round_to, inherit_optimizer=inherit_optimizer
+    )
+    reached: dict[str, Any] = {}
+    if target:
+        draw = ranking(model, ticket, criterion)
+        reached["sparsity"], ticket = shrinking.search(draw, target)
+    elif ticket is None:
+        raise ValueError(
+            "Say which channels go: by a ticket, by masks, or by a target, "
+            "`flops` or `latency`. Received: channels=None"
+        )
+    decision = shrinking.decide(ticket)
+    small = shrinking.build(decision)
+    if not return_report:
+        return small
+    if target.latency is not None:
+        before, after = latencies(model, small)
+        reached["latency"] = before.median, after.median
+    report = decision.report(shrinking.walked, model, small)
+    return small, dataclasses.replace(
+        report, macs=shrinking.macs(decision), **reached
+    )
 
-    def zeroed(spared: Collection[int]) -> dict[int, np.ndarray]:
-        elements.clear()
-        elements.update(_spared(ticket, walked, spared, masks, keys)(model))
-        return {
-            id(named[key]): np.where(elements[key], value, 0).astype(
-                value.dtype
+
+class _Shrinking:
+    """One model, shrunk by one ticket or another.
+
+    Args:
+        model: The model.
+        start: Weights to take in place of the model's own.
+        multiple: Of which every layer keeps channels.
+        inherit_optimizer: Whether copies inherit the optimizer's state.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        start: Mapping[str, np.ndarray],
+        multiple: int,
+        *,
+        inherit_optimizer: bool,
+    ) -> None:
+        self.model = model
+        self.multiple = multiple
+        self.inherit_optimizer = inherit_optimizer
+        self.walked = follow(trace(model))
+        self.named = named_weights(model)
+        self.values = {**values_of(self.named), **start}
+        self.elements: dict[str, np.ndarray] = {}
+
+    def decide(self, ticket: ChannelTicket) -> Decision:
+        """What goes."""
+        if self.multiple == 1:
+            return self._decide(ticket)
+        masks, keys = _masks_by_atoms(ticket, self.model, self.walked)
+        strength = np.zeros(self.walked.size)
+        for key, scores in self._scores(ticket, keys).items():
+            roots = self.walked.roots(masks[key][0])
+            np.add.at(strength, roots, np.abs(scores).astype(float))
+        found = rounded(
+            self.walked,
+            ticket.masks,
+            {key: masks[keys[key]][0] for key in ticket.masks},
+            lambda masks: self._decide(_with(ticket, masks)).removed,
+            strength,
+            self.multiple,
+        )
+        return self._decide(_with(ticket, found))
+
+    def build(self, decision: Decision) -> keras.Model:
+        """The smaller model; right after its decision."""
+        return without(
+            self.walked,
+            decision.removed,
+            self.model,
+            values=self.walked.values,
+            biases=decision.biases,
+            masks=self.elements,
+            empty=decision.empty,
+            inherit_optimizer=self.inherit_optimizer,
+        )
+
+    def macs(self, decision: Decision) -> tuple[int, int] | None:
+        """Multiply-accumulates ``(before, after)``."""
+        none = np.zeros(self.walked.size, bool)
+        before = macs(self.walked, none)
+        after = macs(self.walked, decision.removed, decision.empty.dropped)
+        return None if before is None or after is None else (before, after)
+
+    def search(
+        self, draw: Callable[[float], ChannelTicket], target: Target
+    ) -> tuple[float, ChannelTicket]:
+        """``(sparsity, ticket)`` that reach a target."""
+
+        def operations(ticket: ChannelTicket) -> float:
+            counted = self.macs(self.decide(ticket))
+            if counted is None or not counted[0]:
+                raise ValueError(
+                    "The model's operations are not known: its input leaves "
+                    "sizes open, or it has no layer that is counted. "
+                    f"Received: model={self.model.name!r}"
+                )
+            return counted[1] / counted[0]
+
+        def seconds(ticket: ChannelTicket) -> float:
+            small = self.build(self.decide(ticket))
+            before, after = latencies(self.model, small)
+            return after.median / before.median
+
+        if target.flops is not None:
+            return search(draw, operations, target.flops, STEPS)
+        return search(draw, seconds, target.latency or 0.0, TIMED_STEPS)
+
+    def _decide(self, ticket: ChannelTicket) -> Decision:
+        masks, keys = _masks_by_atoms(ticket, self.model, self.walked)
+
+        def zeroed(spared: Collection[int]) -> dict[int, np.ndarray]:
+            self.elements = _spared(ticket, self.walked, spared, masks, keys)(
+                self.model
             )
-            if key in elements
-            else value
-            for key, value in values.items()
-        }
+            return {
+                id(self.named[key]): np.where(
+                    self.elements[key], value, 0
+                ).astype(value.dtype)
+                if key in self.elements
+                else value
+                for key, value in self.values.items()
+            }
 
-    decision = decide(
-        walked,
-        masks,
-        zeroed,
-        {
+        return decide(
+            self.walked,
+            masks,
+            zeroed,
+            self._scores(ticket, keys),
+            whole=not self.inherit_optimizer,
+        )
+
+    def _scores(
+        self, ticket: ChannelTicket, keys: Mapping[str, str]
+    ) -> dict[str, np.ndarray]:
+        """By which the best channel of a layer is found."""
+        scores = ticket.scores or {}
+        return {
             keys[k]: scores[k]
             if k in scores
             else _magnitudes(
-                values[keys[k]], channel_axis(model, named[keys[k]])
+                self.values[keys[k]],
+                channel_axis(self.model, self.named[keys[k]]),
             )
             for k in ticket.masks
-        },
-        whole=not inherit_optimizer,
+        }
+
+
+def _with(ticket: ChannelTicket, masks: Mapping[str, Any]) -> ChannelTicket:
+    """A ticket with other masks."""
+    return ChannelTicket(
+        masks, ticket.weights, ticket.metadata, scores=ticket.scores
     )
-    small = without(
-        walked,
-        decision.removed,
-        model,
-        values=walked.values,
-        biases=decision.biases,
-        masks=elements,
-        empty=decision.empty,
-        inherit_optimizer=inherit_optimizer,
-    )
-    if return_report:
-        return small, decision.report(walked, model, small)
-    return small
 
 
 def _check_optimizer(model: keras.Model, inherit_optimizer: bool) -> None:
