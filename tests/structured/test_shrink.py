@@ -490,7 +490,10 @@ def test_the_benchmark_reports_gains(tmp_path, capsys):
     notes = json.loads(output.read_text())["notes"]
     # 4 -> 2, 8 -> 4, 16 -> 8 channels; only the image keeps its three.
     assert 3 < notes["resnet20, inference: gain in FLOPs"] < 4
-    assert "resnet20, training: time over FLOPs" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "resnet20, training: time over FLOPs" in said
+    assert "resnet20, served: both folded, time over FLOPs" in said
+    assert "shrunk, folded" in said
 
 
 def test_a_subclassed_model_is_refused():
