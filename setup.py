@@ -75,6 +75,7 @@ setup(
             "sphinx-copybutton>=0.5,<1",
             "ipykernel>=6,<8",
         ],
+        "release": ["build>=1,<2", "twine>=5,<8", "uv>=0.4"],
         "tests": [
             "pytest>=8,<10",
             "pytest-xdist>=3.5,<4",
@@ -92,6 +93,10 @@ setup(
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],

@@ -22,9 +22,9 @@ from tf_tickets.export.kernels import (
     Method,
     methods_for,
     outputs_of,
-    replaced_call,
 )
 from tf_tickets.export.source import DEFAULT, Source, concrete, sample
+from tf_tickets.network.inputs import replaced_call
 from tf_tickets.selection import layers_of
 from tf_tickets.timing import Latency, interleaved
 

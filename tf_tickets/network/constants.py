@@ -110,7 +110,7 @@ def pushed(channels: Channels, read: Read, values: np.ndarray) -> np.ndarray:
 
 def _positions(channels: Channels, read: Read) -> np.ndarray:
     """A kernel as (positions, input channels, output channels)."""
-    axes = kind_of(read.layer).axes_of(read.variable)
+    axes = read.axes or kind_of(read.layer).axes_of(read.variable)
     kernel = weight(channels, read.layer, read.variable)
     kernel = np.moveaxis(kernel, axes, (-2, -1))
     return kernel.reshape(-1, *kernel.shape[-2:])

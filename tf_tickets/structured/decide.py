@@ -181,8 +181,8 @@ Zeroed = Callable[[Collection[int]], Mapping[int, np.ndarray]]
 def decide(
     channels: Channels,
     masks: Mapping[str, tuple[Atoms, np.ndarray]],
-    zeroed: Zeroed,
     scores: Mapping[str, np.ndarray],
+    zeroed: Zeroed | None = None,
     *,
     whole: bool = True,
 ) -> Decision:
@@ -197,8 +197,9 @@ def decide(
         channels: The channels of the model. Their values are those of the
             decision afterwards.
         masks: ``{key: (atoms, boolean mask)}``.
-        zeroed: What the weights are when the masks are applied.
         scores: ``{key: one number per channel}``, as in a ticket.
+        zeroed: What the weights are when the masks are applied; `None` where
+            zeros are known to stay zeros until something reads them.
         whole: Whether branches may go whole.
     """
     wanted = np.zeros(channels.size, bool)
@@ -217,6 +218,10 @@ def decide(
         np.flatnonzero(wanted & kept).tolist(),
         "another layer that shares them keeps them",
     )
+    if zeroed is None:
+        floored = floor(channels, going, strength)
+        removed = going[channels.roots(np.arange(channels.size))]
+        return Decision(removed, asked, stayed, floored)
     channels.values = zeroed(())
     readers = Readers(channels)
     reasons = readers.settle(going)

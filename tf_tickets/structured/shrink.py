@@ -11,11 +11,13 @@ import numpy as np
 
 from tf_tickets import checks
 from tf_tickets.network.channels import Atoms, Channels, follow, owners
-from tf_tickets.network.graph import trace
+from tf_tickets.network.inside import look_inside
 from tf_tickets.selection import named_weights, values_of
 from tf_tickets.structured.decide import Decision, ShrinkReport, decide
 from tf_tickets.structured.draw import Criterion
+from tf_tickets.structured.groups import GroupTicket
 from tf_tickets.structured.rebuild import without
+from tf_tickets.structured.shrink_groups import shrink_groups
 from tf_tickets.structured.target import (
     STEPS,
     TIMED_STEPS,
@@ -99,7 +101,8 @@ def shrink(
             per channel, `True` = kept. With a target, a ticket with scores,
             whose masks are drawn anew by these; or `None`, the default:
             channels are ranked by ``criterion``, those that can only go
-            together as one.
+            together as one. Of a `GroupTicket`, heads, widths and
+            blocks go, all of whose weights are zero in the big model.
         weights: `"keep"` inherits the weights that the model has; `"start"`
             those of the ticket.
         flops: A target: at most this fraction of the model's multiplications.
@@ -164,6 +167,20 @@ def shrink(
             "Received: weights='start'"
         )
     _check_optimizer(model, inherit_optimizer)
+    if isinstance(ticket, GroupTicket):
+        if target or target.round_to > 1:
+            raise ValueError(
+                "A target is for channels; groups go as their ticket says. "
+                f"Received: flops={flops}, latency={latency}, "
+                f"round_to={round_to} with a GroupTicket"
+            )
+        return shrink_groups(
+            model,
+            ticket,
+            weights=weights,
+            inherit_optimizer=inherit_optimizer,
+            return_report=return_report,
+        )
     start = (
         ticket.weights_for(model)
         if weights == "start" and ticket is not None
@@ -215,7 +232,7 @@ class _Shrinking:
         self.model = model
         self.multiple = multiple
         self.inherit_optimizer = inherit_optimizer
-        self.walked = follow(trace(model))
+        self.walked = follow(look_inside(model))
         self.named = named_weights(model)
         self.values = {**values_of(self.named), **start}
         self.elements: dict[str, np.ndarray] = {}
@@ -302,8 +319,8 @@ class _Shrinking:
         return decide(
             self.walked,
             masks,
-            zeroed,
             self._scores(ticket, keys),
+            zeroed,
             whole=not self.inherit_optimizer,
         )
 

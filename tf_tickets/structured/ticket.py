@@ -9,10 +9,12 @@ import keras
 import numpy as np
 
 from tf_tickets.masks import Masks
+from tf_tickets.network.attention import made_axis
 from tf_tickets.network.channels import Channels, follow
 from tf_tickets.network.channels import owners as owners_of_channels
 from tf_tickets.network.constants import entering, propagate
-from tf_tickets.network.graph import is_graph, trace
+from tf_tickets.network.graph import is_graph
+from tf_tickets.network.inside import look_inside
 from tf_tickets.network.kinds import kind_of
 from tf_tickets.selection import named_weights, owners, view_of
 
@@ -131,7 +133,7 @@ def _add_behind(
 
     A normalization makes something of zeros: it moves them by its mean.
     """
-    channels = follow(trace(model))
+    channels = follow(look_inside(model))
     kernels = [k for k in masks if len(masks[k].shape) > 1]
     known_as = owners_of_channels(channels, model)
     pruned: set[int] = set()
@@ -174,7 +176,7 @@ def _normalizations(
     for entry in channels.layers.values():
         variables = [
             v
-            for v in entry.layer.weights
+            for v in getattr(entry.layer, "weights", ())
             if v.name in ("gamma", "beta")
             and len(v.shape) == 1
             and 0 in entry.slices.get(v.name, {})
@@ -196,4 +198,6 @@ def channel_axis(model: keras.Model, variable: keras.Variable) -> int:
     if rank == 1:
         return 0
     owner = owners(model)[id(variable)]
+    if isinstance(owner, keras.layers.EinsumDense):
+        return made_axis(owner, variable)
     return kind_of(owner).axes_of(variable.name)[1] % rank
