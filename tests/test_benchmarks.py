@@ -22,6 +22,7 @@ from benchmarks import (
     selection,
     supermask_step,
     timing,
+    web,
 )
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -331,3 +332,27 @@ def test_the_readme_says_what_the_demo_found():
     text = (ROOT / "README.md").read_text()
     assert "python -m benchmarks.demo --picture=docs/pictures/demo.png" in text
     assert (ROOT / "docs/pictures/demo.png").exists()
+
+
+def test_without_node_the_web_benchmark_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(web.shutil, "which", lambda name: None)
+    web.FLAGS.unparse_flags()
+    web.FLAGS(["web"])
+    web.main([])
+    assert capsys.readouterr().out == (
+        "Skipped: Node is not installed (20 or newer).\n"
+    )
+    monkeypatch.setattr(
+        web.shutil, "which", lambda name: "node" if name == "node" else None
+    )
+    web.FLAGS.unparse_flags()
+    web.FLAGS(["web", "--modules=/nowhere"])
+    assert "npm is not there" in web.missing()
+
+
+def test_every_variant_has_a_reason_to_be_there():
+    """At least forty, no two alike, each of them convertible."""
+    from benchmarks.web_variants import VARIANTS
+
+    assert len(VARIANTS) >= 40
+    assert len({*VARIANTS.values()}) == len(VARIANTS)
