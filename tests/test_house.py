@@ -45,6 +45,7 @@ WHOLE = {
     "test_at_home.py",
     "test_bad_input.py",
     "test_benchmarks.py",
+    "test_claims.py",
     "test_docs.py",
     "test_examples.py",
     "test_faults.py",
