@@ -26,6 +26,7 @@ from benchmarks import (
     selection,
     supermask_step,
     timing,
+    web,
 )
 
 MARKS = script.MARKS
@@ -402,3 +403,27 @@ def test_costs_are_told_over_the_dense_step():
     assert dense.endswith("| yes | 2.000 G | 4.000 G | 1.000 G |")
     assert masked.endswith("| yes | +10.0 % | +0.0 % | -50.0 % |")
     assert "| no: no kernel |" in broken
+
+
+def test_without_node_the_web_benchmark_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(web.shutil, "which", lambda name: None)
+    web.FLAGS.unparse_flags()
+    web.FLAGS(["web"])
+    web.main([])
+    assert capsys.readouterr().out == (
+        "Skipped: Node is not installed (20 or newer).\n"
+    )
+    monkeypatch.setattr(
+        web.shutil, "which", lambda name: "node" if name == "node" else None
+    )
+    web.FLAGS.unparse_flags()
+    web.FLAGS(["web", "--modules=/nowhere"])
+    assert "npm is not there" in web.missing()
+
+
+def test_every_variant_has_a_reason_to_be_there():
+    """At least forty, no two alike, each of them convertible."""
+    from benchmarks.web_variants import VARIANTS
+
+    assert len(VARIANTS) >= 40
+    assert len({*VARIANTS.values()}) == len(VARIANTS)

@@ -13,7 +13,6 @@ import tf_tickets as tt
 from tests.conftest import outputs
 from tf_tickets.analysis import flops
 from tf_tickets.export.kernels import (
-    LITERT,
     Method,
     methods_for,
     outputs_of,
@@ -361,7 +360,7 @@ def test_kernel_methods_compute_the_layer(target):
         kernel *= rng.random(kernel.shape) < 0.5
         kernel[..., 1] = 0
         layer.kernel.assign(kernel)
-        stated = set(kind_of(layer).kernels(layer)) - set(LITERT)
+        stated = set(kind_of(layer).kernels(layer))
         methods = methods_for(layer, kernel)
         assert set(methods) == stated
         names |= stated
