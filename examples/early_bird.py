@@ -46,6 +46,9 @@ flags.DEFINE_float("epsilon", None, "Largest mask distance of a hit.")
 flags.DEFINE_bool(
     "coupled", False, "Rank channels that can only go together as one."
 )
+flags.DEFINE_enum(
+    "scheme", "kernels", ["kernels", "published"], "What 8 bits are made of."
+)
 flags.DEFINE_bool(
     "keep_slimming",
     False,
@@ -115,7 +118,9 @@ def search(*, bits: int, stop: bool) -> Search:
     others: dict[int, ChannelTicket] = {}
     callbacks: list[Any] = [early_bird, Progress(f"{bits} bits")]
     if bits < 32:
-        callbacks.insert(0, tt.callbacks.LowPrecision(bits=bits))
+        callbacks.insert(
+            0, tt.callbacks.LowPrecision(bits=bits, scheme=FLAGS.scheme)
+        )
     else:
         callbacks.append(DrawAt(other_epochs(task), middle(task), others))
     task.fit(task.recipe.epochs, callbacks)
