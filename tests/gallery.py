@@ -491,6 +491,172 @@ def attention() -> keras.Model:
     return keras.Model(inputs, layers.Dense(4)(x))
 
 
+@keras.saving.register_keras_serializable("tests")
+class Encoder(layers.Layer):
+    """A block of a transformer as KerasHub writes them.
+
+    Its layers are made as it is built, and the size of a head is computed from
+    the number of heads.
+    """
+
+    def __init__(
+        self,
+        intermediate_dim: int,
+        num_heads: int,
+        activation: Any = "gelu",
+        dropout: float = 0.0,
+        normalize_first: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.intermediate_dim = intermediate_dim
+        self.num_heads = num_heads
+        self.activation = keras.activations.get(activation)
+        self.dropout = dropout
+        self.normalize_first = normalize_first
+
+    def build(self, input_shape: Any) -> None:
+        width = input_shape[-1]
+        self._attention = layers.MultiHeadAttention(
+            self.num_heads, width // self.num_heads, name="attention"
+        )
+        self._attention.build(input_shape, input_shape)
+        self._intermediate = layers.Dense(
+            self.intermediate_dim, self.activation, name="intermediate"
+        )
+        self._intermediate.build(input_shape)
+        self._output = layers.Dense(width, name="output")
+        self._output.build((*input_shape[:-1], self.intermediate_dim))
+        self._norms = []
+        for name in ("attention_norm", "output_norm"):
+            norm = layers.LayerNormalization(name=name)
+            norm.build(input_shape)
+            self._norms.append(norm)
+        self._dropout = layers.Dropout(self.dropout)
+
+    def call(self, x: Any, padding_mask: Any = None) -> Any:
+        mask = None
+        if padding_mask is not None:
+            mask = keras.ops.cast(padding_mask, "bool")[:, None, :]
+        first, second = self._norms
+        y = first(x) if self.normalize_first else x
+        y = self._attention(query=y, value=y, attention_mask=mask)
+        x = self._dropout(y) + x
+        x = x if self.normalize_first else first(x)
+        y = second(x) if self.normalize_first else x
+        y = self._output(self._intermediate(y))
+        x = self._dropout(y) + x
+        return x if self.normalize_first else second(x)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "intermediate_dim": self.intermediate_dim,
+            "num_heads": self.num_heads,
+            "activation": keras.activations.serialize(self.activation),
+            "dropout": self.dropout,
+            "normalize_first": self.normalize_first,
+        }
+
+
+@keras.saving.register_keras_serializable("tests")
+class Decoder(layers.Layer):
+    """A block as Llama's: heads that share keys, a gated width, RMS norms."""
+
+    def __init__(
+        self,
+        intermediate_dim: int,
+        query_heads: int,
+        key_value_heads: int,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.intermediate_dim = intermediate_dim
+        self.query_heads = query_heads
+        self.key_value_heads = key_value_heads
+
+    def build(self, input_shape: Any) -> None:
+        width = input_shape[-1]
+        self.attention = layers.GroupQueryAttention(
+            width // self.query_heads,
+            self.query_heads,
+            self.key_value_heads,
+            use_bias=False,
+            name="attention",
+        )
+        self.gate = layers.Dense(
+            self.intermediate_dim, use_bias=False, name="gate"
+        )
+        self.up = layers.Dense(self.intermediate_dim, use_bias=False, name="up")
+        self.down = layers.Dense(width, use_bias=False, name="down")
+        self.norms = [
+            layers.RMSNormalization(name=name) for name in ("first", "second")
+        ]
+        self.attention.build(input_shape, input_shape)
+        for layer in (self.gate, self.up, *self.norms):
+            layer.build(input_shape)
+        self.down.build((*input_shape[:-1], self.intermediate_dim))
+
+    def call(self, x: Any) -> Any:
+        y = self.norms[0](x)
+        x = x + self.attention(y, y, use_causal_mask=True)
+        y = self.norms[1](x)
+        return x + self.down(keras.ops.silu(self.gate(y)) * self.up(y))
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "intermediate_dim": self.intermediate_dim,
+            "query_heads": self.query_heads,
+            "key_value_heads": self.key_value_heads,
+        }
+
+
+@tagged("blocks")
+def bert(
+    width: int = 16,
+    heads: int = 4,
+    inner: int = 24,
+    depth: int = 2,
+    words: int = VOCABULARY,
+    length: int | None = None,
+    classes: int = 4,
+    **options: Any,
+) -> keras.Model:
+    """Tokens, positions, blocks of a class of one's own, a head."""
+    tokens = keras.Input((length,), dtype="int32", name="token_ids")
+    mask = keras.Input((length,), dtype="int32", name="padding_mask")
+    x = layers.Embedding(words, width, name="token_embedding")(tokens)
+    x = layers.LayerNormalization(name="embeddings_norm")(x)
+    for i in range(depth):
+        block = Encoder(inner, heads, name=f"block_{i}", **options)
+        x = block(x, padding_mask=mask)
+    pooled = layers.Dense(width, "tanh", name="pooled")(x[:, 0, :])
+    y = layers.Dense(classes, name="logits")(pooled)
+    return keras.Model({"token_ids": tokens, "padding_mask": mask}, y)
+
+
+@tagged("blocks")
+def gpt() -> keras.Model:
+    """As `bert`, normalized first: each block adds to what it reads."""
+    return bert(normalize_first=True, activation=_gelu)
+
+
+@keras.saving.register_keras_serializable("tests")
+def _gelu(x: Any) -> Any:
+    return keras.activations.gelu(x, approximate=True)
+
+
+@tagged("blocks")
+def llama() -> keras.Model:
+    """Heads that share keys and values, gated widths."""
+    tokens = keras.Input((None,), dtype="int32")
+    x = layers.Embedding(VOCABULARY, 16, name="token_embedding")(tokens)
+    for i in range(2):
+        x = Decoder(24, 4, 2, name=f"block_{i}")(x)
+    return keras.Model(tokens, layers.Dense(4, name="logits")(x))
+
+
 @tagged("functional", "attention", "recurrent", "normalized", "wide")
 def sequences() -> keras.Model:
     """Attention, `EinsumDense` and a GRU, wide enough to be sparse."""

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -13,7 +14,9 @@ import pytest
 from absl import flags
 
 from benchmarks import (
+    blocks,
     demo,
+    dynamic_sparse,
     masked_step,
     readme,
     retraces,
@@ -24,6 +27,7 @@ from benchmarks import (
     timing,
 )
 
+MARKS = script.MARKS
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -101,6 +105,8 @@ def test_masked_step(run, network, jit_compile):
     assert set(table) == {
         (case, "masked, tf_tickets"),
         (case, "masked, tf_tickets, masks redrawn"),
+        (case, "masked, RigL between updates"),
+        (case, "masked, RigL between updates, over masked"),
     }
     assert sound(table, written)
     assert written["notes"]["mask bytes per weight, masked, tf_tickets"] == 1
@@ -199,6 +205,9 @@ def test_masked_step_beside_tfmot(tmp_path):
         side + suffix
         for side in ("masked, tf_tickets", "masked, tfmot")
         for suffix in ("", ", masks redrawn")
+    } | {
+        f"masked, RigL between updates{suffix}"
+        for suffix in ("", ", over masked")
     }
     assert sound(table, json.loads(output.read_text()))
 
@@ -235,6 +244,33 @@ def test_retraces(run):
     first, *later = notes["traces in each round, one fit"]
     assert first > 0 and later == [0]
     assert all(notes["traces in each round, compiled each round"])
+
+
+def paged(script, tmp_path, *arguments):
+    """Run a script that replaces the tables of a page: the page."""
+    page = tmp_path / "page.md"
+    page.write_text("before\n{}\n{}\nafter\n".format(*MARKS))
+    script.FLAGS.unparse_flags()
+    script.FLAGS([script.__name__, "--smoke", *arguments])
+    script.FLAGS.output = str(page)
+    script.main([])
+    return page.read_text()
+
+
+def test_dynamic_sparse(tmp_path):
+    page = paged(dynamic_sparse, tmp_path)
+    for side in dynamic_sparse.sides():
+        assert f"| {side} |" in page
+    assert "One RigL update of 4,096 weights takes" in page
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("ai_edge_litert") is None,
+    reason="ai-edge-litert is not installed",
+)
+def test_blocks(tmp_path):
+    page = paged(blocks, tmp_path, "--sparsities=0.9")
+    assert len(re.findall(r"\| 90%, blocks \(4, 1\), [\d,]+ B \|", page)) == 2
 
 
 def test_flags_follow_their_defaults():

@@ -60,6 +60,10 @@ RUNS = {
             "input_landscape_vanilla.png",
         ],
     ),
+    "prune_transformer": (
+        ["--smoke", "--sparsities=0.6,2:4"],
+        ["results.csv", "errors.csv", "bits.png"],
+    ),
     "export_and_serve": (
         ["--units=64", "--rounds=1", "--epochs_per_round=1", "--sparsity=0.8"],
         [],

@@ -114,6 +114,20 @@ for f in (ops.mean, ops.sum):
     sample(f, lambda y, f=f: f(y, axis=(1, 2)))
 sample(ops.max, lambda y: ops.max(y, axis=1, keepdims=True, initial=0.5))
 sample(ops.min, lambda y: ops.min(y, axis=(1, 2), initial=0.5))
+sample(ops.cast, lambda y: ops.cast(y, y.dtype))
+sample(ops.einsum, lambda y: ops.einsum("abcd,abed->aced", y, ops.tanh(y)))
+# Channels stand where heads do.
+sample(
+    ops.dot_product_attention,
+    lambda y: ops.dot_product_attention(*[ops.moveaxis(y, -1, 2)] * 3),
+)
+sample(ops.repeat, lambda y: ops.repeat(y, 2, axis=-1))
+sample(ops.moveaxis, lambda y: ops.moveaxis(y, -1, 1))
+sample(ops.transpose, lambda y: ops.transpose(y, (0, 3, 1, 2)))
+sample(ops.split, lambda y: ops.split(y, 2, axis=1)[0])
+sample(ops.stack, lambda y: ops.stack([y, y], axis=1))
+sample(ops.expand_dims, lambda y: ops.expand_dims(y, 1))
+sample(ops.reshape, lambda y: ops.reshape(y, (-1, 9, 4, 4)))
 CURVES = (
     "relu relu6 leaky_relu elu selu celu gelu silu sigmoid hard_sigmoid "
     "hard_silu hard_tanh hard_shrink soft_shrink tanh tanh_shrink softplus "

@@ -22,10 +22,10 @@ from tf_tickets.export.kernels import (
     Method,
     methods_for,
     outputs_of,
-    replaced_call,
 )
 from tf_tickets.export.source import DEFAULT, Source, concrete, sample
 from tf_tickets.export.timing import Latency, interleaved
+from tf_tickets.network.inputs import replaced_call
 from tf_tickets.selection import layers_of
 
 # Denser or smaller kernels never won a measurement.

@@ -7,11 +7,9 @@ Bias and activation stay the layer's own.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import keras
 import numpy as np
@@ -114,19 +112,6 @@ def outputs_of(
         return outputs if activation is None else activation(outputs)
 
     return call
-
-
-@contextlib.contextmanager
-def replaced_call(
-    layer: keras.layers.Layer, call: Callable[..., Any]
-) -> Iterator[None]:
-    """Within the context, ``layer`` computes with ``call``."""
-    # `Layer.__setattr__` would track what the function holds.
-    vars(layer)["call"] = call
-    try:
-        yield
-    finally:
-        del vars(layer)["call"]
 
 
 def _is_plain(layer: keras.layers.Layer) -> bool:

@@ -1,5 +1,10 @@
 """A Keras model as something to read and to rewrite."""
 
-from tf_tickets.network import kinds, weighted, weightless  # noqa: F401
+from tf_tickets.network import (  # noqa: F401
+    attention,
+    kinds,
+    weighted,
+    weightless,
+)
 
 __all__ = ["kinds"]

@@ -65,6 +65,7 @@ class Read:
             channels that are: no border is padded.
         before: What the layer does to each constant channel before the kernel
             reads it; `None`: nothing.
+        axes: Input and output axis of the kernel. Default: as its kind says.
     """
 
     call: Call
@@ -75,6 +76,7 @@ class Read:
     axis: int
     uniform: bool
     before: Callable[[np.ndarray], np.ndarray] | None = None
+    axes: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass
@@ -368,14 +370,16 @@ def owners(channels: Channels, model: keras.Model) -> dict[str, Atoms]:
     keys = {id(v): key for key, v in named_weights(model).items()}
     found: dict[str, Atoms] = {}
     for entry in channels.layers.values():
-        for variable in entry.layer.weights:
+        for variable in getattr(entry.layer, "weights", ()):
             axes = entry.slices.get(variable.name, {})
             if id(variable) not in keys:
                 continue
             if variable.name in ("gamma", "scale") and 0 in axes:
                 found[keys[id(variable)]] = axes[0]
-            elif len(variable.shape) > 1 and any(
-                atoms is entry.made for atoms in axes.values()
+            elif (
+                len(variable.shape) > 1
+                and variable.name != "bias"
+                and any(atoms is entry.made for atoms in axes.values())
             ):
                 found[keys[id(variable)]] = np.asarray(entry.made)
     order = {key: i for i, key in enumerate(keys.values())}
@@ -384,4 +388,5 @@ def owners(channels: Channels, model: keras.Model) -> dict[str, Atoms]:
 
 def call_name(call: Call) -> str:
     """How reports name the operation of a call."""
-    return f"{call.operation.name} ({type(call.operation).__name__})"
+    name = f"{call.operation.name} ({type(call.operation).__name__})"
+    return f"{name} inside {call.within}" if call.within else name

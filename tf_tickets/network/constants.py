@@ -109,7 +109,7 @@ def pushed(read: Read, values: np.ndarray) -> np.ndarray:
 
 def _positions(read: Read) -> np.ndarray:
     """A kernel as (positions, input channels, output channels)."""
-    axes = kind_of(read.layer).axes_of(read.variable)
+    axes = read.axes or kind_of(read.layer).axes_of(read.variable)
     kernel = np.moveaxis(weight(read.layer, read.variable), axes, (-2, -1))
     return kernel.reshape(-1, *kernel.shape[-2:])
 

@@ -13,7 +13,12 @@ import keras
 import numpy as np
 
 from tf_tickets import masking
-from tf_tickets.network.graph import Shape, functional_view, is_graph
+from tf_tickets.network.graph import (
+    Shape,
+    as_called,
+    functional_view,
+    is_graph,
+)
 from tf_tickets.network.layer_copy import (
     carry_functions,
     copy_of,
@@ -283,7 +288,8 @@ class Copier:
                 if not copy.built:
                     with scope_of(layer):
                         copy.build(x.shape)
-                x = copy.compute_output_spec(x)
+                (seen,), _ = as_called(copy, (x,), {})
+                x = copy.compute_output_spec(seen)
         return copies
 
     def _call(self, copy: Any, *args: Any, **kwargs: Any) -> Any:

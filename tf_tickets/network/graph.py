@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -17,6 +17,10 @@ import keras
 from tf_tickets.selection import check_keras
 
 Shape = tuple[int | None, ...]
+# (graph, layer, args, kwargs, numbers it reads, what it makes) -> the numbers
+# of what it returns, once its inner calls are in the graph; `None` if they
+# cannot be seen.
+Enter = Callable[..., tuple[int, ...] | None]
 InputShape = (
     Sequence[int | None]
     | Sequence[Sequence[int | None]]
@@ -35,6 +39,7 @@ class Call:
         outputs: Numbers of the tensors it makes.
         args: Its positional arguments; tensors stand there as symbols.
         kwargs: Its keyword arguments.
+        within: Name of the layer that makes the call, if that was entered.
     """
 
     operation: keras.Operation
@@ -42,6 +47,7 @@ class Call:
     outputs: tuple[int, ...]
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    within: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +56,38 @@ class Entry:
 
     model: keras.Model
     inputs: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One call of a layer whose inner calls are recorded in its place.
+
+    Attributes:
+        layer: The layer, as of the user's own class, that calls others.
+        inputs: Numbers of the tensors it reads, in the order of its
+            arguments.
+        outputs: Numbers of the tensors it returns.
+        names: What its arguments that are tensors are called.
+        symbols: These arguments, without open sizes.
+        args: Its positional arguments; the symbols stand among them.
+        kwargs: Its keyword arguments.
+    """
+
+    layer: keras.layers.Layer
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    names: tuple[str, ...]
+    symbols: tuple[Any, ...]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def run(self, layer: keras.layers.Layer, values: Sequence[Any]) -> Any:
+        """What a layer makes of values in place of the symbols."""
+        known = {id(s): v for s, v in zip(self.symbols, values, strict=True)}
+        args, kwargs = keras.tree.map_structure(
+            lambda x: known.get(id(x), x), (self.args, dict(self.kwargs))
+        )
+        return layer(*args, **kwargs)
 
 
 @dataclasses.dataclass
@@ -62,6 +100,7 @@ class Graph:
         shapes: Shape of each tensor, by its number.
         inputs: The model's inputs.
         outputs: The model's outputs.
+        blocks: The layers whose inner calls are among ``calls``.
     """
 
     calls: list[Call]
@@ -69,6 +108,7 @@ class Graph:
     shapes: list[Shape]
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
+    blocks: list[Block] = dataclasses.field(default_factory=list)
 
     def new_tensor(self, shape: Sequence[int | None]) -> int:
         """The number of a new tensor."""
@@ -154,6 +194,7 @@ def trace(
     input_shape: InputShape | None = None,
     *,
     inline: bool = True,
+    enter: Enter | None = None,
 ) -> Graph:
     """Record the calls of ``model``.
 
@@ -164,6 +205,8 @@ def trace(
             as the model says.
         inline: Record the calls inside nested models in place of the call
             of each; otherwise a nested model is one call.
+        enter: Records the calls inside a layer; see
+            `tf_tickets.network.inside`. Default: a layer is one call.
 
     Returns:
         The graph.
@@ -189,7 +232,7 @@ def trace(
     if input_shape is not None:
         shapes = _given_shapes(model, shapes, input_shape)
     graph.inputs = tuple(graph.new_tensor(shape) for shape in shapes)
-    graph.outputs = _record(graph, model, graph.inputs, inline)
+    graph.outputs = record(graph, model, graph.inputs, inline, enter=enter)
     return graph
 
 
@@ -223,9 +266,32 @@ def _place(tensor: Any, tensors: Sequence[Any]) -> int:
     return next(i for i, one in enumerate(tensors) if one is tensor)
 
 
-def _record(
-    graph: Graph, model: keras.Model, numbers: tuple[int, ...], inline: bool
+def record(
+    graph: Graph,
+    model: keras.Model,
+    numbers: tuple[int, ...],
+    inline: bool = True,
+    *,
+    enter: Enter | None = None,
+    original: Callable[[Any], Any] = lambda operation: operation,
+    shapes: Sequence[Shape] | None = None,
+    within: str = "",
 ) -> tuple[int, ...]:
+    """Add the calls of ``model`` to a graph.
+
+    Args:
+        graph: Which grows.
+        model: A functional or sequential model.
+        numbers: Those of the tensors that enter it.
+        inline: As in `trace`.
+        enter: As in `trace`.
+        original: What to record in place of an operation of ``model``.
+        shapes: Of the tensors that enter it. Default: as the graph says.
+        within: As in a `Call`.
+
+    Returns:
+        The numbers of its outputs.
+    """
     view = keras.Model(model.inputs, model.outputs, name=model.name)
     # clone_model makes the tensors; ids stay valid while they are held here.
     known: dict[int, int] = {}
@@ -236,9 +302,10 @@ def _record(
         held.append(tensor)
 
     inputs = []
-    for tensor, number in zip(view.inputs, numbers, strict=True):
+    shapes = shapes or [graph.shapes[number] for number in numbers]
+    for tensor, number, shape in zip(view.inputs, numbers, shapes, strict=True):
         symbol = keras.Input(
-            batch_shape=graph.shapes[number],
+            batch_shape=shape,
             dtype=tensor.dtype,
             sparse=tensor.sparse,
             name=tensor.name,
@@ -247,29 +314,41 @@ def _record(
         inputs.append(symbol)
 
     def call_function(operation: Any, *args: Any, **kwargs: Any) -> Any:
+        given, options = as_called(operation, args, kwargs)
+        options.pop("training", None)
         spec = keras.tree.map_structure(
             lambda t: keras.KerasTensor(t.shape, t.dtype, sparse=t.sparse),
-            operation.compute_output_spec(
-                *args,
-                **{k: v for k, v in kwargs.items() if k != "training"},
-            ),
+            operation.compute_output_spec(*given, **options),
         )
         made = _StandIn(spec)(*args, **kwargs)
         is_model = is_graph(operation)
-        read = tuple(
-            known[id(t)]
-            for t in keras.tree.flatten(
-                (_in_order(operation, args) if is_model else args, kwargs)
-            )
-            if isinstance(t, keras.KerasTensor)
-        )
+        ordered = _in_order(operation, args) if is_model else args
+        read = tuple(known[id(t)] for t in tensors_of(ordered, kwargs))
         made_flat = keras.tree.flatten(made)
         if inline and is_model and len(read) == len(operation.inputs):
-            graph.entries.append(Entry(operation, read))
-            numbers = _record(graph, operation, read, inline)
+            graph.entries.append(Entry(original(operation), read))
+            numbers = record(
+                graph,
+                operation,
+                read,
+                inline,
+                enter=enter,
+                original=original,
+                shapes=[tuple(t.shape) for t in tensors_of(ordered, kwargs)],
+                within=within,
+            )
         else:
-            numbers = tuple(graph.new_tensor(t.shape) for t in made_flat)
-            graph.calls.append(Call(operation, read, numbers, args, kwargs))
+            inside = None
+            if enter is not None and isinstance(operation, keras.layers.Layer):
+                inside = enter(graph, operation, args, kwargs, read, made_flat)
+            if inside is None:
+                inside = tuple(graph.new_tensor(t.shape) for t in made_flat)
+                graph.calls.append(
+                    Call(
+                        original(operation), read, inside, args, kwargs, within
+                    )
+                )
+            numbers = inside
         for tensor, number in zip(made_flat, numbers, strict=True):
             remember(tensor, number)
         return made
@@ -281,6 +360,32 @@ def _record(
         call_function=call_function,
     )
     return tuple(known[id(t)] for t in clone.outputs)
+
+
+def tensors_of(args: Any, kwargs: Any) -> list[Any]:
+    """The symbolic tensors among arguments, in the order of a `Call`."""
+    return [
+        t
+        for t in keras.tree.flatten((args, kwargs))
+        if isinstance(t, keras.KerasTensor)
+    ]
+
+
+def as_called(
+    operation: Any, args: Any, kwargs: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Arguments in the dtypes in which a layer's `call` sees them."""
+    dtype = getattr(operation, "compute_dtype", None)
+    if dtype is None or not getattr(operation, "autocast", False):
+        return args, dict(kwargs)
+
+    def cast(x: Any) -> Any:
+        if not isinstance(x, keras.KerasTensor) or "float" not in x.dtype:
+            return x
+        return keras.KerasTensor(x.shape, dtype, sparse=x.sparse)
+
+    given, options = keras.tree.map_structure(cast, (args, dict(kwargs)))
+    return given, options
 
 
 def _in_order(model: keras.Model, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -28,7 +29,7 @@ def copy_of(operation: Any, **changes: Any) -> Any:
     Raises:
         ValueError: If it cannot be copied.
     """
-    config = {**config_of(operation), **changes}
+    config = usable_config(operation, **changes)
     with _explained(operation):
         copy = rebuilt(operation, config)
     if isinstance(operation, keras.layers.Layer):
@@ -37,8 +38,70 @@ def copy_of(operation: Any, **changes: Any) -> Any:
     return copy
 
 
+def usable_config(operation: Any, **changes: Any) -> dict[str, Any]:
+    """The configuration with changes, one that the class takes.
+
+    Some classes are only ever saved with the model around them: their own
+    `get_config` does not run, or says what the constructor does not take.
+    Then it is what the constructor takes, if each argument is an attribute.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    try:
+        config = {**config_of(operation), **changes}
+        with _explained(operation):
+            rebuilt(operation, config)
+    except ValueError:
+        known = _from_attributes(operation)
+        if known is None:
+            raise
+        return {**known, **changes}
+    return config
+
+
+def is_saved(operation: Any) -> bool:
+    """Whether a saved layer could be loaded: its class takes its config."""
+    if not isinstance(operation, keras.layers.Layer):
+        return True
+    if type(operation).__module__.partition(".")[0] == "keras":
+        return True
+    try:
+        config = config_of(operation)
+        with _explained(operation):
+            rebuilt(operation, config)
+    except ValueError:
+        return False
+    return True
+
+
 def rebuilt(operation: Any, config: Mapping[str, Any]) -> Any:
     """A layer or function as its class makes it of a configuration."""
+    with classes_of(operation):
+        return _of_config(operation, config)
+
+
+def classes_of(layer: Any) -> Any:
+    """A scope in which Keras finds the classes of a layer and those inside.
+
+    What can be copied need not be registered.
+    """
+    if not isinstance(layer, keras.layers.Layer):
+        return contextlib.nullcontext()
+    return keras.saving.custom_object_scope(
+        {
+            kind.__name__: kind
+            for kind in (
+                getattr(type(one), "records", type(one))
+                for one in layers_of(layer)
+            )
+            if kind.__module__.partition(".")[0] != "keras"
+            and keras.saving.get_registered_name(kind) == kind.__name__
+        }
+    )
+
+
+def _of_config(operation: Any, config: Mapping[str, Any]) -> Any:
     if "name" not in config:
         # The automatic configuration of a user's layer leaves out what its
         # constructor only passes on.
@@ -65,6 +128,32 @@ def config_of(operation: Any) -> dict[str, Any]:
                         undo.callback(setattr, layer, name, value)
                         setattr(layer, name, keras.activations.linear)
         return _unbuilt(dict(operation.get_config()))
+
+
+def _from_attributes(operation: Any) -> dict[str, Any] | None:
+    """The constructor's arguments; `None` unless each is kept by its name."""
+    if not isinstance(operation, keras.layers.Layer):
+        return None
+    _, *parameters = inspect.signature(
+        type(operation).__init__
+    ).parameters.values()
+    config: dict[str, Any] = {
+        "name": operation.name,
+        "trainable": operation.trainable,
+        "dtype": keras.saving.serialize_keras_object(operation.dtype_policy),
+    }
+    for parameter in parameters:
+        if parameter.kind in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        ) or (parameter.name in config):
+            continue
+        if parameter.name not in vars(operation):
+            return None
+        config[parameter.name] = keras.saving.serialize_keras_object(
+            getattr(operation, parameter.name)
+        )
+    return config
 
 
 def _unbuilt(config: Any) -> Any:
@@ -149,10 +238,14 @@ def twins(
     ahead: list[tuple[Any, Any]] = [(layer, copy)]
     while ahead:
         old, new = ahead.pop()
-        if type(old) is not type(new) or old is new or id(old) in seen:
+        if not _alike(old, new) or old is new or id(old) in seen:
             continue
         seen.add(id(old))
         yield old, new
+        if isinstance(old, keras.Sequential):
+            # Among those it lists for itself is an input once it is built.
+            ahead += zip(old.layers, new.layers, strict=False)
+            continue
         for name, value in list(vars(old).items()):
             other = vars(new).get(name)
             if isinstance(value, list | tuple) and isinstance(
@@ -165,13 +258,21 @@ def twins(
                 if (
                     isinstance(value, keras.layers.Layer)
                     and isinstance(other, keras.layers.Layer)
-                    and type(other) is not type(value)
+                    and not _alike(value, other)
                     and not (value.weights or new.built)
                 ):
                     other = copy_of(value)
                     setattr(new, name, other)
                 pairs = [(value, other)]
             ahead += [p for p in pairs if isinstance(p[0], keras.layers.Layer)]
+
+
+def _alike(old: Any, new: Any) -> bool:
+    """Whether two layers are of one class, or of one that records its parts."""
+    return type(old) is type(new) or any(
+        getattr(a, "records", None) is type(b)
+        for a, b in ((type(old), new), (type(new), old))
+    )
 
 
 def _carry(old: Any, new: Any, changes: Collection[str]) -> None:

@@ -7,11 +7,13 @@ table stand at the end.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tf_tickets.network.channels import (
     Atoms,
@@ -411,6 +413,131 @@ def contracted_axes(equation: str, rank: int) -> int | None:
     return None
 
 
+# --- what their kernels are multiplied with ----------------------------------
+
+
+def dense_rows(layer: Any, kernel: keras.Variable, x: Any) -> tf.Tensor:
+    """The last axis, at every position."""
+    return tf.reshape(x, (-1, 1, kernel.shape[0]))
+
+
+def einsum_rows(layer: Any, kernel: keras.Variable, x: Any) -> tf.Tensor:
+    """The axes that are summed over; those that stay in both are groups."""
+    inputs, _, rest = layer.equation.replace(" ", "").partition(",")
+    names, _, outputs = rest.partition("->")
+    dots = len(x.shape) - len(inputs.replace("...", ""))
+    inputs, outputs = (
+        text.replace("...", "".join(_UNUSED[:dots]))
+        for text in (inputs, outputs)
+    )
+    summed = [name for name in names if name not in outputs]
+    made = [name for name in names if name in outputs]
+    shared = [name for name in made if name in inputs]
+    if not set(summed) <= set(inputs):
+        raise ValueError(f"the equation {layer.equation!r} sums it alone")
+    if made[: len(shared)] != shared:
+        raise ValueError(
+            f"the equation {layer.equation!r} has axes of the input among "
+            "those that the kernel makes"
+        )
+    free = [name for name in inputs if name in outputs and name not in names]
+    sizes = dict(zip(names, kernel.shape, strict=True))
+    turned = tf.einsum(f"{inputs}->{''.join(free + shared + summed)}", x)
+    groups, rows = (
+        math.prod(sizes[name] for name in part) for part in (shared, summed)
+    )
+    return tf.reshape(turned, (-1, groups, rows))
+
+
+# Letters for the axes that the dots of an equation stand for.
+_UNUSED = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def conv_rows(layer: Any, kernel: keras.Variable, x: Any) -> tf.Tensor:
+    """The window: what a kernel that only copies would make of it."""
+    if _op_of(type(layer)) is not _op_of(keras.layers.Conv2D):
+        raise ValueError("its class convolves in a way of its own")
+    padding = layer.padding
+    if padding == "causal":
+        before = layer.dilation_rate[0] * (layer.kernel_size[0] - 1)
+        steps = data_axes(layer)[0]
+        x = tf.pad(x, [(before * (a == steps), 0) for a in range(3)])
+        padding = "valid"
+    rows = math.prod(kernel.shape[:-1])
+    copying = tf.reshape(tf.eye(rows), (*kernel.shape[:-1], rows))
+    made = keras.ops.conv(
+        x,
+        tf.concat([copying] * layer.groups, -1),
+        strides=list(layer.strides),
+        padding=padding,
+        dilation_rate=layer.dilation_rate,
+        data_format=layer.data_format,
+    )
+    return _positions(layer, made, (layer.groups, rows))
+
+
+def depthwise_rows(layer: Any, kernel: keras.Variable, x: Any) -> tf.Tensor:
+    """The window of every channel for itself."""
+    *window, channels, _ = kernel.shape
+    rows = math.prod(window)
+    copying = tf.reshape(tf.eye(rows), (*window, 1, rows))
+    made = _depthwise(layer, x, tf.repeat(copying, channels, axis=-2))
+    return _positions(layer, made, (channels, rows))
+
+
+def separable_rows(layer: Any, kernel: keras.Variable, x: Any) -> tf.Tensor:
+    """The windows, or what the first kernel makes of them."""
+    if kernel.name == "depthwise_kernel":
+        return depthwise_rows(layer, kernel, x)
+    first = tf.cast(tf.convert_to_tensor(layer.depthwise_kernel), x.dtype)
+    return _positions(layer, _depthwise(layer, x, first), (1, kernel.shape[-2]))
+
+
+def transposed_rows(layer: Any, kernel: keras.Variable, x: Any) -> tf.Tensor:
+    """What reaches each position of the output, through a copying kernel."""
+    *window, _, channels = kernel.shape
+    rows = math.prod(window) * channels
+    copying = tf.reshape(tf.eye(rows), (*window, channels, rows))
+    made = keras.ops.conv_transpose(
+        x,
+        tf.einsum("...ab->...ba", copying),
+        strides=list(layer.strides),
+        padding=layer.padding,
+        output_padding=layer.output_padding,
+        dilation_rate=layer.dilation_rate,
+        data_format=layer.data_format,
+    )
+    return _positions(layer, made, (1, rows))
+
+
+def data_axes(layer: Any) -> range:
+    """The axes of a convolution's input that are neither batch nor channel."""
+    first = 2 if layer.data_format == "channels_first" else 1
+    return range(first, first + len(layer.kernel_size))
+
+
+def _op_of(kind: type) -> Any:
+    return getattr(kind, "convolution_op", None)
+
+
+def _depthwise(layer: Any, x: Any, kernel: tf.Tensor) -> Any:
+    return keras.ops.depthwise_conv(
+        x,
+        kernel,
+        strides=layer.strides,
+        padding=layer.padding,
+        dilation_rate=layer.dilation_rate,
+        data_format=layer.data_format,
+    )
+
+
+def _positions(layer: Any, made: Any, sizes: tuple[int, int]) -> tf.Tensor:
+    """The channels at every position, cut into groups and rows."""
+    if layer.data_format == "channels_first":
+        made = keras.ops.moveaxis(made, 1, -1)
+    return tf.reshape(made, (-1, *sizes))
+
+
 # --- the entries -------------------------------------------------------------
 
 register(
@@ -419,6 +546,7 @@ register(
     constants=made,
     flops=at_outputs,
     kernels=dense_kernels,
+    rows=dense_rows,
     affine=times("kernel", everywhere),
 )
 register(
@@ -426,6 +554,7 @@ register(
     flops=einsum_uses,
     kernels=einsum_kernels,
     outputs=einsum_outputs,
+    rows=einsum_rows,
 )
 register(
     *those_of(keras.layers, "Conv1D Conv2D Conv3D"),
@@ -433,6 +562,7 @@ register(
     constants=made,
     flops=at_outputs,
     kernels=conv_kernels,
+    rows=conv_rows,
     affine=times("kernel", unpadded),
 )
 register(
@@ -441,6 +571,7 @@ register(
     constants=made,
     flops=at_inputs,
     axes={"kernel": (-1, -2)},
+    rows=transposed_rows,
     affine=times("kernel", one_to_one),
 )
 register(
@@ -449,6 +580,7 @@ register(
     constants=made_of_each,
     flops=at_outputs,
     axes={"kernel": (-2, -2)},
+    rows=depthwise_rows,
     affine=times("kernel", unpadded),
 )
 register(
@@ -457,6 +589,7 @@ register(
     constants=made,
     flops=at_outputs,
     axes={"depthwise_kernel": (-2, -2)},
+    rows=separable_rows,
     affine=times("pointwise_kernel", nowhere),
 )
 register(keras.layers.Embedding, channels=embedding, flops=unused)

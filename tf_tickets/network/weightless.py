@@ -25,7 +25,7 @@ from tf_tickets.network.constants import (
     unchanged,
     zeros_only,
 )
-from tf_tickets.network.graph import Call
+from tf_tickets.network.graph import Call, trace
 from tf_tickets.network.kinds import kind_of, register
 
 # --- functions of single values ----------------------------------------------
@@ -84,10 +84,41 @@ def check_activation(layer: keras.layers.Layer, last: bool) -> None:
     if isinstance(function, keras.layers.Layer):
         raise Unfollowed("has an activation that is not elementwise")
     name = getattr(function, "__name__", "") or repr(function)
+    if rule is not softmax and _bends_alone(function):
+        return
     if rule is not softmax:
         raise Unfollowed(f"has an unknown activation {name}")
     if last:
         raise Unfollowed(f"mixes its channels by {name}")
+
+
+def _bends_alone(function: Any) -> bool:
+    """Whether a function, whatever it calls, leaves all channels apart."""
+    x = keras.Input((2, 3))
+    try:
+        # Whatever the user's code makes of a symbol, or raises.
+        graph = trace(keras.Model(x, function(x)))
+    except Exception:
+        return False
+    channels = Channels(graph)
+    atoms = channels.fresh(3)
+    channels.flows[graph.inputs[0]] = flow = Flow(atoms, 2)
+    for call in graph.calls:
+        rule = kind_of(call.operation).channels
+        try:
+            flow = rule(channels, call) if rule else Flow()
+        except Unfollowed:
+            return False
+        if not isinstance(flow, Flow) or len(call.outputs) != 1:
+            return False
+        channels.flows[call.outputs[0]] = flow
+    flow = channels.flows[graph.outputs[0]]
+    return (
+        flow.atoms is not None
+        and flow.axis in (2, -1)
+        and np.array_equal(channels.roots(flow.atoms), atoms)
+        and not channels.frozen()
+    )
 
 
 def softmax(channels: Channels, call: Call) -> Flow:

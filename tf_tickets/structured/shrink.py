@@ -10,10 +10,12 @@ import numpy as np
 
 from tf_tickets import checks
 from tf_tickets.network.channels import Atoms, Channels, follow, owners
-from tf_tickets.network.graph import trace
+from tf_tickets.network.inside import look_inside
 from tf_tickets.selection import named_weights, values_of
 from tf_tickets.structured.decide import Decision, ShrinkReport, decide
+from tf_tickets.structured.groups import GroupTicket
 from tf_tickets.structured.rebuild import without
+from tf_tickets.structured.shrink_groups import shrink_groups
 from tf_tickets.structured.ticket import ChannelTicket, channel_axis
 
 
@@ -66,7 +68,8 @@ def shrink(
             is not changed.
         channels: A ticket, or ``{key: mask}`` with the path of a
             normalization layer's scale or of a kernel as key and one boolean
-            per channel, `True` = kept.
+            per channel, `True` = kept. Of a `GroupTicket`, heads, widths and
+            blocks go, all of whose weights are zero in the big model.
         weights: `"keep"` inherits the weights that the model has; `"start"`
             those of the ticket.
         inherit_optimizer: Also hand on the optimizer's state (momentum and
@@ -116,7 +119,15 @@ def shrink(
             "Received: weights='start'"
         )
     _check_optimizer(model, inherit_optimizer)
-    walked = follow(trace(model))
+    if isinstance(ticket, GroupTicket):
+        return shrink_groups(
+            model,
+            ticket,
+            weights=weights,
+            inherit_optimizer=inherit_optimizer,
+            return_report=return_report,
+        )
+    walked = follow(look_inside(model))
     named = named_weights(model)
     values = values_of(named)
     if weights == "start":

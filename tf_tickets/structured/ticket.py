@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from tf_tickets.masks import Masks
+from tf_tickets.network.attention import made_axis
 from tf_tickets.network.kinds import kind_of
 from tf_tickets.selection import named_weights, owners
 
@@ -119,4 +120,6 @@ def channel_axis(model: keras.Model, variable: keras.Variable) -> int:
     if rank == 1:
         return 0
     owner = owners(model)[id(variable)]
+    if isinstance(owner, keras.layers.EinsumDense):
+        return made_axis(owner, variable)
     return kind_of(owner).axes_of(variable.name)[1] % rank

@@ -1,0 +1,333 @@
+r"""Do the training steps compile for TPU and GPU, and what do masks cost there?
+
+    python -m benchmarks.compile_for --target=tpu
+    python -m benchmarks.compile_for --target=h100
+
+No TPU or GPU is needed: their compilers come as public packages, into an
+environment of their own (build/compilers, pinned, made at the first run). Every
+step that the library makes is lowered by TensorFlow and compiled there, beside
+the dense step: operations, bytes that are read and written, memory. A compile
+shows that a step has no operation that the device lacks and no shape that is
+not known; it is no run, and no time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import keras
+import tensorflow as tf
+from absl import app
+
+import tf_tickets as tt
+from benchmarks import networks, script
+from tf_tickets.zoo import models
+
+HERE = Path(__file__).parent / "compilers"
+BUILD = Path(__file__).parent.parent / "build" / "compilers"
+# Beside `requirements.txt`, where they are wanted: half a gigabyte.
+GPU = ("jax-cuda12-pjrt==0.7.2", "jax-cuda12-plugin==0.7.2")
+
+
+def resnet20() -> keras.Model:
+    return networks.build("resnet20", smoke=FLAGS.smoke)
+
+
+def mobilenet_v2() -> keras.Model:
+    return models.get("mobilenet_v2", classes=networks.CLASSES)
+
+
+def transformer() -> keras.Model:
+    """Tokens to the next one's class: six layers, as wide as 256."""
+    layers, width = (1, 16) if FLAGS.smoke else (6, 256)
+    tokens = keras.Input((64,), dtype="int32")
+    x = keras.layers.Embedding(1000, width)(tokens)
+    for _ in range(layers):
+        normed = keras.layers.LayerNormalization()(x)
+        attention = keras.layers.MultiHeadAttention(4, width // 4)
+        x = x + attention(normed, normed, use_causal_mask=True)
+        normed = keras.layers.LayerNormalization()(x)
+        inner = keras.layers.Dense(4 * width, activation="gelu")(normed)
+        x = x + keras.layers.Dense(width)(inner)
+    x = keras.layers.LayerNormalization()(x)
+    logits = keras.layers.Dense(networks.CLASSES, dtype="float32")(x[:, -1])
+    return keras.Model(tokens, logits)
+
+
+NETWORKS: dict[str, Callable[[], keras.Model]] = {
+    "resnet20": resnet20,
+    "mobilenet_v2": mobilenet_v2,
+    "transformer": transformer,
+}
+
+
+@contextlib.contextmanager
+def begun(
+    model: keras.Model, callback: keras.callbacks.Callback
+) -> Iterator[None]:
+    """Inside, the model is as it is while `fit` has this callback."""
+    callback.set_params({"epochs": 100, "steps": 100, "verbose": 0})
+    callback.set_model(model)
+    callback.on_train_begin()
+    callback.on_epoch_begin(0)
+    try:
+        yield
+    finally:
+        callback.on_train_end()
+
+
+def dense(model: keras.Model) -> Iterator[keras.Model]:
+    yield model
+
+
+def masked(model: keras.Model) -> Iterator[keras.Model]:
+    tt.prune(model, 0.9, scope="erk").apply(model)
+    yield model
+
+
+def rigl(model: keras.Model) -> Iterator[keras.Model]:
+    sparse = tt.callbacks.DynamicSparseTraining(sparsity=0.9)
+    with begun(model, sparse):
+        yield model
+
+
+def mining(model: keras.Model) -> Iterator[keras.Model]:
+    miner = compiled(tt.supermask(model, score_penalty=1e-4))
+    with begun(miner, tt.callbacks.IterativeFreezing(0.9, every=1)):
+        yield miner
+
+
+def mining_steered(model: keras.Model) -> Iterator[keras.Model]:
+    miner = compiled(tt.supermask(model))
+    with begun(miner, tt.callbacks.IterativeFreezing(0.9, every=1)):
+        yield miner
+
+
+def edge_popup(model: keras.Model) -> Iterator[keras.Model]:
+    yield compiled(tt.supermask(model, mask="top_k", sparsity=0.9))
+
+
+def edge_popup_global(model: keras.Model) -> Iterator[keras.Model]:
+    yield compiled(
+        tt.supermask(model, mask="top_k", sparsity=0.9, scope="global")
+    )
+
+
+def random_masks(model: keras.Model) -> Iterator[keras.Model]:
+    yield compiled(tt.supermask(model, mask="random", score_penalty=1e-4))
+
+
+def low_precision(model: keras.Model) -> Iterator[keras.Model]:
+    with tt.callbacks.low_precision(model):
+        yield model
+
+
+def early_bird(model: keras.Model) -> Iterator[keras.Model]:
+    with begun(model, tt.callbacks.EarlyBird([0.5])):
+        yield model
+
+
+def retraining(model: keras.Model) -> Iterator[keras.Model]:
+    ticket = tt.prune(model, 0.9, scope="erk")
+    spent = tt.retraining.spend(ticket, model, tweaks=["architecture"])
+    yield compiled(spent)
+
+
+def distilled(model: keras.Model) -> Iterator[keras.Model]:
+    teacher = keras.models.clone_model(model)
+    tt.prune(model, 0.9, scope="erk").apply(model)
+    yield compiled(tt.retraining.distiller(model, teacher))
+
+
+STEPS: dict[str, Callable[[keras.Model], Iterator[keras.Model]]] = {
+    "dense": dense,
+    "masked": masked,
+    "dynamic sparse training": rigl,
+    "Gem-Miner": mining,
+    "Gem-Miner, λ steered": mining_steered,
+    "Edge-Popup": edge_popup,
+    "Edge-Popup, global": edge_popup_global,
+    "random masks": random_masks,
+    "low precision": low_precision,
+    "Early-Bird": early_bird,
+    "retraining, AT": retraining,
+    "distillation": distilled,
+}
+
+FLAGS = script.define(
+    __name__,
+    target=(("tpu", "h100"), "Which compilers; may be given twice."),
+    network=(tuple(NETWORKS), "What to train; may be given twice."),
+    policy=(("float32", "mixed_bfloat16"), "Of Keras; may be given twice."),
+    step=(tuple(STEPS), "Which steps, always beside the dense one."),
+    batch_size=(64, "Of every network."),
+)
+
+
+def compiled(model: keras.Model) -> keras.Model:
+    return networks.compile_for_training(keras, model, jit_compile=True)
+
+
+def lowered(model: keras.Model, image: Any) -> bytes:
+    """The training step of a compiled model as `fit` runs it on a device.
+
+    Args:
+        model: What trains.
+        image: The symbolic input of its network.
+    """
+    batch = 4 if FLAGS.smoke else FLAGS.batch_size
+    x = tf.zeros((batch, *image.shape[1:]), image.dtype)
+    y = tf.zeros((batch,), tf.int64)
+    model.optimizer.build(model.trainable_variables)
+
+    @tf.function(jit_compile=True, autograph=False)
+    def step(x: tf.Tensor, y: tf.Tensor) -> Any:
+        return model.train_step((x, y))
+
+    program: bytes = step.experimental_get_compiler_ir(x, y)(
+        stage="hlo_serialized"
+    )
+    return program
+
+
+def write_programs(folder: Path) -> dict[str, dict[str, str]]:
+    """Every step as a file; ``{file's stem: its row}``."""
+    rows: dict[str, dict[str, str]] = {}
+    steps = list(dict.fromkeys(["dense", *FLAGS.step]))
+    for policy in FLAGS.policy:
+        for network in FLAGS.network:
+            for step in steps:
+                stem = f"{len(rows):03d}"
+                row = {"network": network, "policy": policy, "step": step}
+                try:
+                    program = made(network, policy, step)
+                except Exception as error:  # noqa: BLE001 - told in the table
+                    row["error"] = f"{type(error).__name__}: {error}"[:300]
+                    program = b""
+                (folder / f"{stem}.hlo").write_bytes(program)
+                rows[stem] = row
+                print(f"lowered {network}, {policy}, {step}", file=sys.stderr)
+    return rows
+
+
+def made(network: str, policy: str, step: str) -> bytes:
+    """The program of one step."""
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(0)
+    keras.mixed_precision.set_global_policy(policy)
+    warnings.simplefilter("ignore")  # that no training follows
+    try:
+        model = compiled(NETWORKS[network]())
+        [image] = model.inputs
+        with contextlib.contextmanager(STEPS[step])(model) as ready:
+            return lowered(ready, image)
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+
+
+def environment(gpu: bool) -> str:
+    """The Python of the compilers; installed if it is missing."""
+    python = BUILD / "env" / "bin" / "python"
+    wanted = [("requirements", ["-r", str(HERE / "requirements.txt")])]
+    if gpu:
+        wanted.append(("gpu", ["--no-deps", *GPU]))
+    for name, packages in wanted:
+        if (BUILD / name).exists():
+            continue
+        if not python.exists():
+            command = [sys.executable, "-m", "venv", str(BUILD / "env")]
+            subprocess.run(command, check=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", *packages]
+        subprocess.run(pip, check=True)
+        (BUILD / name).touch()
+    return str(python)
+
+
+def compile_all(
+    target: str, folder: Path, rows: dict[str, dict[str, str]]
+) -> list[dict[str, Any]]:
+    """What the compiler of a target says of every program."""
+    stems = [stem for stem, row in rows.items() if "error" not in row]
+    said = subprocess.run(
+        [
+            environment(target == "h100"),
+            str(HERE / "compile.py"),
+            target,
+            *(str(folder / f"{stem}.hlo") for stem in stems),
+        ],
+        text=True,
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout
+    found = {}
+    for line in said.splitlines():
+        row = json.loads(line)
+        found[row.pop("program")] = row
+    return [
+        {"target": target, **row, **found.get(stem, {})}
+        for stem, row in rows.items()
+    ]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """A row for each step; what it costs over the dense one in per cent."""
+    lines = [
+        "| target | network | precision | step | compiles | operations "
+        "| traffic | temporaries |",
+        "|---|---|---|---|---|---:|---:|---:|",
+    ]
+    base: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in rows:
+        key = row["target"], row["network"], row["policy"]
+        if row["step"] == "dense":
+            base[key] = row
+        cells = [_cell(row, base.get(key, {}), n) for n in _NUMBERS]
+        verdict = f"no: {row['error']}" if "error" in row else "yes"
+        lines.append(
+            f"| {' | '.join(key)} | {row['step']} | {verdict} | "
+            f"{' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
+_NUMBERS = ("flops", "traffic", "temporaries")
+
+
+def _cell(row: dict[str, Any], dense: dict[str, Any], name: str) -> str:
+    value, before = row.get(name), dense.get(name)
+    if value is None:
+        return ""
+    if row["step"] == "dense" or not before:
+        return f"{value / 1e9:.3f} G"
+    return f"{100 * (value / before - 1):+.1f} %"
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    folder = BUILD / "programs"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = write_programs(folder)
+    found = [r for t in FLAGS.target for r in compile_all(t, folder, rows)]
+    print(table(found))
+    print()
+    for name, value in script.describe_machine().items():
+        print(f"{name}: {value}")
+    if FLAGS.output is not None:
+        Path(FLAGS.output).write_text(json.dumps(found, indent=2) + "\n")
+    if any("error" in row for row in found):
+        raise SystemExit("A step does not compile.")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,102 @@
+"""Compile programs for a device that is not there; one JSON line for each.
+
+    python compile.py tpu|h100 PROGRAM...
+
+Runs in the environment of requirements.txt, without TensorFlow. A program is a
+serialized HLO module. No device is looked for: the compilers are given a
+description of one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "XLA_FLAGS": "--xla_gpu_autotune_level=0",  # which would run kernels
+}
+
+from jax.experimental import topologies  # noqa: E402
+from jaxlib import _jax, xla_client  # noqa: E402
+
+# What the compiler asks of a device of this kind (GpuTargetConfigProto).
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535
+  block_dim_limit_z: 65535 memory_bandwidth: 3352320000000
+  l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 84978434048 shared_memory_per_block_optin: 232448
+  cuda_compute_capability { major: 9 } registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 patch: 0 }
+device_description_str: "NVIDIA H100"
+"""
+
+
+def device(target: str) -> Any:
+    """A device of the kind, to compile for only."""
+    if target == "tpu":
+        return topologies.get_topology_desc(
+            topology_name="v5e:2x2x1",
+            platform="tpu",
+            chip_config_name="default",
+            chips_per_host_bounds=[2, 2, 1],
+        ).devices[0]
+    import jax_plugins.xla_cuda12 as plugin
+
+    [library] = Path(plugin.__path__[0]).glob("xla_cuda_plugin.so")
+    api = xla_client.load_pjrt_plugin_dynamically("cuda", str(library))
+    xla_client.initialize_pjrt_plugin("cuda")
+    topology = xla_client.make_c_api_device_topology(
+        api, "1x1x1", topology="1x1x1", target_config=H100
+    )
+    return topology._make_compile_only_devices()[0]
+
+
+def compiled(program: bytes, target: Any) -> dict[str, Any]:
+    """What the compiler says of a program."""
+    module = _jax.mlir.xla_computation_to_mlir_module(
+        xla_client.XlaComputation(program)
+    )
+    start = time.monotonic()
+    done = target.client.compile(
+        module if isinstance(module, bytes) else module.encode(),
+        executable_devices=xla_client.DeviceList((target,)),
+        compile_options=xla_client.CompileOptions(),
+    )
+    memory = done.get_compiled_memory_stats()
+    try:
+        costs = done.cost_analysis()
+    except Exception:  # noqa: BLE001 - the GPU's compiler has none
+        costs = {}
+    costs = costs[0] if isinstance(costs, list) else costs
+    return {
+        "seconds": time.monotonic() - start,
+        "flops": costs.get("flops"),
+        "traffic": costs.get("bytes accessed"),
+        "temporaries": memory.temp_size_in_bytes,
+        "arguments": memory.argument_size_in_bytes,
+    }
+
+
+if __name__ == "__main__":
+    made = device(sys.argv[1])
+    for name in sys.argv[2:]:
+        try:
+            row = compiled(Path(name).read_bytes(), made)
+        except Exception as error:  # noqa: BLE001 - what it says is the result
+            row = {"error": str(error)[:500]}
+        print(json.dumps({"program": Path(name).stem, **row}), flush=True)
