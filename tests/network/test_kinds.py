@@ -23,6 +23,7 @@ from tf_tickets.network.constants import computed, propagate
 from tf_tickets.network.graph import trace
 from tf_tickets.network.kinds import Kind, kind_of, register
 from tf_tickets.network.weightless import elementwise
+from tf_tickets.retraining.annealing import SkipShare
 from tf_tickets.structured import remove_dead_channels, shrink
 
 
@@ -175,6 +176,7 @@ layer("GroupNormalization", -1)
 layer("LayerNormalization", axis=1, center=False)
 layer("Normalization", axis=(1, 3))
 layer("PReLU", shared_axes=[1, 2])
+sample(SkipShare, lambda y: SkipShare(0.5)(y))
 sample(
     getattr(layers, "RMSNormalization", None),
     lambda y: layers.RMSNormalization()(layers.Permute((3, 1, 2))(y)),
