@@ -4,7 +4,7 @@ import platform
 from pathlib import Path
 
 import pytest
-from tf_tickets.export.timing import Latency
+from tf_tickets.timing import Latency
 
 import tf_tickets as tt
 from tf_tickets.export.places import PLACES
