@@ -13,7 +13,6 @@ import tf_tickets as tt
 from tests.conftest import outputs
 from tf_tickets.analysis import flops
 from tf_tickets.export.kernels import (
-    LITERT,
     Method,
     methods_for,
     outputs_of,
@@ -24,6 +23,7 @@ from tf_tickets.network.constants import computed, propagate
 from tf_tickets.network.graph import trace
 from tf_tickets.network.kinds import Kind, kind_of, register
 from tf_tickets.network.weightless import elementwise
+from tf_tickets.retraining.annealing import SkipShare
 from tf_tickets.structured import remove_dead_channels, shrink
 
 
@@ -176,6 +176,7 @@ layer("GroupNormalization", -1)
 layer("LayerNormalization", axis=1, center=False)
 layer("Normalization", axis=(1, 3))
 layer("PReLU", shared_axes=[1, 2])
+sample(SkipShare, lambda y: SkipShare(0.5)(y))
 sample(
     getattr(layers, "RMSNormalization", None),
     lambda y: layers.RMSNormalization()(layers.Permute((3, 1, 2))(y)),
@@ -361,7 +362,7 @@ def test_kernel_methods_compute_the_layer(target):
         kernel *= rng.random(kernel.shape) < 0.5
         kernel[..., 1] = 0
         layer.kernel.assign(kernel)
-        stated = set(kind_of(layer).kernels(layer)) - set(LITERT)
+        stated = set(kind_of(layer).kernels(layer))
         methods = methods_for(layer, kernel)
         assert set(methods) == stated
         names |= stated

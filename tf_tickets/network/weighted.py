@@ -370,7 +370,7 @@ def unused(layer: Any, read: Shape, made: Shape) -> Uses:
 
 
 def dense_kernels(layer: Any) -> Mapping[str, Any]:
-    return {"csr": {}, "gather": {}, "LiteRT": {}}
+    return {"csr": {}, "gather": {}}
 
 
 def einsum_kernels(layer: Any) -> Mapping[str, Any]:
@@ -397,8 +397,6 @@ def conv_kernels(layer: Any) -> Mapping[str, Any]:
     images = len(layer.kernel_size) == 2
     if layer.groups > 1:
         return found
-    if pointwise and still and images:
-        found["XNNPACK"] = {}
     if layer.data_format == "channels_first":
         return found
     if pointwise:
