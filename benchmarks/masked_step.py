@@ -3,7 +3,8 @@
 For a convolutional network and for a parameter-bound MLP, with and without
 ``jit_compile``: a Keras 3 model under a ticket against the same model without,
 and the TensorFlow Model Optimization toolkit's ``prune_low_magnitude`` against
-the same model in tf_keras. All four take turns in one process.
+the same model in tf_keras. A fifth side has RigL watching its gradients, with
+no update due. All take turns in one process.
 
     python -m benchmarks.masked_step
 """
@@ -20,6 +21,7 @@ import keras
 import numpy as np
 from absl import app
 
+import tf_tickets as tt
 from benchmarks import networks, script, timing
 from tf_tickets import masking
 from tf_tickets.pruning.prune import draw_masks
@@ -37,6 +39,7 @@ FLAGS = script.define(
 )
 
 DENSE, MASKED = "dense, Keras 3", "masked, tf_tickets"
+RIGL = "masked, RigL between updates"
 TWIN, TOOLKIT = "dense, tf_keras", "masked, tfmot"
 
 # A frequency at which the toolkit draws its masks in the first step and not
@@ -131,6 +134,12 @@ def time_network(
     redraws: dict[str, Callable[[], None]] = {MASKED: lambda: redraw(masked)}
     masks = {MASKED: list(masking.attached_masks(masked).values())}
     pairs = [(MASKED, DENSE)]
+    moving = build(keras)
+    rigl = watched()
+    networks.compile_for_training(keras, moving, jit_compile=jit_compile)
+    rigl.set_model(moving)
+    rigl.on_train_begin()  # before the step is traced
+    steps[RIGL] = networks.step_of(moving, batches)
     if FLAGS.tfmot:
         import tf_keras
 
@@ -151,6 +160,8 @@ def time_network(
 
     case = f"{name}, {'XLA' if jit_compile else 'no XLA'}"
     times = timing.interleaved(steps, rounds=3 if FLAGS.smoke else FLAGS.rounds)
+    rigl.on_train_end()
+    del steps[RIGL]
     redrawn = timing.interleaved(
         {
             side: redrawing(side) if side in redraws else step
@@ -159,12 +170,30 @@ def time_network(
         rounds=1 if FLAGS.smoke else FLAGS.redraws,
         warmup=1,
     )
-    return [timing.compare(times, *pair, case=case) for pair in pairs] + [
+    rows = [
+        timing.compare(times, *pair, case=case)
+        for pair in [*pairs, (RIGL, DENSE)]
+    ]
+    rows.append(
+        timing.compare(
+            times, RIGL, MASKED, case=case, label=f"{RIGL}, over masked"
+        )
+    )
+    return rows + [
         timing.compare(
             redrawn, *pair, case=case, label=f"{pair[0]}, masks redrawn"
         )
         for pair in pairs
     ]
+
+
+def watched() -> tt.callbacks.DynamicSparseTraining:
+    """What keeps an eye on the gradients and has no update to make."""
+    rigl = tt.callbacks.DynamicSparseTraining(
+        sparsity=FLAGS.sparsity, every=_NEVER
+    )
+    rigl.set_params({"steps": 1, "epochs": 1})
+    return rigl
 
 
 def redraw(model: keras.Model) -> None:

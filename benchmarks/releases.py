@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 from absl import app, flags
@@ -104,8 +105,12 @@ def tried(place: Path, wheel: Path, python: str, which: str) -> bool:
     cells = ["", ""]
     try:
         run("uv", "venv", "--quiet", f"--python={python}", str(place))
-        resolution = "highest" if which == "newest" else "lowest-direct"
-        install(place, str(wheel), f"--resolution={resolution}")
+        if which == "newest":
+            install(place, str(wheel))
+        else:
+            install(
+                place, str(wheel), *needed(wheel), "--resolution=lowest-direct"
+            )
         cells[0] = job(place, JOB).split("\n")[-1].replace(" ", ", ")
         worked = []
         for extra in FLAGS.extra if which == "newest" else []:
@@ -126,6 +131,15 @@ def tried(place: Path, wheel: Path, python: str, which: str) -> bool:
     sys.stdout.flush()
     shutil.rmtree(place, ignore_errors=True)
     return "**" not in "".join(cells)
+
+
+def needed(wheel: Path) -> list[str]:
+    """What a wheel depends on whatever the extra, as requirements."""
+    with zipfile.ZipFile(wheel) as files:
+        [name] = [n for n in files.namelist() if n.endswith("/METADATA")]
+        text = files.read(name).decode()
+    found = re.findall(r"^Requires-Dist: ([^;\n]+)$", text, re.MULTILINE)
+    return [one.strip() for one in found]
 
 
 def install(place: Path, *what: str) -> None:

@@ -27,13 +27,13 @@ from absl import flags
 from harness import Progress, found_or_near, write_csv
 
 import tf_tickets as tt
-from tf_tickets.export.timing import interleaved
 from tf_tickets.structured import (
     ChannelTicket,
     draw_channels,
     shrink,
     slimming,
 )
+from tf_tickets.timing import interleaved
 from tf_tickets.zoo import recipes
 from tf_tickets.zoo.experiments import Task
 
@@ -45,6 +45,9 @@ flags.DEFINE_list("sparsities", None, "Shares of channels that go.")
 flags.DEFINE_float("epsilon", None, "Largest mask distance of a hit.")
 flags.DEFINE_bool(
     "coupled", False, "Rank channels that can only go together as one."
+)
+flags.DEFINE_enum(
+    "scheme", "kernels", ["kernels", "published"], "What 8 bits are made of."
 )
 flags.DEFINE_bool(
     "keep_slimming",
@@ -115,7 +118,9 @@ def search(*, bits: int, stop: bool) -> Search:
     others: dict[int, ChannelTicket] = {}
     callbacks: list[Any] = [early_bird, Progress(f"{bits} bits")]
     if bits < 32:
-        callbacks.insert(0, tt.callbacks.LowPrecision(bits=bits))
+        callbacks.insert(
+            0, tt.callbacks.LowPrecision(bits=bits, scheme=FLAGS.scheme)
+        )
     else:
         callbacks.append(DrawAt(other_epochs(task), middle(task), others))
     task.fit(task.recipe.epochs, callbacks)

@@ -3,31 +3,38 @@ r"""Draw a ticket once, then spend it in many ways: which tweaks help?
     python examples/spend_ticket.py                  # digits, some minutes
     python examples/spend_ticket.py --seeds=5        # with spread, longer
     python examples/spend_ticket.py --dataset=cifar100 --model=resnet18
+    python examples/spend_ticket.py --kinds=ticket,whole --ways=vanilla \
+        --ways=AT+TRT --ways=AT+KD   # what else the paper's figures show
 
 Iterative magnitude pruning draws tickets. Those of several sparsities are
 then retrained plainly and with each tweak of *Spending Your Winning Lottery
 Better After Drawing It*: swish (activations), injected skip connections,
 rescaled start weights, smoothed labels; the architecture tweaks together
 (AT), the recipe tweaks together (TRT), and all of them. Then the same from
-rewound weights, and with a one-shot mask. No mask changes in any of it.
+rewound weights, and with a one-shot mask. No mask changes in any of it. If
+asked for, the dense network gets the tweaks as well (`--kinds=whole`), and
+distillation from it takes the place of smoothed labels (`--ways=AT+KD`).
 
-With one seed, what swish changes is looked at too: the share of activations
-that are zero, the top eigenvalue of the Hessian, and the loss around the
-trained weights. The output directory gets `results.csv`, `summary.csv` and
-plots.
+With one seed, what the tweaks change is looked at too: the share of activations
+that are zero, the top eigenvalue of the Hessian from epoch to epoch, and the
+loss around the weights, early (`--early_epoch`) and at the end. The output
+directory gets `results.csv`, `summary.csv` and plots.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
 
 import harness
+import keras
 import numpy as np
 from absl import flags
 from harness import (
     Progress,
+    everything,
     figure,
     found_or_near,
     write_csv,
@@ -47,7 +54,10 @@ WAYS: dict[str, list[str]] = {
     "AT": ["architecture"],
     "TRT": ["recipe"],
     "AT+TRT": ["paper"],
+    "AT+KD": ["architecture", "rescale"],
 }
+# Where labels are not smoothed but a dense teacher's.
+DISTILLED = "AT+KD"
 # Of rewound and one-shot tickets, only these.
 SETS = ("vanilla", "AT", "TRT", "AT+TRT")
 
@@ -56,9 +66,16 @@ harness.define_flags("spend")
 flags.DEFINE_list(
     "kinds",
     ["ticket", "rewound", "one-shot"],
-    "What is spent; the last two only at the two highest sparsities.",
+    "What is spent; the last two only at the two highest sparsities. There is "
+    "also `whole`, the dense network.",
 )
-flags.DEFINE_multi_enum("ways", list(WAYS), list(WAYS), "How it is spent.")
+flags.DEFINE_multi_enum(
+    "ways",
+    [way for way in WAYS if way != DISTILLED],
+    list(WAYS),
+    "How it is spent.",
+)
+flags.DEFINE_float("temperature", 4.0, f"Of the teacher in {DISTILLED}.")
 flags.DEFINE_list(
     "sparsities", ["0.9", "0.97", "0.99"], "Retrain the nearest tickets."
 )
@@ -69,7 +86,49 @@ flags.DEFINE_float("prune_fraction", 0.3, "Of the rest, in each round.")
 flags.DEFINE_integer("rescale_iterations", 60, "Of the start weights.")
 flags.DEFINE_integer("seeds", 1, "Repeat with so many seeds.")
 flags.DEFINE_integer("seed", 0, "The first seed.")
-flags.DEFINE_bool("analysis", True, "Look at swish; only with one seed.")
+flags.DEFINE_bool("analysis", True, "Look closer; only with one seed.")
+flags.DEFINE_integer("early_epoch", 5, "After which to look the first time.")
+flags.DEFINE_integer("points", 15, "On a side of a landscape; odd.")
+
+
+@dataclasses.dataclass
+class Views:
+    """What is seen of the sparsest ticket, way by way, and drawn at last."""
+
+    early: dict[str, tt.analysis.LossSurface] = dataclasses.field(
+        default_factory=dict
+    )
+    late: dict[str, tt.analysis.LossSurface] = dataclasses.field(
+        default_factory=dict
+    )
+    eigenvalues: dict[str, list[float]] = dataclasses.field(
+        default_factory=dict
+    )
+
+    # Figures 5 and 11 of the paper; figures 2 and A12.
+    contours = ("vanilla", "skips", "rescale", "labels", "AT+TRT")
+    curves = ("vanilla", "activations", "AT+TRT")
+
+    def draw(self, output: Path) -> None:
+        """One file for each moment, and one for the eigenvalues."""
+        for name in ("early", "late"):
+            surfaces = getattr(self, name)
+            if surfaces:
+                made, panels = figure(len(surfaces), width=4 * len(surfaces))
+                for axes, (way, surface) in zip(
+                    panels, surfaces.items(), strict=True
+                ):
+                    surface.plot(axes=axes)
+                    axes.set_title(way)
+                made.savefig(output / f"contours_{name}.png", dpi=150)
+        if self.eigenvalues:
+            made, [axes] = figure()
+            for way, values in self.eigenvalues.items():
+                axes.plot(range(1, len(values) + 1), values, "o-", label=way)
+            axes.set_xlabel("epoch")
+            axes.set_ylabel("top eigenvalue of the Hessian")
+            axes.legend()
+            made.savefig(output / "eigenvalues.png", dpi=150)
 
 
 def main(output: Path) -> None:
@@ -115,7 +174,12 @@ def run(seed: int, output: Path) -> list[dict[str, Any]]:
     ]
     others = set(FLAGS.kinds) & {"rewound", "one-shot"}
     rewound = rewind(task, start) if "rewound" in others else {}
-    trained = train_dense(task, start) if "one-shot" in others else start
+    teaches = DISTILLED in FLAGS.ways
+    trained = start
+    if "one-shot" in others or teaches:
+        trained = train_dense(task, start)
+    teacher = taught(task, trained) if teaches else None
+    views = Views() if FLAGS.seeds == 1 and FLAGS.analysis else None
     rows = [{"way": "dense", "kind": "dense", "sparsity": 0.0, **dense}]
     for ticket in tickets:
         kinds = {"ticket": (ticket, tuple(WAYS))}
@@ -123,13 +187,27 @@ def run(seed: int, output: Path) -> list[dict[str, Any]]:
             kinds["rewound"] = tt.Ticket(ticket.masks, rewound), SETS
         if "one-shot" in others and ticket in tickets[-2:]:
             kinds["one-shot"] = one_shot(task, start, trained, ticket), SETS
+        if ticket is tickets[-1]:
+            kinds["whole"] = everything(task.model, start), tuple(WAYS)
         for kind in [k for k in kinds if k in FLAGS.kinds]:
             spent, ways = kinds[kind]
+            last = kind == "ticket" and ticket is tickets[-1]
             for way in (w for w in ways if w in FLAGS.ways):
-                row, model = spend(task, start, spent, kind, way)
+                row, model = spend(
+                    task,
+                    start,
+                    spent,
+                    kind,
+                    way,
+                    teacher=teacher if way == DISTILLED else None,
+                    views=views if kind == "ticket" else None,
+                    last=last,
+                )
                 rows.append(row)
-                if kind == "ticket" and FLAGS.seeds == 1 and FLAGS.analysis:
-                    look(task, model, row, ticket is tickets[-1], output)
+                if kind == "ticket" and views is not None:
+                    look(task, model, row, last, output)
+    if views is not None:
+        views.draw(output)
     return [{"seed": seed, **row} for row in rows]
 
 
@@ -169,6 +247,14 @@ def train_dense(task: Task, start: tt.Snapshot) -> tt.Snapshot:
     return tt.Snapshot.take(task.model)
 
 
+def taught(task: Task, trained: tt.Snapshot) -> keras.Model:
+    """The trained dense network, as a teacher."""
+    trained.restore(task.model)
+    teacher = keras.models.clone_model(task.model)
+    teacher.set_weights(task.model.get_weights())
+    return teacher
+
+
 def one_shot(
     task: Task, start: tt.Snapshot, trained: tt.Snapshot, like: tt.Ticket
 ) -> tt.Ticket:
@@ -180,9 +266,20 @@ def one_shot(
 
 
 def spend(
-    task: Task, start: tt.Snapshot, ticket: tt.Ticket, kind: str, way: str
+    task: Task,
+    start: tt.Snapshot,
+    ticket: tt.Ticket,
+    kind: str,
+    way: str,
+    *,
+    teacher: keras.Model | None = None,
+    views: Views | None = None,
+    last: bool = False,
 ) -> tuple[dict[str, Any], Any]:
-    """Retrain a ticket in one way; the row of the table, and the model."""
+    """Retrain a ticket in one way; the row of the table, and the model.
+
+    What ``views`` are drawn of is the ``last`` ticket.
+    """
     begun = time.monotonic()
     tt.release(task.model)
     start.restore(task.model)  # a fresh optimizer, too
@@ -212,28 +309,31 @@ def spend(
         ticket.apply(model)
     task.restart()  # rescaling has looked at batches: all see the same
     retraining = Task(task.data, model, task.recipe)
-    label = f"{kind}, {ticket.sparsity:.4f}, {way}"
-    callbacks: list[Any] = [Progress(label)]
-    watch = None
-    if (
-        FLAGS.seeds == 1
-        and FLAGS.analysis
-        and way in ("vanilla", "activations")
-    ):
-        if kind == "ticket":
-            some = list(task.data.validation.take(1))
-            watch = tt.callbacks.HessianEigenvalue(
-                some, every=4, iterations=20, tolerance=1e-2
-            )
-            callbacks.insert(0, watch)
-    logs = retraining.fit(task.recipe.epochs, callbacks)
+    watch = watching(task, way, last) if views is not None else None
+    views = views if last else None
+    callbacks: list[Any] = [Progress(f"{kind}, {ticket.sparsity:.4f}, {way}")]
+    callbacks += [watch] if watch else []
+    if views is not None and way in views.contours:
+        callbacks.append(looking(task, model, views.early, way))
+    trained = retraining
+    if teacher is not None:
+        distiller = tt.retraining.distiller(
+            model, teacher, temperature=FLAGS.temperature
+        )
+        trained = Task(task.data, distiller, task.recipe)
+        trained.compile()
+    logs = trained.fit(task.recipe.epochs, callbacks)
+    if views is not None and way in views.contours:
+        views.late[way] = surface(task, model)
+    if watch and views is not None:
+        views.eigenvalues[way] = watch.values
     for mask, held in zip(
         ticket.masks.values(),
         tt.Ticket.from_model(model).masks.values(),
         strict=True,
     ):
         if not np.array_equal(mask, held):
-            raise ValueError(f"A mask has changed. Received: {label}")
+            raise ValueError(f"A mask has changed. Received: {kind}, {way}")
     return {
         "kind": kind,
         "way": way,
@@ -247,6 +347,49 @@ def spend(
         else "",
         "seconds": round(time.monotonic() - begun, 1),
     }, model
+
+
+def watching(
+    task: Task, way: str, last: bool
+) -> tt.callbacks.HessianEigenvalue | None:
+    """Looks at the sharpest direction, of the last ticket in every epoch."""
+    if way not in Views.curves:
+        return None
+    # Plain cross-entropy for all, whatever a ticket is trained with.
+    return tt.callbacks.HessianEigenvalue(
+        list(task.data.validation.take(1)),
+        every=1 if last else 4,
+        iterations=20,
+        tolerance=1e-2,
+        loss=task.model.loss,
+    )
+
+
+def looking(
+    task: Task,
+    model: keras.Model,
+    found: dict[str, tt.analysis.LossSurface],
+    way: str,
+) -> keras.callbacks.Callback:
+    """Looks at the loss around the weights once, early."""
+
+    def look_at(epoch: int, logs: Any) -> None:
+        if epoch + 1 == FLAGS.early_epoch:
+            found[way] = surface(task, model)
+
+    return keras.callbacks.LambdaCallback(on_epoch_end=look_at)
+
+
+def surface(task: Task, model: keras.Model) -> tt.analysis.LossSurface:
+    """The loss around the weights of the moment."""
+    return tt.analysis.loss_landscape(
+        model,
+        list(task.data.validation),
+        steps=FLAGS.points,
+        loss=task.model.loss,
+        batches=1,
+        verbose=0,
+    )
 
 
 def look(
@@ -264,12 +407,9 @@ def look(
         name = way.replace("+", "_").lower()
         # Plain cross-entropy for all, whatever the ticket was trained with.
         options = {"loss": task.model.loss, "batches": 1}
-        tt.analysis.loss_landscape(model, batches, steps=15, **options).plot(
-            output / f"landscape_{name}.png"
-        )
-        tt.analysis.input_landscape(model, batches, steps=15, **options).plot(
-            output / f"input_landscape_{name}.png"
-        )
+        tt.analysis.input_landscape(
+            model, batches, steps=FLAGS.points, **options
+        ).plot(output / f"input_landscape_{name}.png")
         top = tt.analysis.hessian_top_eigenvalue(model, batches, **options)
         tt.analysis.loss_along_eigenvector(model, batches, top, **options).plot(
             output / f"eigenvector_{name}.png"
@@ -361,6 +501,7 @@ def report(summary: list[dict[str, Any]], output: Path) -> None:
     for kind, way in groups:
         cells = []
         for sparsity in sparsities:
+            cells.append("")
             for r in summary:
                 if (r["kind"], r["way"], r["sparsity"]) == (
                     kind,
@@ -375,7 +516,7 @@ def report(summary: list[dict[str, Any]], output: Path) -> None:
                         if r["gain_error"] != "":
                             cell += f" ± {100 * r['gain_error']:.1f}"
                         cell += ")"
-                    cells.append(cell)
+                    cells[-1] = cell
         print(f"| {kind} | {way} | " + " | ".join(cells) + " |")
     for row in summary:
         if "activation_sparsity" in row:
@@ -387,7 +528,7 @@ def report(summary: list[dict[str, Any]], output: Path) -> None:
             print(
                 f"\n{row['way']}, sparsity {row['sparsity']:.2%}: zero "
                 f"activations {row['activation_sparsity']:.2%} ({zeros}); top "
-                f"eigenvalue every 4 epochs: {row['top_eigenvalues']}"
+                f"eigenvalues in training: {row['top_eigenvalues']}"
             )
     skips = [r for r in summary if r["added_parameters"]]
     if skips:
@@ -395,9 +536,10 @@ def report(summary: list[dict[str, Any]], output: Path) -> None:
             f"\nSkips add {skips[0]['added_parameters']:,} parameters; the "
             "tickets keep "
             + ", ".join(
-                f"{r['kept']:,} ({r['sparsity']:.2%})"
-                for r in skips
-                if (r["kind"], r["way"]) == ("ticket", "skips")
+                f"{kept:,} ({sparsity:.2%})"
+                for kept, sparsity in dict.fromkeys(
+                    (r["kept"], r["sparsity"]) for r in skips
+                )
             )
         )
     print(f"\n{output}: results.csv, summary.csv, accuracy.png and plots")

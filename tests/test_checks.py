@@ -1,5 +1,6 @@
 """One sentence for each option that is wrong; NumPy's numbers are numbers."""
 
+import functools
 import json
 
 import keras
@@ -103,3 +104,53 @@ def test_numbers_of_numpy_are_as_good_as_those_of_python(data):
     checks.choice("order", np.int64(2), (1, 2))
     with pytest.raises(ValueError, match="`order`"):
         checks.choice("order", np.float64(2), ("1", "2"))
+
+
+def test_a_choice_is_known_by_its_options():
+    """The same word for the same choice, another for another."""
+
+    def by(offset):
+        return lambda x: x + offset
+
+    partial = functools.partial
+    other = [
+        "sparsity",
+        checks.sparsity,
+        partial(checks.sparsity, name="a"),
+        partial(checks.sparsity, name="b"),
+        partial(checks.number, "a", interval="[0, 1)"),
+        partial(checks.number, "a", interval="[0, 2)"),
+        by(1),
+        by(2),
+        lambda x: x - 1,
+        lambda x: (lambda y: y + 1)(x),
+        lambda x: (lambda y: y + 2)(x),
+        lambda x, y=3: x,
+        tt.pruning.smart_ratio("v1"),
+        tt.pruning.smart_ratio("v1", linear_density=0.5),
+    ]
+    words = [checks.word_for(one) for one in other[1:]]
+    assert len(set(words)) == len(words)
+    assert words[0] == checks.word_for("sparsity")
+    assert checks.word_for(by(1)) == words[5]
+    arrays = [partial(checks.sparsity, data=np.ones(n)) for n in (3, 4)]
+    assert {checks.word_for(one) for one in arrays} == {"sparsity"}
+    assert " at 0x" not in "".join(words)
+
+
+def test_a_run_with_other_options_of_a_criterion_is_another(tmp_path):
+    x = np.ones((8, 4))
+
+    def run(**options):
+        criterion = functools.partial(tt.pruning.snip, **options)
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4)])
+        model.compile("sgd", "mse")
+        pruning = tt.callbacks.GradualPruning(
+            target_sparsity=0.5, end_step=1, every=1, criterion=criterion,
+            data=(x, x), directory=tmp_path,
+        )  # fmt: skip
+        model.fit(x, x, verbose=0, callbacks=[pruning])
+
+    run(training=True)
+    with pytest.raises(ValueError, match="holds a run with other arguments"):
+        run(training=False)

@@ -67,6 +67,11 @@ LONG = {
         "Reading the data",
         2,
     ),
+    "reconstruct": (
+        lambda m, d, v: tt.pruning.reconstruct(m, 0.5, data=d, verbose=v),
+        "Reconstructing layers",
+        2,
+    ),
     "sanity_checks": (
         lambda m, d, v: A.sanity_checks(
             tt.prune(m, 0.5), m, train=trained, seeds=[0, 1], verbose=v

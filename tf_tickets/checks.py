@@ -7,10 +7,12 @@ hands over (``np.int64(3)``) is as welcome as what is written down.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import numbers
 import operator
 import warnings
+import zlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -146,6 +148,70 @@ def choice(name: str, value: Any, known: Collection[Any]) -> None:
             f"`{name}` must be {wanted}. "
             + f"Received: {name}={value!r}"[:500]  # also after a long list
         )
+
+
+def word_for(choice: Any) -> str:
+    """A choice as a word, by which a run knows what it was begun with.
+
+    Args:
+        choice: A name, a function, ``functools.partial`` with its options, or
+            an instance. Options that are arrays and other large things are
+            not told; functions without a name are, by what they do.
+
+    Returns:
+        The same for the same choice in another process.
+
+    Example:
+
+    >>> import functools
+    >>> word_for(functools.partial(sparsity, name="density"))
+    "sparsity(name='density')"
+    >>> word_for(lambda x: x + 1) == word_for(lambda x: x + 2)
+    False
+    """
+    if isinstance(choice, str):
+        return choice
+    if isinstance(choice, functools.partial):
+        given = [*enumerate(choice.args), *sorted(choice.keywords.items())]
+        options = [
+            _short(value) if isinstance(key, int) else f"{key}={_short(value)}"
+            for key, value in given
+            if _short(value)
+        ]
+        shown = f"({', '.join(options)})" if options else ""
+        return f"{word_for(choice.func)}{shown}"
+    if dataclasses.is_dataclass(choice) and not isinstance(choice, type):
+        return repr(choice)
+    name = str(getattr(choice, "__qualname__", type(choice).__name__))
+    code = getattr(choice, "__code__", None)
+    if code is not None and name.endswith("<lambda>"):
+        cells = getattr(choice, "__closure__", None) or ()
+        what = [code.co_code, code.co_names, _constants(code)]
+        what += [_short(choice.__defaults__)]
+        what += [_short(cell.cell_contents) for cell in cells]
+        name += f" {zlib.crc32(repr(what).encode()):08x}"
+    return name
+
+
+def _short(value: Any) -> str:
+    """A value of an option, if it is a small one; else nothing."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return repr(value)
+    if isinstance(value, np.generic):
+        return repr(value.item())
+    if isinstance(value, tuple | list) and len(value) < 20:
+        return f"[{', '.join(map(_short, value))}]"
+    return word_for(value) if callable(value) else ""
+
+
+def _constants(code: Any) -> list[str]:
+    """The constants of a function; of functions in it, theirs."""
+    return [
+        repr((one.co_code, _constants(one)))
+        if hasattr(one, "co_code")
+        else repr(one)
+        for one in code.co_consts
+    ]
 
 
 def make_plain(options: Any) -> None:

@@ -10,7 +10,9 @@ import tensorflow as tf
 import tf_tickets as tt
 from tests.conftest import DieAt, batches, compiled, two_replicas
 from tf_tickets.callbacks import DynamicSparseTraining, GradualPruning
-from tf_tickets.callbacks.dynamic import exchanged, slots_of
+from tf_tickets.callbacks.dynamic import slots_of
+from tf_tickets.pruning.exchange import exchanged, exchanged_in
+from tf_tickets.pruning.patterns import Layout
 from tf_tickets.selection import named_weights
 
 
@@ -420,3 +422,78 @@ def test_lifted_masks_are_back_if_the_step_fails(data):
     fused = plain(steps_per_execution=2)
     with pytest.raises(ValueError, match="steps_per_execution=1"):
         fused.fit(batches(*data), verbose=0, callbacks=[pruning])
+
+
+@pytest.mark.parametrize("method", ["rigl", "set"])
+@pytest.mark.parametrize("pattern", ["2:4", (2, 1), "rows"])
+def test_zeros_move_and_keep_their_pattern(pattern, method, data):
+    model, record = plain(), Record(data)
+    sparse = DynamicSparseTraining(
+        method,
+        sparsity=None if pattern == "2:4" else 0.5,
+        pattern=pattern,
+        every=2,
+        until=1.0,
+        drop_fraction=0.8,
+    )
+    model.fit(batches(*data), epochs=2, verbose=0, callbacks=[sparse, record])
+    height, width = {"rows": (1, None), "2:4": (4, 1)}.get(pattern, pattern)
+    moved = 0
+    for step, masks in enumerate(record.masks):
+        for path, mask in masks.items():
+            rows, columns = mask.shape
+            side = width or columns
+            blocks = mask.reshape(rows // height, height, columns // side, side)
+            kept = blocks.sum((1, 3))
+            if pattern == "2:4":
+                assert (kept == 2).all()
+            else:
+                assert set(kept.ravel().tolist()) <= {0, height * side}
+            before = record.masks[max(step - 1, 0)][path]
+            assert mask.sum() == before.sum()
+            moved += int((mask != before).sum())
+    assert moved
+    assert sparse.ticket.metadata["pattern"] == (
+        pattern if isinstance(pattern, str) else str(pattern)
+    )
+
+
+def test_an_update_of_n_of_m_is_that_of_each_group():
+    """The oracle: the smallest go, their groups grow the largest slopes."""
+    rng = np.random.default_rng(0)
+    layout = Layout("2:4", {"w": (1,)})
+    score = rng.random((8, 5))
+    order = score.reshape(2, 4, 5).argsort(1).argsort(1)
+    mask = (order < 2).reshape(8, 5)
+    sizes, growth = rng.random((8, 5)) * mask, rng.random((8, 5))
+    fresh = exchanged_in(layout, "w", mask, sizes, growth, 0.5)
+    kept = sorted(np.argwhere(mask).tolist(), key=lambda p: sizes[tuple(p)])
+    expected = mask.copy()
+    for i, j in kept[:10]:
+        expected[i, j] = False
+    stay = expected.copy()
+    for group in range(2):
+        for j in range(5):
+            rows = range(4 * group, 4 * group + 4)
+            free = sorted(
+                (i for i in rows if not stay[i, j]), key=lambda i: -growth[i, j]
+            )
+            for i in free[: 2 - sum(stay[i, j] for i in rows)]:
+                expected[i, j] = True
+    np.testing.assert_array_equal(fresh, expected)
+
+
+def test_groups_that_cannot_be_exchanged_are_told_before_training(data):
+    for pattern, message in (
+        ((3, 1), "must be of one size.*hidden"),
+        ("8:16", "prunes nothing of plain/hidden"),
+        ("1:4", "has the sparsity 0.75"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sparse = DynamicSparseTraining(sparsity=0.5, pattern=pattern)
+            plain().fit(batches(*data), verbose=0, callbacks=[sparse])
+    model = plain()
+    tt.prune(model, 0.5, scope="layer").apply(model)
+    sparse = DynamicSparseTraining(sparsity=0.5, pattern="2:4")
+    with pytest.raises(ValueError, match="keep other than N of each M"):
+        model.fit(batches(*data), verbose=0, callbacks=[sparse])

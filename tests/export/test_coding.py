@@ -178,6 +178,73 @@ def test_places_at_random_have_no_pattern(density):
         assert coding.group_of(draw(shape, density), 4) is None
 
 
+def of_blocks(shape, height, width, density, dtype="float32", seed=0):
+    """Blocks of the matrix of the last axis, at random."""
+    rng = np.random.default_rng(seed)
+    rows, columns = math.prod(shape[:-1]), shape[-1]
+    kept = rng.random((rows // height, columns // width)) < density
+    mask = np.repeat(np.repeat(kept, height, 0), width, 1).reshape(shape)
+    return (draw(shape, 1.0, seed=seed) * mask).astype(dtype), kept
+
+
+@pytest.mark.parametrize("stored", ["float32", "float16"])
+@pytest.mark.parametrize(
+    "shape, height, width, density",
+    [
+        ((512, 96), 4, 1, 0.1),
+        ((512, 96), 4, 1, 0.5),
+        ((512, 96), 1, 4, 0.1),
+        ((3, 3, 64, 64), 8, 8, 0.2),
+        ((512, 96), 1, 96, 0.3),
+        ((300, 900), 300, 1, 0.3),
+        ((1000, 640), 2, 1, 0.01),
+    ],
+)
+def test_blocks_are_coded_close_to_their_own_entropy(
+    shape, height, width, density, stored
+):
+    # By hand: the values, and the binary entropy of each block.
+    array, kept = of_blocks(shape, height, width, density)
+    itemsize = np.dtype(stored).itemsize
+    p = kept.mean()
+    entropy = -p * math.log2(p) - (1 - p) * math.log2(1 - p)
+    places = kept.size * entropy
+    values = 8 * itemsize * kept.sum() * height * width
+    found = coding.group_of(array, itemsize)
+    assert found == (height, width, shape[-1], kept.sum())
+    spec, data = coding.pack("w", array, stored=stored, group=found)
+    assert spec.code == "blocks"
+    count = int(np.count_nonzero(array))
+    assert data.size == coding.packed_bytes(array.size, count, itemsize, found)
+    assert data.size <= 1.02 * (values + places) / 8
+    assert 8 * sum(spec.sections[1:]) <= 1.2 * places + 16
+    assert data.size < coding.pack("w", array, stored=stored)[1].size
+    rounded = array.astype(stored).astype("float32")
+    np.testing.assert_array_equal(coding.unpack(spec, data), rounded)
+    np.testing.assert_array_equal(through_tensorflow(spec, data), rounded)
+    assert coding.Spec.from_json(spec.to_json()) == spec
+    damaged = data.copy()
+    damaged[-1] ^= 1
+    with pytest.raises(ValueError, match="w is damaged"):
+        coding.unpack(spec, damaged)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="damaged"):
+        coding.decode(tf.Variable(damaged), spec)
+
+
+def test_blocks_with_zeros_by_chance_and_blocks_that_are_none():
+    array, kept = of_blocks((512, 96), 4, 1, 0.3)
+    array[np.nonzero(array)[0][0], np.nonzero(array)[1][0]] = -0.0
+    found = coding.group_of(array, 4)
+    assert found == (4, 1, 96, kept.sum())
+    spec, data = coding.pack("w", array, group=found)
+    np.testing.assert_array_equal(coding.unpack(spec, data), array)
+    assert not np.signbit(coding.unpack(spec, data)[array == 0]).any()
+    np.testing.assert_array_equal(through_tensorflow(spec, data), array)
+    # A tenth of the weights of each block is gone.
+    loose = array * (np.random.default_rng(1).random(array.shape) < 0.9)
+    assert coding.group_of(loose, 4) is None
+
+
 @pytest.mark.parametrize("density", DENSITIES)
 def test_packed_is_never_larger_than_dense(density):
     for shape in SHAPES:

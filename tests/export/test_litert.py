@@ -7,13 +7,11 @@ import pytest
 import tf_tickets as tt
 from tests import gallery
 from tests.export.conftest import MODELS, prune_at_random
-from tf_tickets.export.litert import sparse_inference_policy
-from tf_tickets.export.source import Source
 
 pytest.importorskip("ai_edge_litert")
 
 
-def mobile(size=33, stem="same", pool=True):
+def mobile(size=32, stem="valid", pool=True):
     layers = keras.layers
     x = inputs = keras.Input((size, size, 3))
     if stem == "valid":
@@ -54,35 +52,75 @@ def test_several_inputs_and_outputs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model", "density", "reason"),
+    ("make", "density", "reason"),
     [
-        (lambda: mobile(), 0.2, ""),
-        (lambda: mobile(stem="valid", size=32), 0.2, ""),
-        (lambda: mobile(size=32), 0.2, "even number of pixels"),
-        (lambda: mobile(), 0.5, "it takes two thirds"),
-        (lambda: mobile(pool=False), 0.2, "no global average pooling"),
-        (
-            lambda: keras.Sequential(
-                [keras.Input((8, 8, 4)), keras.layers.Conv2D(8, 1)]
-            ),
-            0.2,
-            "first convolution is not 3x3",
-        ),
+        (mobile, 0.2, ""),
+        # The converter makes `same` of a symmetric padding on an odd size.
+        (lambda: mobile(size=33), 0.2, ""),
+        (lambda: mobile(size=33, stem="same"), 0.2, ""),
+        (lambda: mobile(stem="same"), 0.2, "pads as `same` does"),
+        (mobile, 0.5, "it takes more than two thirds"),
+        (lambda: mobile(pool=False), 0.2, "RESHAPE 'flatten"),
     ],
 )
-def test_the_policy_says_why_a_layer_is_not_computed_sparsely(
-    model, density, reason
+def test_the_report_says_why_a_layer_is_not_computed_sparsely(
+    make, density, reason, tmp_path
 ):
-    model = prune_at_random(model(), density)
-    rows = sparse_inference_policy(Source.of(model))
-    kernels = [key for key in rows if key.endswith("kernel")]
-    points = [k for k in kernels if "point" in k or len(kernels) == 1]
-    assert points
-    for key in points:
-        assert rows[key]["method"] == ("dense" if reason else "XNNPACK")
-        assert reason in rows[key]["reason"]
-    stem = [row["reason"] for key, row in rows.items() if "stem" in key]
-    assert all("neither a dense layer nor a 1x1" in text for text in stem)
+    model = prune_at_random(make(), density)
+    made = tt.export.write(model, tmp_path / "m.tflite", format="litert")
+    rows = {row.key: row for row in made.rows if row.key.endswith("kernel")}
+    points = [row for key, row in rows.items() if "point" in key]
+    assert len(points) == 2
+    for row in points:
+        assert row.method == ("dense" if reason else "XNNPACK"), row
+        assert reason in row.reason
+    stem = next(row for key, row in rows.items() if "stem" in key)
+    assert "neither a dense layer nor a 1x1" in stem.reason
+    verdict = tt.export.sparse_inference(made)
+    assert verdict.sparse == (not reason)
+    assert f"XNNPACK: {verdict.clusters[0]}" in made.notes
+
+
+def test_float16_is_half_of_the_file_and_just_as_sparse(tmp_path):
+    model = prune_at_random(mobile(), 0.2)
+    whole = tt.export.write(model, tmp_path / "m.tflite", format="litert")
+    half = tt.export.write(
+        model, tmp_path / "h.tflite", format="litert", values="float16"
+    )
+    assert half.disk_bytes < whole.disk_bytes - 1000
+    assert tt.export.sparse_inference(half).sparse
+    assert {r.key for r in half.rows if r.method == "XNNPACK"} == {
+        r.key for r in whole.rows if r.method == "XNNPACK"
+    }
+
+
+def test_int8_keeps_the_zeros_and_wants_data(tmp_path):
+    from tf_tickets.export.flatbuffer import File
+
+    model = prune_at_random(mobile(), 0.2)
+    x = np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype("float32")
+    path = tmp_path / "m.tflite"
+    made = tt.export.write(model, path, format="litert", values="int8", data=x)
+    kept = [
+        one.kept[:, 0, 0]
+        for one in File.of(path.read_bytes()).constants.values()
+        if one.type == "INT8" and one.shape[1:3] == (1, 1)
+    ]
+    points = [model.get_layer(f"point{i}").kernel.numpy() for i in range(2)]
+    for point in points:
+        # A small weight may become the integer zero; no zero becomes another.
+        assert any(
+            one.T.shape == point.shape[2:] and not one.T[point[0, 0] == 0].any()
+            for one in kept
+        )
+    assert not tt.export.sparse_inference(path).sparse
+    assert any("outputs differ" in note for note in made.notes)
+    with pytest.raises(ValueError, match="int8 needs `data`"):
+        tt.export.litert(model, path, values="int8")
+    with pytest.raises(ValueError, match="`data` must be examples"):
+        tt.export.litert(model, path, values="int8", data=x[:, :30])
+    with pytest.raises(ValueError, match="`values` must be"):
+        tt.export.litert(model, path, values="int4")
 
 
 @pytest.mark.parametrize(

@@ -715,12 +715,27 @@ def test_methods_end_at_the_density(method, options, tmp_path):
     assert tt.Ticket.load(tmp_path / "ticket.safetensors").kept == 178
 
 
+def test_the_dense_network_takes_tweaks_too(tmp_path):
+    """As a ticket that keeps everything: what a gain is compared with."""
+    plain, tweaked = (
+        Experiment(method="dense", density=1.0, seed=0, tweaks=tweaks, **NET)
+        for tweaks in ((), ("labels",))
+    )
+    found = [one.run(tmp_path / one.name) for one in (plain, tweaked)]
+    assert [row["density"] for row in found] == [1.0, 1.0]
+    assert found[0]["test_loss"] != found[1]["test_loss"]
+    [path] = (tmp_path / tweaked.name).glob("ticket.*")
+    assert tt.Ticket.load(path).density == 1
+    assert not [*(tmp_path / plain.name).glob("ticket.*")]
+
+
 def test_early_bird_trains_fewer_channels(tmp_path, monkeypatch):
     """With the penalty on the scales kept, as in the published scripts."""
-    penalized = []
+    penalized, schemes = [], []
     train = Trial.train
 
     def watched(self, epochs, *callbacks):
+        schemes.extend(getattr(one, "scheme", "none") for one in callbacks)
         [gamma, *_] = tt.structured.draw.scale_variables(self.model)
         strength = getattr(gamma.regularizer, "strength", None)
         penalized.append(strength)
@@ -732,7 +747,13 @@ def test_early_bird_trains_fewer_channels(tmp_path, monkeypatch):
         density=0.5,
         seed=0,
         epochs=3,
-        options={"epsilon": 1.0, "window": 1, "keep_slimming": True},
+        options={
+            "epsilon": 1.0,
+            "window": 1,
+            "keep_slimming": True,
+            "bits": 8,
+            "scheme": "published",
+        },
     )
     found = unit.run(tmp_path)
     assert found["found"] and 1 <= found["search_epochs"] < 3
@@ -740,6 +761,7 @@ def test_early_bird_trains_fewer_channels(tmp_path, monkeypatch):
     assert 0 < found["macs_left"] < 1 and 0 < found["parameters_left"] < 1
     # The search puts on its own when it begins.
     assert penalized == [None, 1e-4]
+    assert schemes == ["published", "none"]
 
 
 class Prepared(Exception):

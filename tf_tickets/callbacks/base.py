@@ -9,6 +9,7 @@ A `DrawingCallback` draws masks from the weights while they are trained.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import math
 import weakref
@@ -20,6 +21,7 @@ import numpy as np
 
 from tf_tickets import checks, data, masking, progress
 from tf_tickets.callbacks.directory import Directory, RunDirectory, hold
+from tf_tickets.callbacks.gradients import StepSums, let_see
 from tf_tickets.distribute import is_chief
 from tf_tickets.loss.batches import batches
 from tf_tickets.pruning import criteria, patterns, scopes
@@ -29,7 +31,7 @@ from tf_tickets.pruning.prune import (
     draw_masks,
     finite_weights,
 )
-from tf_tickets.selection import Filters, check_keras
+from tf_tickets.selection import Filters, check_keras, named_weights
 from tf_tickets.ticket import Ticket
 
 Logs = dict[str, Any]
@@ -333,6 +335,7 @@ class ResumableCallback(TicketCallback):
     def __init__(self) -> None:
         super().__init__()
         self._run: RunDirectory | None = None
+        self._scores: dict[str, np.ndarray] | None = None
         self._start: int | None = None
         self._said_finished = False
 
@@ -375,6 +378,7 @@ class ResumableCallback(TicketCallback):
             OSError: If the directory cannot be made or written to.
         """
         self._start = None
+        self._scores = None
         self._said_finished = False
         if self._run is None:
             self._check_backups()
@@ -389,8 +393,12 @@ class ResumableCallback(TicketCallback):
             # Layer numbers may be others in this process. The state has every
             # weight, so it aligns them better than the masks would.
             keys = state.match(self.model)
-            masks = Ticket.load(self._run.path / record["masks"]).masks
-            masking.enforce(self.model, {keys[k]: m for k, m in masks.items()})
+            kept = Ticket.load(self._run.path / record["masks"])
+            masking.enforce(
+                self.model, {keys[k]: m for k, m in kept.masks.items()}
+            )
+            if kept.scores is not None:
+                self._scores = {keys[k]: s for k, s in kept.scores.items()}
         state.restore(self.model)
         self._start_at(record["epoch"])
         return record["remembered"]
@@ -471,7 +479,17 @@ class ResumableCallback(TicketCallback):
         """
         if self._run is not None and is_chief(self.model.distribute_strategy):
             with _unswapped(self._beside):
-                self._run.save(self.model, epoch, remembered or {}, files or {})
+                self._run.save(
+                    self.model,
+                    epoch,
+                    remembered or {},
+                    files or {},
+                    self._scores_to_keep(),
+                )
+
+    def _scores_to_keep(self) -> Mapping[str, np.ndarray] | None:
+        """What to save beside the masks; `_scores` has it when resumed."""
+        return None
 
 
 @contextlib.contextmanager
@@ -525,6 +543,40 @@ class DrawingCallback(ResumableCallback):
         self.data = data
         self.filters = filters
         self.seed = checks.whole("seed", seed, least=0)
+        self._sums: StepSums | None = None
+        if criteria.each_step(criterion) is not None:
+            # The sums of its steps are in the directory alone.
+            self.follows_backups = False
+
+    def _add_up(self, count: int = 0) -> None:
+        """Let the steps add up what the criterion scores, if it scores them.
+
+        Args:
+            count: How many had been when the run was saved that goes on.
+        """
+        each_step = criteria.each_step(self.criterion)
+        if each_step is None:
+            return
+        weights = named_weights(self.model)
+        paths = current_masks(self.model, self.filters)
+        self._sums = StepSums(
+            self.model, {path: weights[path] for path in paths}, each_step
+        )
+        self._sums.restart(self._scores, count)
+        name = describe(None, self.criterion, self.scope, 0)["criterion"]
+        let_see(self.model, self._sums.see, self._undo, f"criterion={name!r}")
+        self._undo.callback(setattr, self, "_sums", None)
+
+    def _scores_to_keep(self) -> Mapping[str, np.ndarray] | None:
+        return None if self._sums is None else self._sums.values()
+
+    def _scored_by(self) -> str | criteria.Criterion:
+        """The criterion, with what the steps have added up to."""
+        if self._sums is None:
+            return self.criterion
+        return functools.partial(
+            criteria.get(self.criterion), sums=self._sums.values()
+        )
 
     def _check(self) -> dict[str, np.ndarray]:
         """The masks of the moment, if the next ones can be drawn from here.
@@ -568,17 +620,30 @@ class DrawingCallback(ResumableCallback):
         seed: int,
     ) -> dict[str, np.ndarray]:
         """Draw masks from the weights of the moment and enforce them."""
+        before = current_masks(self.model, self.filters)
         with progress.shown(progress.of_fit(self.params)):
             masks, _ = draw_masks(
                 self.model,
                 sparsity,
-                criterion=self.criterion,
+                criterion=self._scored_by(),
                 scope=scope,
                 pattern=self.pattern,
                 data=self.data,
                 filters=self.filters,
                 seed=seed,
             )
+        if self._sums is not None and any(
+            (before[path] & ~mask).any() for path, mask in masks.items()
+        ):
+            if not self._sums.count:
+                raise ValueError(
+                    "The criterion scores training steps, and no step of the "
+                    "model's own optimizer has been seen since the last "
+                    "drawing: begin to prune later, or let train_step call "
+                    "self.optimizer.apply(gradients, variables). "
+                    "Received: a drawing after 0 steps"
+                )
+            self._sums.restart()
         masking.enforce(self.model, masks)
         return masks
 

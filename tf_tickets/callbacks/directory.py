@@ -11,6 +11,7 @@ from typing import Any
 
 import filelock
 import keras
+import numpy as np
 
 from tf_tickets import archive, masking
 from tf_tickets.snapshot import Snapshot
@@ -78,6 +79,7 @@ class RunDirectory:
         epoch: int,
         remembered: Mapping[str, Any],
         files: Mapping[str, Any],
+        scores: Mapping[str, Any] | None = None,
     ) -> None:
         """Record the present state of ``model`` and the masks on it.
 
@@ -86,11 +88,16 @@ class RunDirectory:
             epoch: Index of the epoch to go on with.
             remembered: JSON values.
             files: ``{name: whatever has a save}`` that belong to the state.
+            scores: ``{path: array}`` to keep beside the masks, or `None`.
         """
         masks = masking.attached_masks(model)
         name = f"masks_{epoch:05d}.safetensors" if masks else None
         if name is not None:
-            files = {**files, name: Ticket(masks)}
+            beside = None
+            if scores is not None:  # of these masks, and maybe of fewer
+                none = {path: np.zeros(m.shape) for path, m in masks.items()}
+                beside = {path: scores.get(path, none[path]) for path in none}
+            files = {**files, name: Ticket(masks, scores=beside)}
         self.path.mkdir(parents=True, exist_ok=True)
         for file, value in files.items():
             value.save(self.path / file)

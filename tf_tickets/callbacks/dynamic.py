@@ -17,12 +17,16 @@ from tf_tickets.callbacks.base import (
     StepCounter,
 )
 from tf_tickets.callbacks.directory import Directory
-from tf_tickets.pruning import criteria, scopes
+from tf_tickets.callbacks.gradients import (
+    let_see,
+    of_watched,
+    on_each_replica,
+)
+from tf_tickets.pruning import criteria, patterns, scopes
+from tf_tickets.pruning.exchange import exchanged, exchanged_in
 from tf_tickets.pruning.prune import budget, current_masks, describe
-from tf_tickets.pruning.topk import keep_largest
 from tf_tickets.selection import Filters, named_weights, view_of
 from tf_tickets.ticket import Ticket
-from tf_tickets.tracing import retrace
 
 Method = Literal["rigl", "set"]
 _METHODS = ("rigl", "set")
@@ -58,8 +62,12 @@ class DynamicSparseTraining(DrawingCallback):
             `"random"`, the default, as published, for new networks;
             `"magnitude"` for trained ones. A model that has masks of this
             sparsity keeps them to start with.
-        scope: How the budget is spread, as in `tf_tickets.prune`; `"erk"` by
-            default.
+        scope: How the budget is spread, as in `tf_tickets.prune`. `None`, the
+            default, is `"erk"`, and `"layer"` for a pattern N:M.
+        pattern: As in `tf_tickets.prune`; `None` by default. Groups that are
+            kept whole are exchanged whole, by the means of magnitudes and of
+            gradients; they must be of one size in each tensor. With N:M a
+            dropped weight makes room for another of its group of M.
         data: What that criterion scores on, for criteria that need it.
         filters: As in `tf_tickets.prunable_weights`; by default all prunable
             weights.
@@ -106,13 +114,18 @@ class DynamicSparseTraining(DrawingCallback):
         until: float = 0.75,
         drop_fraction: float = 0.3,
         criterion: str | criteria.Criterion = "random",
-        scope: scopes.Scope = "erk",
+        scope: scopes.Scope | None = None,
+        pattern: patterns.Pattern | None = None,
         data: Any = None,
         filters: Filters = None,
         directory: Directory | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(criterion, scope, data, filters, seed)
+        if scope is None:
+            n_of_m = isinstance(patterns.get(pattern), patterns.NofM)
+            scope = "layer" if n_of_m else "erk"
+        super().__init__(criterion, scope, data, filters, seed, pattern)
+        sparsity = patterns.sparsity_for(pattern, sparsity, scope)
         checks.choice("method", method, _METHODS)
         if not isinstance(scope, Mapping):
             sparsity = checks.sparsity(sparsity)
@@ -142,9 +155,10 @@ class DynamicSparseTraining(DrawingCallback):
         remembered = self._resume()
         self._counted_to = remembered.get("step")
         masks = self._check()
-        budget(self.sparsity, self.scope, masks)
+        budget(self.sparsity, self.scope, masks, self._layout(masks))
         if self._counted_to is None:
-            self._draw(self.sparsity, self.scope, self.seed)
+            masks = self._draw(self.sparsity, self.scope, self.seed)
+        self._check_groups(masks)
         if self.method == "rigl":
             self._watch()
 
@@ -189,37 +203,64 @@ class DynamicSparseTraining(DrawingCallback):
             "every": self.every,
             "until": self.until,
             "drop_fraction": self.drop_fraction,
-            **describe(self.sparsity, self.criterion, self.scope, self.seed),
+            **describe(
+                self.sparsity,
+                self.criterion,
+                self.scope,
+                self.seed,
+                self.pattern,
+            ),
         }
+
+    def _check_groups(self, masks: Mapping[str, np.ndarray]) -> None:
+        """Meet groups that cannot be exchanged one for one."""
+        layout = self._layout(dict(masks))
+        if layout is None:
+            return
+        if isinstance(layout.pattern, patterns.NofM):
+            low = [
+                path
+                for path, mask in masks.items()
+                if np.count_nonzero(mask) != layout.floor({path: mask})
+                or layout.floor({path: mask})
+                != layout.floor({path: np.ones_like(mask)})
+            ]
+            if low:
+                raise ValueError(
+                    "The model has masks that keep other than N of each M: "
+                    "release them, or draw them by the same pattern. "
+                    f"Received: pattern={patterns.name_of(self.pattern)!r}, "
+                    f"{low[:5]}"
+                )
+            return
+        for path, mask in masks.items():
+            whole = layout.units(path, np.zeros(mask.shape), ~mask | mask)
+            kept = layout.units(path, np.zeros(mask.shape), mask)
+            if len({*whole.sizes.tolist()}) > 1:
+                raise ValueError(
+                    "Groups are exchanged one for one, so they must be of one "
+                    "size: take a block that divides the matrix, or leave the "
+                    "weight out with `filters`. "
+                    f"Received: pattern={patterns.name_of(self.pattern)!r}, "
+                    f"{path} of shape {mask.shape}"
+                )
+            if ((kept.sizes > 0) & (kept.sizes < whole.sizes)).any():
+                raise ValueError(
+                    "The model has masks that keep parts of groups: release "
+                    "them, or draw them by the same pattern. "
+                    f"Received: pattern={patterns.name_of(self.pattern)!r}, "
+                    f"{path}"
+                )
 
     def _watch(self) -> None:
         """See the gradients of the step while this training lasts."""
         model = self.model
-        optimizer = getattr(model, "optimizer", None)
-        if optimizer is None:
-            raise ValueError(
-                "RigL grows by the gradients that the model's optimizer gets: "
-                "compile the model with one, or take method='set'. "
-                f"Received: model={model.name!r} without an optimizer"
-            )
         weights = named_weights(model)
         paths = current_masks(model, self.filters)
         with model.distribute_strategy.scope():
             self._gradients = _Gradients({p: weights[p] for p in paths})
-        # Not around what an interrupted training may have left.
-        hook = self._gradients.seen_by(
-            getattr(optimizer.apply, "inner", optimizer.apply)
-        )
-        vars(optimizer)["apply"] = hook
-        retrace(model, "train")
-
-        def forget() -> None:
-            self._gradients = None
-            if vars(optimizer).get("apply") is hook:
-                del vars(optimizer)["apply"]
-                retrace(model, "train")
-
-        self._undo.callback(forget)
+        let_see(model, self._gradients.see, self._undo, "method='rigl'")
+        self._undo.callback(setattr, self, "_gradients", None)
 
     def _due(self, steps: Iterable[int]) -> int | None:
         """The last of ``steps`` that an update follows."""
@@ -234,8 +275,11 @@ class DynamicSparseTraining(DrawingCallback):
         )
         masks = current_masks(self.model, self.filters)
         named = named_weights(self.model)
+        layout = self._layout(masks)
         sizes = {
-            path: _wide(np.abs(view_of(named[path])[mask]))
+            path: _wide(np.abs(view_of(named[path])))
+            if layout
+            else _wide(np.abs(view_of(named[path])[mask]))
             for path, mask in masks.items()
         }
         checks.finite(
@@ -245,7 +289,11 @@ class DynamicSparseTraining(DrawingCallback):
         if growth is None:
             return
         fresh = {
-            path: exchanged(mask, sizes[path], growth[path], fraction)
+            path: exchanged_in(
+                layout, path, mask, sizes[path], growth[path], fraction
+            )
+            if layout
+            else exchanged(mask, sizes[path], growth[path], fraction)
             for path, mask in masks.items()
         }
         masking.enforce(self.model, fresh)
@@ -268,44 +316,6 @@ class DynamicSparseTraining(DrawingCallback):
         return self._gradients.take()
 
 
-def exchanged(
-    mask: np.ndarray,
-    sizes: np.ndarray,
-    growth: np.ndarray,
-    fraction: float,
-) -> np.ndarray:
-    """One update of a tensor's mask: drop the smallest, grow as many.
-
-    Args:
-        mask: What is kept now.
-        sizes: Of the weights that are kept now, in the order of their index;
-            the smallest are dropped.
-        growth: At least 0, of the mask's shape: what ranks all that is not
-            kept after that. A dropped weight that is back at once was never
-            gone.
-        fraction: Of the kept weights to exchange; rounded to a whole count.
-
-    Returns:
-        A mask that keeps as many.
-
-    Example:
-
-    >>> mask = np.array([True, True, False, False])
-    >>> sizes, slope = np.array([0.1, 2.0]), np.array([0.0, 0.0, 5.0, 7.0])
-    >>> exchanged(mask, sizes, slope, 0.5)
-    array([False,  True, False,  True])
-    """
-    count = int(np.count_nonzero(mask))
-    moved = round(fraction * count)
-    if not moved or count == mask.size:
-        return mask
-    stay = mask.copy()
-    stay[mask] = keep_largest(sizes, count - moved)
-    # What stays comes behind all that may grow, of which there is enough.
-    ranked = np.where(stay, np.full((), -1, growth.dtype), growth)
-    return stay | keep_largest(ranked.ravel(), moved).reshape(mask.shape)
-
-
 def _wide(array: np.ndarray) -> np.ndarray:
     """bfloat16 cannot be ranked."""
     return array if array.dtype.kind == "f" else array.astype(np.float32)
@@ -319,49 +329,19 @@ class _Gradients:
     """
 
     def __init__(self, weights: Mapping[str, keras.Variable]) -> None:
-        # Each replica has its own; what is read is the sum.
-        options: dict[str, Any] = {
-            "trainable": False,
-            "synchronization": tf.VariableSynchronization.ON_READ,
-            "aggregation": tf.VariableAggregation.SUM,
-        }
+        self.weights = dict(weights)
         self.wanted = tf.Variable(False, trainable=False)
-        self.caught = tf.Variable(
-            0,
-            trainable=False,
-            synchronization=tf.VariableSynchronization.ON_READ,
-            aggregation=tf.VariableAggregation.SUM,
-        )
+        self.caught = on_each_replica(0)
         self.values = {
-            path: tf.Variable(tf.zeros(weight.shape, weight.dtype), **options)
+            path: on_each_replica(tf.zeros(weight.shape, weight.dtype))
             for path, weight in weights.items()
         }
-        self._places = {id(weight): path for path, weight in weights.items()}
 
-    def seen_by(self, apply: Any) -> Any:
-        """``optimizer.apply`` that also leaves the gradients here."""
-
-        def seeing(
-            grads: Sequence[Any],
-            trainable_variables: Sequence[keras.Variable] | None = None,
-        ) -> Any:
-            grads = list(grads)
-            if trainable_variables is not None:
-                trainable_variables = list(trainable_variables)
-                self._see(grads, trainable_variables)
-            return apply(grads, trainable_variables)
-
-        setattr(seeing, "inner", apply)  # noqa: B010
-        return seeing
-
-    def _see(
+    def see(
         self, grads: Sequence[Any], variables: Sequence[keras.Variable]
     ) -> None:
-        found = {
-            self._places[id(variable)]: tf.convert_to_tensor(grad)
-            for grad, variable in zip(grads, variables, strict=False)
-            if id(variable) in self._places and grad is not None
-        }
+        """Inside the step: keep the gradients, if they are wanted."""
+        found = of_watched(grads, variables, self.weights)
 
         def keep() -> tf.Tensor:
             for path, grad in found.items():

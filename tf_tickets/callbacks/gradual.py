@@ -168,6 +168,12 @@ class GradualPruning(DrawingCallback):
             )
         checks.choice("count_from", count_from, _FROM)
         checks.choice("regrow", regrow, (True, False))
+        if regrow and criteria.each_step(criterion) is not None:
+            raise ValueError(
+                "A pruned weight does not move, so that a criterion of "
+                "training steps cannot bring it back: take regrow=False. "
+                f"Received: regrow=True, criterion={criterion!r}"
+            )
         self.schedule = schedule
         self.every = None if every is None else checks.whole("every", every)
         self.count_from = count_from
@@ -202,8 +208,10 @@ class GradualPruning(DrawingCallback):
                 "no other: compile the model with steps_per_execution=1. "
                 f"Received: {self.model.steps_per_execution}"
             )
-        self._counted_to = self._resume().get("step")
+        remembered = self._resume()
+        self._counted_to = remembered.get("step")
         masks = self._check()
+        self._add_up(remembered.get("added_up", 0))
         self._size = sum(mask.size for mask in masks.values())
         self._kept = sum(int(np.count_nonzero(m)) for m in masks.values())
         target = self._climb.target
@@ -240,7 +248,10 @@ class GradualPruning(DrawingCallback):
                 self._raise_to(asked)
 
     def epoch_end(self, epoch: int, logs: Logs) -> None:
-        self._save(epoch + 1, {"step": self._steps.step})
+        remembered = {"step": self._steps.step}
+        if self._sums is not None:
+            remembered["added_up"] = self._sums.count
+        self._save(epoch + 1, remembered)
 
     def end(self) -> None:
         self.ticket = Ticket.from_model(self.model, metadata=self._provenance())

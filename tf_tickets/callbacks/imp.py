@@ -323,8 +323,13 @@ class IterativeMagnitudePruning(DrawingCallback):
         self._point.on_train_begin()
         self._undo.callback(self._point.on_train_end)
         masks = self._check()
+        self._add_up()
         check_criterion(
-            self.model, self.criterion, masks, data=self.data, seed=self.seed
+            self.model,
+            self._scored_by(),
+            masks,
+            data=self.data,
+            seed=self.seed,
         )
         self._resumed = bool(remembered)
         self._trained_sparsity = sparsity_of(masks)
@@ -650,7 +655,7 @@ def _text(filters: Filters) -> Any:
     if filters is None or isinstance(filters, str):
         return filters
     if callable(filters):
-        return getattr(filters, "__qualname__", type(filters).__qualname__)
+        return checks.word_for(filters)
     return [_text(one) for one in filters]
 
 

@@ -110,7 +110,8 @@ def low_precision(
     weight, the last layer's and vectors among them (of which each number is a
     block of its own), its gradient and the optimizer's slots for it, momentum
     say; and of outputs and errors only those of dense layers and convolutions,
-    but for the last.
+    but for the last. (It also averages the weights late in training, after
+    every search: give the optimizer ``use_ema=True`` for that.)
 
     Args:
         model: A built, compiled model.

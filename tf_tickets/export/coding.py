@@ -1,7 +1,7 @@
 """Kept values and their places as bytes: the coding of pruned tensors.
 
 A tensor becomes three runs of bytes: the kept values, and its places in one
-of three codes, whichever is smallest.
+of four codes, whichever is smallest.
 
 - ``mask``: one bit a position.
 - ``gaps``: the Elias–Fano code of the sorted positions. The low bits of each
@@ -13,6 +13,9 @@ of three codes, whichever is smallest.
   number below C(M, N) for each group, as many of them as fit in the digits of
   a 64-bit word: 2.67 bits for a group of 2:4, where the entropy of that
   pattern is log₂ 6 = 2.58 and a mask takes 4.
+
+- ``blocks``: which blocks of rows × columns are kept whole, in the code of
+  ``mask`` or ``gaps``, one place for each block instead of each weight.
 
 A tensor for which none is worth it is stored whole: ``all``.
 
@@ -31,18 +34,40 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import ml_dtypes
 import numpy as np
 import tensorflow as tf
 
-Code = Literal["mask", "gaps", "pattern", "all"]
+Code = Literal["mask", "gaps", "pattern", "blocks", "all"]
 # Values in their stored type, and their positions in the flattened tensor.
 Decoded = tuple[tf.Tensor, tf.Tensor]
 
 # N, M and the columns of the matrix, along whose rows N of M are kept.
 Group = tuple[int, int, int]
+
+
+class Tiles(NamedTuple):
+    """Blocks of a matrix that are kept or pruned whole.
+
+    Attributes:
+        height: Rows of a block.
+        width: Columns of a block.
+        columns: Of the matrix.
+        kept: How many blocks are kept.
+    """
+
+    height: int
+    width: int
+    columns: int
+    kept: int
+
+    @property
+    def size(self) -> int:
+        """Weights of a block."""
+        return self.height * self.width
+
 
 # With more low bits than this, positions would not fit the 32-bit planes that
 # the decoder works on; such a tensor holds almost nothing anyway.
@@ -60,13 +85,14 @@ class Spec:
         dtype: Of the weight, by name.
         stored: The type in which the values are stored.
         order: The order of the weight's axes in which it was flattened.
-        code: ``"mask"``, ``"gaps"``, ``"pattern"`` or ``"all"``.
+        code: ``"mask"``, ``"gaps"``, ``"pattern"``, ``"blocks"`` or ``"all"``.
         count: How many values are stored.
-        low: Low bits of each position (``"gaps"``).
+        low: Low bits of each position (``"gaps"``, ``"blocks"``; there -1
+            where a mask says which blocks are kept).
         sections: Bytes of the values, of the low bits and of the rest.
         stamp: Eight bytes that change when those of the tensor do.
         begin: The first byte in the buffer of all packed tensors.
-        group: N, M and the columns (``"pattern"``).
+        group: N, M and the columns (``"pattern"``); `Tiles` (``"blocks"``).
     """
 
     key: str
@@ -80,7 +106,7 @@ class Spec:
     sections: tuple[int, int, int]
     stamp: tuple[int, ...]
     begin: int = 0
-    group: Group = (0, 0, 0)
+    group: tuple[int, ...] = (0, 0, 0)
 
     @property
     def bytes(self) -> int:
@@ -114,7 +140,7 @@ def pack(
     order: tuple[int, ...] | None = None,
     begin: int = 0,
     out: np.ndarray | None = None,
-    group: Group | None = None,
+    group: Group | Tiles | None = None,
 ) -> tuple[Spec, np.ndarray]:
     """Encode one tensor in the smallest of the codes.
 
@@ -149,6 +175,9 @@ def pack(
     flat = array.transpose(order).ravel()
     if group is None:
         code, low, parts = _encoded(key, flat, stored)
+    elif isinstance(group, Tiles):
+        code = "blocks"
+        low, parts = _in_tiles(key, flat, stored, group)
     else:
         code, low, parts = "pattern", 0, _in_groups(key, flat, stored, group)
     values, lows, rest = (part.size for part in parts)
@@ -166,7 +195,7 @@ def pack(
         sections=(values, lows, rest),
         stamp=_fingerprint(data),
         begin=begin,
-        group=group or (0, 0, 0),
+        group=tuple(group or (0, 0, 0)),
     )
     return spec, data
 
@@ -195,22 +224,33 @@ def unpack(spec: Spec, data: np.ndarray) -> np.ndarray:
     else:
         bits = np.unpackbits(data[ends[1] : ends[2]])
         positions = np.flatnonzero(bits)
-        if spec.code == "gaps":
+        *_, count, low, is_gaps = numbers_of(spec)
+        if is_gaps:
             planes = np.unpackbits(
-                data[ends[0] : ends[1]], count=spec.low * spec.count
-            ).reshape(spec.low, spec.count)
-            positions = (positions - np.arange(spec.count)) << spec.low
+                data[ends[0] : ends[1]], count=low * count
+            ).reshape(low, count)
+            positions = (positions - np.arange(count)) << low
             for bit, plane in enumerate(planes):
                 positions += plane.astype(np.int64) << bit
+        if spec.code == "blocks":
+            tiles = Tiles(*spec.group)
+            base = _corners(positions, tiles)
+            positions = (base[:, None] + _inside(tiles)).ravel()
         flat[positions] = values
     turned = flat.reshape([spec.shape[axis] for axis in spec.order])
     return np.ascontiguousarray(turned.transpose(np.argsort(spec.order)))
 
 
 def packed_bytes(
-    size: int, count: int, itemsize: int, group: Group | None = None
+    size: int,
+    count: int,
+    itemsize: int,
+    group: Group | Tiles | None = None,
 ) -> int:
     """Bytes that `pack` needs for ``count`` kept of ``size`` values."""
+    if isinstance(group, Tiles):
+        places = _place_costs(size // group.size, group.kept)
+        return group.kept * group.size * itemsize + min(places.values())
     if group is not None:
         keep, of, _ = group
         words = -(-(size // of) // _per_word(keep, of))
@@ -218,15 +258,16 @@ def packed_bytes(
     return min(_costs(size, count, itemsize).values())
 
 
-def group_of(array: np.ndarray, itemsize: int) -> Group | None:
-    """The pattern N:M in a tensor, if it makes it smaller.
+def group_of(array: np.ndarray, itemsize: int) -> Group | Tiles | None:
+    """The pattern in a tensor, N:M or whole blocks, if it makes it smaller.
 
     Args:
         array: The weight, a matrix whose columns are its last axes.
         itemsize: Bytes of a stored value.
 
     Returns:
-        ``(N, M, columns)`` or `None`.
+        ``(N, M, columns)``, `Tiles` or `None`. The sides of a block are powers
+        of two, or all rows or columns.
 
     Example:
 
@@ -237,7 +278,14 @@ def group_of(array: np.ndarray, itemsize: int) -> Group | None:
     """
     kept = np.not_equal(array, 0)
     size, count = array.size, int(np.count_nonzero(kept))
-    best, found = packed_bytes(size, count, itemsize), None
+    best = packed_bytes(size, count, itemsize)
+    found: Group | Tiles | None = None
+    for axis in range(1, array.ndim) if count else ():
+        columns = math.prod(array.shape[axis:])
+        tiles = _tiles_of(kept.reshape(-1, columns))
+        needed = packed_bytes(size, count, itemsize, tiles)
+        if tiles.size > 1 and needed < best:
+            best, found = needed, tiles
     for of in _GROUP_SIZES if size else ():
         keep = round(count * of / size)
         # Kept weights that are zero by chance are few.
@@ -255,6 +303,30 @@ def group_of(array: np.ndarray, itemsize: int) -> Group | None:
             if groups.sum(1, dtype=np.uint8).max() <= keep:
                 best, found = needed, group
     return found
+
+
+def _tiles_of(kept: np.ndarray) -> Tiles:
+    """The largest blocks that a mask keeps or prunes whole, nearly all."""
+    columns = kept.shape[1]
+    count = int(np.count_nonzero(kept))
+    height, kept = _whole(kept, count)
+    width, turned = _whole(kept.T, count / height)
+    return Tiles(height, width, columns, int(np.count_nonzero(turned)))
+
+
+def _whole(kept: np.ndarray, count: float) -> tuple[int, np.ndarray]:
+    """How many rows go together, and which of these groups are kept."""
+    rows, columns = kept.shape
+    best, found = 1, np.asarray(kept)
+    sizes = [2**i for i in range(1, 9) if rows % 2**i == 0]
+    for size in dict.fromkeys([*sizes, rows]):
+        groups = np.any(kept.reshape(rows // size, size, columns), axis=1)
+        # Kept weights that are zero by chance are few.
+        if count >= 0.99 * size * int(np.count_nonzero(groups)):
+            best, found = size, groups
+        elif size == 2:
+            break  # nor are larger ones whole
+    return best, found
 
 
 def entropy_floor(size: int, count: int, value_bits: int = 32) -> float:
@@ -296,7 +368,7 @@ def decode(blob: tf.Variable, spec: Spec, *, inline: bool = False) -> Decoded:
     key = tf.constant(spec.key)
     if spec.code == "pattern":
         return _decoded_groups(blob, spec, stamp, key)
-    if not inline:
+    if not inline and spec.code != "blocks":
         numbers = tf.constant(numbers_of(spec), tf.int64)
         return decoder_of(spec.stored)(blob, numbers, stamp, key)
 
@@ -304,7 +376,7 @@ def decode(blob: tf.Variable, spec: Spec, *, inline: bool = False) -> Decoded:
     index = tf.int32 if spec.size < 2**31 else tf.int64
 
     def lows(planes: tf.Tensor) -> tf.Tensor:
-        if not spec.low:
+        if spec.low <= 0:
             return tf.constant(0, index)
         small = tf.uint8 if spec.low <= 8 else index
         sums, *others = reversed(
@@ -314,7 +386,7 @@ def decode(blob: tf.Variable, spec: Spec, *, inline: bool = False) -> Decoded:
             sums = sums + sums + plane
         return tf.cast(sums, index)
 
-    return _decoded(
+    values, positions = _decoded(
         blob.read_value(),
         numbers_of(spec),
         stamp,
@@ -323,18 +395,41 @@ def decode(blob: tf.Variable, spec: Spec, *, inline: bool = False) -> Decoded:
         index=index,
         lows=lows,
     )
+    if spec.code == "blocks":
+        tiles = Tiles(*spec.group)
+        corners = _corners(positions, tiles)
+        inside = tf.constant(_inside(tiles), index)
+        positions = tf.reshape(corners[:, None] + inside, [-1])
+    return values, positions
 
 
 def numbers_of(spec: Spec) -> list[int]:
     """What `decoder_of` asks about a tensor."""
-    places = 0 if spec.code == "all" else spec.count
+    places, is_gaps = spec.count, spec.code == "gaps"
+    if spec.code == "all":
+        places = 0
+    elif spec.code == "blocks":
+        places, is_gaps = Tiles(*spec.group).kept, spec.low >= 0
     return [
         spec.begin,
         *spec.sections,
         places,
-        spec.low,
-        int(spec.code == "gaps"),
+        max(spec.low, 0),
+        int(is_gaps),
     ]
+
+
+def _corners(blocks: Any, tiles: Tiles) -> Any:
+    """The first position of each block, by its number."""
+    across = tiles.columns // tiles.width
+    down = blocks // across * (tiles.height * tiles.columns)
+    return down + blocks % across * tiles.width
+
+
+def _inside(tiles: Tiles) -> np.ndarray:
+    """The positions of a block's weights, from its first."""
+    rows = np.arange(tiles.height, dtype=np.int64)[:, None] * tiles.columns
+    return (rows + np.arange(tiles.width)).ravel()
 
 
 @functools.cache
@@ -420,15 +515,19 @@ def _encoded(
 
 
 def _costs(size: int, count: int, itemsize: int) -> dict[tuple[Code, int], int]:
-    costs: dict[tuple[Code, int], int] = {
+    values = count * itemsize
+    return {
         ("all", 0): size * itemsize,
-        ("mask", 0): count * itemsize + -(-size // 8),
+        **{k: values + n for k, n in _place_costs(size, count).items()},
     }
+
+
+def _place_costs(size: int, count: int) -> dict[tuple[Code, int], int]:
+    """Bytes of the places alone, by code and low bits."""
+    costs: dict[tuple[Code, int], int] = {("mask", 0): -(-size // 8)}
     for low in range(_MOST_LOW_BITS + 1):
-        costs["gaps", low] = (
-            count * itemsize
-            + -(-count * low // 8)
-            + -(-(count + _buckets(size, low)) // 8)
+        costs["gaps", low] = -(-count * low // 8) + -(
+            -(count + _buckets(size, low)) // 8
         )
     return costs
 
@@ -581,6 +680,25 @@ def _in_groups(
         _NOTHING,
         words.view(np.uint8),
     )
+
+
+def _in_tiles(
+    key: str, flat: np.ndarray, stored: str, tiles: Tiles
+) -> tuple[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Low bits, or -1 for a mask, and the bytes, values block by block."""
+    height, width, columns, _ = tiles
+    blocks = flat.reshape(-1, height, columns // width, width)
+    values = blocks.transpose(0, 2, 1, 3).reshape(-1, tiles.size)
+    kept = (values != 0).any(1)
+    listed = np.ascontiguousarray(values[kept]).ravel()
+    listed[listed == 0] = 0  # no negative zero
+    costs = _place_costs(kept.size, tiles.kept)
+    code, low = min(costs, key=costs.__getitem__)
+    places = (_NOTHING, np.packbits(kept))
+    if code == "gaps":
+        places = _elias_fano(np.flatnonzero(kept), kept.size, low)
+    stored_values = _as_stored(key, listed, stored).view(np.uint8)
+    return low if code == "gaps" else -1, (stored_values, *places)
 
 
 def _per_word(keep: int, of: int) -> int:

@@ -33,9 +33,9 @@ from tf_tickets.export.source import (
     batch_sizes_of,
     signature_of,
 )
-from tf_tickets.export.timing import Latency
 from tf_tickets.pruning.prune import warn_of_collapse
 from tf_tickets.selection import check_model
+from tf_tickets.timing import Latency
 
 # Writers: functions, or objects that have more methods.
 FORMATS: dict[str, Any] = {
@@ -255,6 +255,8 @@ def litert(
     *,
     sparse: bool = True,
     batch_size: int = 1,
+    values: Literal["float32", "float16", "int8"] = "float32",
+    data: Any = None,
     fold: bool = True,
     input_signature: Sequence[Any] | None = None,
     overwrite: bool = True,
@@ -267,6 +269,12 @@ def litert(
         path: The file.
         sparse: Store sparse kernels sparsely.
         batch_size: The file's; LiteRT is fastest with a fixed one.
+        values: In which type weights are stored. `"float16"` halves the file
+            and is computed with in float32. `"int8"` also computes with
+            integers, and never sparsely: the best file for an x86 server.
+        data: Examples, as the model takes them, in arrays: what the file is
+            run on to check it, and calibrated on for `"int8"`, which needs
+            it. Default: random numbers.
         fold: Whether batch normalizations become part of the layers beside
             them, as `tf_tickets.export.fold` does it, which is the default.
         input_signature: As in `saved_model`.
@@ -275,13 +283,15 @@ def litert(
         verbose: As in `saved_model`.
 
     Returns:
-        A `Report`, measured against the same file stored densely: for each
-        prunable weight whether it can be computed sparsely and why not.
+        A `Report`, measured against the float32 file stored densely: for each
+        prunable weight whether the file computes it sparsely, and the first
+        condition that fails where it does not.
 
     Raises:
         ImportError: If ai-edge-litert is not installed.
-        ValueError: On a bad option, or if the interpreter's outputs differ
-            from the model's; nothing is written then.
+        ValueError: On a bad option, a model that the converter does not take,
+            or if the interpreter's outputs differ from the model's; nothing
+            is written then.
         FileExistsError: If ``path`` exists and must not be replaced: with
             ``overwrite=False``, or if it holds something else.
         OSError: If it cannot be written.
@@ -305,6 +315,8 @@ def litert(
         overwrite=overwrite,
         sparse=sparse,
         batch_size=batch_size,
+        values=values,
+        data=data,
         fold=fold,
     )
     return report(

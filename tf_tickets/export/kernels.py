@@ -7,11 +7,9 @@ Bias and activation stay the layer's own.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import keras
 import numpy as np
@@ -25,9 +23,6 @@ Tensors = Mapping[str, tf.Tensor]
 # From this many rows on, a CSR product, which must convert its operand first,
 # beats the plain loop over the weights.
 _MANY_ROWS = 16
-
-# Methods of another runtime.
-LITERT = ("LiteRT", "XNNPACK")
 
 # Gathering pays only if it leaves out some of the work.
 _GATHER_FRACTION = 0.9
@@ -86,12 +81,10 @@ def methods_for(
         return {}
     found = {}
     for name, options in rule(layer).items():
-        if name in LITERT:
-            continue
         build = options if callable(options) else _METHODS.get(name)
         if build is None:
             raise ValueError(
-                f"No method has this name; known are {[*_METHODS, *LITERT]}. "
+                f"No method has this name; known are {[*_METHODS]}. "
                 f"Received: {name!r} for {type(layer).__name__}"
             )
         method = build(layer, kernel, **({} if callable(options) else options))
@@ -114,19 +107,6 @@ def outputs_of(
         return outputs if activation is None else activation(outputs)
 
     return call
-
-
-@contextlib.contextmanager
-def replaced_call(
-    layer: keras.layers.Layer, call: Callable[..., Any]
-) -> Iterator[None]:
-    """Within the context, ``layer`` computes with ``call``."""
-    # `Layer.__setattr__` would track what the function holds.
-    vars(layer)["call"] = call
-    try:
-        yield
-    finally:
-        del vars(layer)["call"]
 
 
 def _is_plain(layer: keras.layers.Layer) -> bool:

@@ -1,31 +1,24 @@
 """LiteRT (TensorFlow Lite) files that store a ticket's zeros as zeros.
 
 The converter stores a kernel that is sparse enough as its kept values and
-their places. Whether it is also computed sparsely is another matter; the
-report says for which layers it can be, and why not for the others.
+their places. Whether it is also computed sparsely is another matter. What
+decides is the file, so it is read back: the report says which layers are
+computed sparsely, and for the others the first condition that fails.
 
-A kernel that is stored sparsely is computed sparsely in two cases only.
+*Dense layers* are computed sparsely by LiteRT's own kernel, if the zeros come
+in blocks: of all blocks of 4 neighbouring inputs of one unit, the fraction
+that is zero must be above 0.9 times the fraction of weights that is. That is
+so for a mask in such blocks at any density, and for a mask without structure
+below a density of about 0.03. It is faster below a density of about 0.15, and
+slower above.
 
-*Dense layers*, by LiteRT's own kernel, if the zeros come in blocks: of all
-blocks of 4 neighbouring inputs of one unit, the fraction that is zero must be
-above 0.9 times the fraction of weights that is. That is so for a mask in such
-blocks at any density, and for a mask without structure below a density of
-about 0.03. It is faster below a density of about 0.15, and slower above.
+*1x1 convolutions* are computed sparsely by XNNPACK, on ARM and in WebAssembly,
+in a network of a certain shape: `tf_tickets.export.clusters` tells which, and
+`tf_tickets.export.for_xnnpack` gives it to many networks. On x86 processors
+with AVX, XNNPACK leaves that off, since its dense kernels are faster there.
 
-*1x1 convolutions*, by XNNPACK's sparse inference, in a part of a network that
-
-- starts with a 3x3 convolution of stride 2 on 3 channels, padded by 1 on each
-  side (`ZeroPadding2D(1)` and ``padding="valid"``, or ``padding="same"`` on an
-  odd number of pixels: on an even one, TensorFlow pads on one side only),
-- ends with a global average pooling,
-- holds 1x1 convolutions, of whose weights at least two thirds are zero, and
-  between them depthwise 3x3 and 5x5 convolutions with such padding, additions
-  and elementwise activations.
-
-So prune the 1x1 convolutions, and nothing else, to a sparsity of two thirds or
-more: ``tt.prune(model, sparsity, filters=tt.export.prunable_for_xnnpack)``.
-On x86 processors with AVX, XNNPACK leaves sparse inference off, since its
-dense kernels are faster there; ARM and WebAssembly are what it is for.
+So prune the 1x1 convolutions, and nothing else, to a sparsity of more than two
+thirds: ``tt.prune(model, sparsity, filters=tt.export.prunable_for_xnnpack)``.
 
 Reference:
     Elsen et al., "Fast Sparse ConvNets", CVPR 2020; the XNNPACK delegate's
@@ -34,10 +27,12 @@ Reference:
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import re
-from collections.abc import Callable, Collection
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +42,23 @@ import tensorflow as tf
 
 from tf_tickets import checks
 from tf_tickets.export.choosing import difference
+from tf_tickets.export.clusters import judge
+from tf_tickets.export.flatbuffer import (
+    Constant,
+    File,
+    operations_named,
+    with_explicit_padding,
+)
 from tf_tickets.export.folding import without_normalization
 from tf_tickets.export.report import Report, Written
 from tf_tickets.export.source import DEFAULT, Source, sample
-from tf_tickets.network.kinds import kind_of
-from tf_tickets.selection import layers_of, owners
+from tf_tickets.selection import layers_of
 
 # Kernels of the interpreter sum in another order than those of TensorFlow.
-_TOLERANCE = 1e-3
+# What is rounded to 11 bits, or to 8, may differ by more; how much is told.
+_TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "int8": float("inf")}
 
-_FEWEST_ZEROS = 2 / 3
+_CALIBRATION = 200  # batches
 
 # How the converter decides that a dense layer's zeros come in blocks.
 _BLOCK = 4
@@ -80,11 +82,14 @@ class LiteRT:
         *,
         sparse: bool = True,
         batch_size: int = 1,
+        values: str = "float32",
+        data: Any = None,
         fold: bool = True,
     ) -> Written:
         """Write ``source`` to ``target``, as `litert` says."""
         _interpreter()
         batch_size = checks.whole("batch_size", batch_size)
+        checks.choice("values", values, _TOLERANCES)
         if len(source.endpoints) > 1:
             raise ValueError(
                 "A LiteRT file has one function, that of the model. "
@@ -92,35 +97,31 @@ class LiteRT:
             )
         _check_floats(source.model)
         function, signature = source.endpoints[DEFAULT]
-        inputs = sample(signature, batch_size)
-        outputs = keras.tree.flatten(function(*inputs))
+        batches = _batches(data, signature, batch_size, values)
+        outputs = keras.tree.flatten(function(*batches[0]))
         expected = [output.numpy() for output in outputs]
         notes = _notes()
         if fold:
             source, note = without_normalization(source)
             notes.append(note)
         for stores in dict.fromkeys((sparse, False)):
-            with source.traceable():
-                content = _convert(source, inputs, sparse=stores)
-            run, sparse_tensors = _runner(content)
-            off = _difference(expected, run(*inputs))
-            if off <= _TOLERANCE:
+            made = _File.of(source, batches, expected, stores, values)
+            why = made.refused
+            if not why:
                 break
-            # Seen with dense layers whose inputs are no multiple of the
-            # blocks.
-            notes.append(
-                "stored densely: the interpreter computes the sparse file "
-                f"wrong, by {off:.1e} of the largest output"
-            )
+            notes.append(f"stored densely: {why}")
         else:
             raise ValueError(
-                "The LiteRT interpreter computes something else than the "
-                f"model: outputs differ by {off:.1e} of the largest. "
-                f"Received: model={source.model.name!r}"
+                f"The LiteRT file cannot be used: {why}. "
+                f"Received: model={source.model.name!r}, values={values!r}"
             )
-        rows = sparse_inference_policy(source) if stores else {}
-        notes.append(f"outputs differ from the Keras model's by {off:.1e}")
-        target.write_bytes(content)
+        if made.sparse_tensors:
+            notes += [f"XNNPACK: {one}" for one in judge(made.content).clusters]
+        notes.append(
+            f"outputs differ from the Keras model's by {made.difference:.1e}"
+        )
+        rows = _verdicts(source, made.content) if made.sparse_tensors else {}
+        target.write_bytes(made.content)
         return Written(
             source,
             # How the converter packs a tensor is its own business.
@@ -130,7 +131,7 @@ class LiteRT:
             },
             notes=notes,
             batch_size=batch_size,
-            sparse_tensors=sparse_tensors,
+            sparse_tensors=made.sparse_tensors,
             takes_zip=True,
         )
 
@@ -141,6 +142,101 @@ class LiteRT:
     def baseline(self, made: Report) -> tuple[str, dict[str, Any]]:
         """What `report` compares a file with: the same one, stored densely."""
         return made.format, {"sparse": False, "batch_size": made.batch_size}
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """A converted file that was run.
+
+    Attributes:
+        content: Its bytes.
+        refused: Why it must not be used; empty if it may.
+        difference: Of its outputs from the model's, over the largest.
+        sparse_tensors: How many of its tensors are stored sparsely.
+    """
+
+    content: bytes
+    refused: str
+    difference: float = float("inf")
+    sparse_tensors: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        source: Source,
+        batches: list[Any],
+        expected: list[np.ndarray],
+        sparse: bool,
+        values: str,
+    ) -> _File:
+        with source.traceable():
+            content = converted(source, batches, sparse=sparse, values=values)
+        if sparse:
+            content = with_explicit_padding(content)
+            wrong = judge(content).wrong
+            if wrong:
+                return cls(
+                    content,
+                    "on ARM and in WebAssembly the sparse file would compute "
+                    f"something else, or not load ({wrong})",
+                )
+        try:
+            run, sparse_tensors = _runner(content)
+            found = run(*batches[0])
+        except (RuntimeError, ValueError) as error:
+            line = str(error).strip().splitlines()[0] if str(error) else ""
+            return cls(content, f"the interpreter does not run it: {line}")
+        off = _difference(expected, found)
+        if off > _TOLERANCES[values]:
+            # Seen with dense layers whose inputs are no multiple of the
+            # blocks.
+            return cls(
+                content,
+                "the interpreter computes something else than the model, by "
+                f"{off:.1e} of the largest output",
+            )
+        return cls(content, "", off, sparse_tensors)
+
+
+def _batches(
+    data: Any, signature: Any, batch_size: int, values: str
+) -> list[Any]:
+    """Inputs to run the file on, and to calibrate it."""
+    if data is None:
+        if values == "int8":
+            raise ValueError(
+                "int8 needs `data`, some hundred examples of what the model "
+                "will see: the converter reads the ranges of all tensors from "
+                "them. Received: values='int8', data=None"
+            )
+        return [sample(signature, batch_size)]
+    flat = [np.asarray(x) for x in keras.tree.flatten(data)]
+    wanted = [spec.shape for spec in keras.tree.flatten(signature)]
+    if len(flat) != len(wanted) or any(
+        x.shape[1:] != tuple(shape[1:])
+        for x, shape in zip(flat, wanted, strict=False)
+    ):
+        raise ValueError(
+            "`data` must be examples as the model takes them, in arrays. "
+            f"Received: shapes {[x.shape for x in flat]}, the model takes "
+            f"{[tuple(shape) for shape in wanted]}"
+        )
+    count = min(len(x) for x in flat) // batch_size
+    if not count:
+        raise ValueError(
+            "`data` must hold a batch of examples at least. Received: "
+            f"{min(len(x) for x in flat)} examples, batch_size={batch_size}"
+        )
+    return [
+        keras.tree.pack_sequence_as(
+            signature,
+            [
+                tf.constant(x[i * batch_size : (i + 1) * batch_size])
+                for x in flat
+            ],
+        )
+        for i in range(min(count, _CALIBRATION))
+    ]
 
 
 # Kernels of these are computed with as they are stored.
@@ -157,7 +253,8 @@ def _check_floats(model: keras.Model) -> None:
         raise ValueError(
             "The LiteRT converter does not take layers that Keras has "
             "quantized to int8 or float8: export the model from before "
-            "`model.quantize`. Received: "
+            "`model.quantize`, with values='int8' and `data` to calibrate it "
+            "on if integers are wanted. Received: "
             f"model={model.name!r} with {len(modes)} such layers: "
             + ", ".join(f"{k} ({v})" for k, v in [*modes.items()][:5])
         )
@@ -183,44 +280,104 @@ def prunable_for_xnnpack(path: str, variable: keras.Variable) -> bool:
     return len(shape) == 4 and shape[:2] == (1, 1) and variable.name == "kernel"
 
 
-def sparse_inference_policy(source: Source) -> dict[str, dict[str, str]]:
-    """Which prunable weights can be computed sparsely, and why not the others.
+def xnnpack_policy(
+    sparsity: float = 0.8, *, heads: bool = False
+) -> dict[str, Any]:
+    """What to prune, and how far, for XNNPACK's sparse inference.
+
+    The same setting for every way to prune: ``IterativeMagnitudePruning(
+    **policy, ...)``, ``GradualPruning(**policy, ...)``, and
+    ``tt.prune(model, policy["target_sparsity"], filters=policy["filters"])``.
+    The sparsity is that of all these weights together, which is what XNNPACK
+    asks for. Then `for_xnnpack`, then `litert`.
 
     Args:
-        source: The model.
+        sparsity: Fraction of the weights that become zero; more than two
+            thirds, below which XNNPACK computes densely.
+        heads: Also prune dense layers: `for_xnnpack` makes that behind the
+            global pooling a 1x1 convolution, so it gets smaller and faster,
+            too. By default 1x1 convolutions only.
 
     Returns:
-        ``{key: {"method": ..., "reason": ...}}``: ``"LiteRT"``, ``"XNNPACK"``
-        or ``"dense"``, and a reason where it is dense. What this cannot see is
-        whether an unusual operation stands between two layers; measure.
+        ``{"target_sparsity": ..., "filters": ...}``.
+
+    Raises:
+        ValueError: If XNNPACK would not compute sparsely.
+
+    Example:
+
+    >>> import tf_tickets as tt
+    >>> policy = tt.export.xnnpack_policy(0.9)
+    >>> pruning = tt.callbacks.GradualPruning(
+    ...     **policy, end_step=1000, every=100)
     """
-    owner = owners(source.model)
-    layers = {
-        key: owner[id(variable)]
-        for key, variable in source.weights.items()
-        if key in source.prunable
-    }
-    methods = {key: _methods_of(layer) for key, layer in layers.items()}
-    pointwise = [key for key in layers if "XNNPACK" in methods[key]]
-    size = sum(source.values[key].size for key in pointwise)
-    zeros = size - sum(source.kept[key] for key in pointwise)
-    missing = _missing(source.model)
+    checks.number("sparsity", sparsity, "[0, 1)")
+    if sparsity <= 2 / 3:
+        raise ValueError(
+            "XNNPACK computes 1x1 convolutions sparsely if more than two "
+            f"thirds of their weights are zero. Received: sparsity={sparsity}"
+        )
+    filters: Any = prunable_for_xnnpack
+    if heads:
+        filters = _with_dense
+    return {"target_sparsity": sparsity, "filters": filters}
+
+
+def _with_dense(path: str, variable: keras.Variable) -> bool:
+    return prunable_for_xnnpack(path, variable) or (
+        len(variable.shape) == 2 and variable.name == "kernel"
+    )
+
+
+def _verdicts(source: Source, content: bytes) -> dict[str, dict[str, str]]:
+    """How a file computes each prunable weight, and why not sparsely.
+
+    Kernels of the file are known by their shape and their zeros, and where
+    these are the same by their order: the converter keeps no names.
+    """
+    file = File.of(content)
+    found: list[tuple[Constant, str, str]] = []
+    for cluster in judge(content).clusters:
+        for convolution in cluster.convolutions:
+            method = "XNNPACK" if convolution.sparse else "dense"
+            found.append((convolution.constant, method, cluster.reason))
+    for operation in operations_named(file, ("FULLY_CONNECTED",)):
+        constant = file.constants.get(operation.inputs[1])
+        if constant is not None and constant.kept is not None:
+            sparse = constant.sparse and not constant.densified
+            found.append((constant, "LiteRT" if sparse else "dense", ""))
     rows = {}
-    for key in layers:
-        by, reason = "XNNPACK", ""
-        if "LiteRT" in methods[key]:
-            by, reason = "LiteRT", _not_in_blocks(source.values[key])
-        elif key not in pointwise:
-            reason = "neither a dense layer nor a 1x1 convolution of stride 1"
-        elif missing:
-            reason = missing
-        elif zeros < _FEWEST_ZEROS * size:
-            reason = (
-                f"only {zeros / size:.2f} of the weights of the 1x1 "
-                "convolutions are zero, and it takes two thirds"
-            )
-        rows[key] = {"method": "dense" if reason else by, "reason": reason}
+    for key in source.prunable:
+        kept = source.values[key] != 0
+        if kept.ndim not in (2, 4) or (
+            kept.ndim == 4 and kept.shape[:2] != (1, 1)
+        ):
+            rows[key] = _row("neither a dense layer nor a 1x1 convolution")
+            continue
+        kept = np.moveaxis(kept, -1, 0).reshape(kept.shape[-1], -1)
+        alike = [one for one in found if _matrix(one[0]).shape == kept.shape]
+        same = [one for one in alike if np.array_equal(_matrix(one[0]), kept)]
+        if not alike:
+            rows[key] = _row("the converter made something else of it")
+            continue
+        chosen = (same or alike)[0]
+        found = [other for other in found if other is not chosen]
+        _, method, why = chosen
+        if method == "dense" and not why:
+            why = _not_in_blocks(source.values[key].reshape(kept.T.shape))
+        rows[key] = _row(why, method)
     return rows
+
+
+def _matrix(constant: Constant) -> np.ndarray:
+    """Where a kernel of a file is not zero, as outputs x inputs."""
+    if constant.kept is None or not constant.kept.size:
+        return np.zeros((0, 0), bool)
+    return constant.kept.reshape(len(constant.kept), -1)
+
+
+def _row(reason: str, method: str = "dense") -> dict[str, str]:
+    return {"method": method, "reason": reason if method == "dense" else ""}
 
 
 def _not_in_blocks(kernel: np.ndarray) -> str:
@@ -242,45 +399,6 @@ def _notes() -> list[str]:
     return [_HERE] if is_x86 else []
 
 
-def _methods_of(layer: keras.layers.Layer) -> Collection[str]:
-    rule = kind_of(layer).kernels
-    return () if rule is None else rule(layer)
-
-
-def _missing(model: keras.Model) -> str:
-    """What the network lacks of the shape that XNNPACK looks for."""
-    first = next(
-        (
-            one
-            for one in layers_of(model)
-            if isinstance(one, keras.layers.Conv2D)
-        ),
-        None,
-    )
-    if (
-        first is None
-        or first.kernel_size != (3, 3)
-        or first.strides != (2, 2)
-        or first.kernel.shape[2] != 3
-    ):
-        return "the first convolution is not 3x3, of stride 2, on 3 channels"
-    if first.padding == "same":
-        size = getattr(model, "input_shape", None)
-        if not isinstance(size, tuple) or any(
-            n is None or n % 2 == 0 for n in size[1:3]
-        ):
-            return (
-                "the first convolution pads an even number of pixels: not by "
-                "1 on each side"
-            )
-    if not any(
-        isinstance(one, keras.layers.GlobalAveragePooling2D)
-        for one in layers_of(model)
-    ):
-        return "no global average pooling ends the convolutions"
-    return ""
-
-
 def _interpreter() -> Any:
     try:
         from ai_edge_litert.interpreter import Interpreter
@@ -292,8 +410,27 @@ def _interpreter() -> Any:
     return Interpreter
 
 
-def _convert(source: Source, inputs: list[Any], *, sparse: bool) -> bytes:
-    values = [
+def converted(
+    source: Source,
+    batches: list[Any],
+    *,
+    sparse: bool = True,
+    values: str = "float32",
+) -> bytes:
+    """What the converter makes of a model, not checked.
+
+    Args:
+        source: The model.
+        batches: Inputs: the first decides the shapes, all of them the ranges
+            of integers.
+        sparse: As in `tf_tickets.export.litert`.
+        values: As in `tf_tickets.export.litert`.
+
+    Raises:
+        ValueError: If the converter does not take the model.
+    """
+    inputs = batches[0]
+    weights = [
         (variable, keras.ops.convert_to_numpy(variable))
         for variable in source.model.variables
     ]
@@ -302,7 +439,7 @@ def _convert(source: Source, inputs: list[Any], *, sparse: bool) -> bytes:
 
     def serve(*tensors: tf.Tensor) -> Any:
         # As constants: the converter does not find the variables of Keras 3.
-        constants = [(v, tf.constant(value)) for v, value in values]
+        constants = [(v, tf.constant(value)) for v, value in weights]
         with keras.StatelessScope(constants):
             return predict(*keras.tree.pack_sequence_as(inputs, list(tensors)))
 
@@ -325,13 +462,30 @@ def _convert(source: Source, inputs: list[Any], *, sparse: bool) -> bytes:
         },
     )
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
+    optimizations = []
+    if values != "float32":
+        optimizations.append(tf.lite.Optimize.DEFAULT)
+    if values == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if values == "int8":
+        converter.representative_dataset = lambda: (
+            [x.numpy() for x in keras.tree.flatten(batch)] for batch in batches
+        )
     if sparse:
-        converter.optimizations = [tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
+        optimizations.append(tf.lite.Optimize.EXPERIMENTAL_SPARSITY)
+    converter.optimizations = optimizations
     try:
-        return converter.convert()
+        with warnings.catch_warnings():
+            # Integers inside, and floating point at the inputs, is meant.
+            warnings.filterwarnings("ignore", "Statistics for quantized")
+            return converter.convert()
     except Exception as error:  # of a class that has no public name
         _check_operations(source, set(_UNKNOWN.findall(str(error))), error)
-        raise
+        line = next(iter(str(error).strip().splitlines()), "no reason given")
+        raise ValueError(
+            f"The LiteRT converter does not take this model: {line[:300]} "
+            f"Received: model={source.model.name!r}, values={values!r}"
+        ) from error
 
 
 _UNKNOWN = re.compile(r"'tf\.(\w+)' op is neither a custom op nor a flex op")

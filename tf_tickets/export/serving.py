@@ -19,13 +19,17 @@ import numpy as np
 import tensorflow as tf
 
 from tf_tickets.export import coding
-from tf_tickets.export.kernels import Choice, outputs_of, replaced_call
+from tf_tickets.export.kernels import Choice, outputs_of
 from tf_tickets.export.source import Source, graph_name
+from tf_tickets.network.inputs import replaced_call
 
 # What decoding adds to the graph, once and for each tensor, generously: where
 # packing saves less, the directory would not shrink.
 GRAPH_BYTES = 40_000
 TENSOR_BYTES = 1_000
+
+# What decoding a pattern adds, at its own place in the graph.
+PATTERN_BYTES = 6_500
 
 # Up to so many tensors are decoded without loops and functions, which take a
 # loader longer to make than to run.
@@ -71,10 +75,13 @@ def pack_model(
         )
         for key in types
     }
-    sizes = {
-        key: _packed_bytes(source, key, types[key], groups[key])
-        for key in types
-    }
+    sizes = {}
+    for key, stored in types.items():
+        sizes[key] = _packed_bytes(source, key, stored, groups[key])
+        if groups[key] is not None:
+            plain = _packed_bytes(source, key, stored, None)
+            if plain - sizes[key] <= PATTERN_BYTES:
+                groups[key], sizes[key] = None, plain
     saved = {key: source.values[key].nbytes - sizes[key] for key in types}
     worth = {key for key, size in saved.items() if size > TENSOR_BYTES}
     if sum(saved[key] for key in worth) <= GRAPH_BYTES:
@@ -284,9 +291,9 @@ def set_dense(
     """The TensorList with the whole tensors of ``specs`` at their indices.
 
     All must agree in type and stored type, be flattened in their own order
-    and either all or none be stored whole, or as patterns. A loop decodes one
-    after the other: the graph stays as small as for one, and so does the memory
-    in use. (Patterns are decoded one by one.)
+    and either all or none be stored whole, as patterns or as blocks. A loop
+    decodes one after the other: the graph stays as small as for one, and so
+    does the memory in use. (Patterns and blocks are decoded one by one.)
     """
     one = next(iter(specs.values()))
 
@@ -297,7 +304,7 @@ def set_dense(
             values = coding.scattered(positions, values, size)
         return tf.reshape(values, shape)
 
-    if len(specs) <= _FEW or one.code == "pattern":
+    if len(specs) <= _FEW or one.code in ("pattern", "blocks"):
         for index, spec in specs.items():
             if not spec.count:  # a bias that was never trained
                 zeros = tf.zeros(spec.shape, spec.dtype)
@@ -375,7 +382,7 @@ def _resource(
         for index, entry in enumerate(entries):
             spec = packed.specs[entry.key]
             if entry.key not in choices:
-                special = spec.code in ("all", "pattern")
+                special = spec.code in ("all", "pattern", "blocks")
                 kind = (spec.stored, spec.code if special else "")
                 alike.setdefault(kind, {})[index] = spec
                 continue
@@ -404,7 +411,10 @@ def _stored(variable: keras.Variable, values: str | None) -> str:
 
 
 def _packed_bytes(
-    source: Source, key: str, stored: str, group: coding.Group | None
+    source: Source,
+    key: str,
+    stored: str,
+    group: coding.Group | coding.Tiles | None,
 ) -> int:
     array = source.values[key]
     if not _is_packable(stored):

@@ -100,7 +100,9 @@ def _source(
         return (data[i] for i in range(len(data)))
     if isinstance(data, tuple | Mapping) or _is_array(data):
         return _slices(data, needed_by, batch_size)
-    if isinstance(data, Iterable) and not isinstance(data, Iterator | str):
+    if isinstance(data, Iterable) and not isinstance(
+        data, Iterator | str | bytes
+    ):
         return data
     raise ValueError(
         "`data` must be arrays (x, y), a tf.data.Dataset or a list of "
@@ -133,10 +135,11 @@ def _as_batch(item: Any, needed_by: str) -> Batch:
     # A dataset element or an item of a list: Keras reads a tuple as x, y,
     # sample_weight and everything else as x.
     parts = item if isinstance(item, tuple) else (item,)
-    if not 1 <= len(parts) <= 3:
+    if not 1 <= len(parts) <= 3 or parts[0] is None:
         raise ValueError(
             f"{needed_by} needs batches (x, y) or (x, y, sample_weight). "
             f"Received: a batch of {len(parts)} parts"
+            + (", the first of which is None" if parts[:1] == (None,) else "")
         )
     return Batch(
         *(

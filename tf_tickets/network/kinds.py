@@ -45,7 +45,9 @@ class Kind:
             the layer that it does not cover. `None`: all channels stay.
         constants: ``(channels, call, constants) -> array``: the value that
             each channel of the output has at inference at every position of
-            every sample, NaN where it varies. `None`: all vary.
+            every sample, NaN where it varies. `None`: all vary, so that no
+            channel that arrives at a kernel from there can go: what was
+            pruned may have become anything.
         flops: ``(layer, input shape, output shape) -> [(kernel, sizes)]``: each
             weight of the kernel is multiplied once at every position of axes
             of these sizes. `None`: not known.
@@ -58,6 +60,10 @@ class Kind:
         outputs: ``(layer, kernel) -> axes``: the axes of a kernel that the
             outputs have; the others are summed over. `None`: the output axis,
             and where every channel is treated for itself, what follows it.
+        rows: ``(layer, kernel, input) -> (samples, groups, rows)``: what the
+            matrix of a kernel is multiplied with, as
+            `tf_tickets.network.inputs.Site` explains; raises `ValueError` for
+            a layer that it does not cover. `None`: not known.
         affine: ``layer -> (name of a kernel, whether inputs are never
             padded)``: the outputs are the inputs times this kernel, plus the
             layer's ``bias`` if its configuration says ``use_bias``, then its
@@ -72,6 +78,7 @@ class Kind:
     kernels: Rule | None = None
     axes: Mapping[str, tuple[int, int]] | None = None
     outputs: Rule | None = None
+    rows: Rule | None = None
     affine: Rule | None = None
 
     def axes_of(self, kernel: str) -> tuple[int, int]:
@@ -189,6 +196,37 @@ def output_axes(layer: Any, kernel: keras.Variable) -> tuple[int, ...]:
         into, out = kind.axes_of(kernel.name)
         axes = (out,) if into != out else tuple(range(out, 0))
     return tuple(sorted(axis % rank for axis in axes))
+
+
+def nearest(layer: keras.layers.Layer, part: str) -> Rule | None:
+    """A part of the entry of a layer, or of what it is a subclass of.
+
+    Args:
+        layer: A layer.
+        part: The name of a part of `Kind`.
+
+    Returns:
+        The part of its class, or of the nearest base whose ``call`` it has;
+        `None` if there is none.
+
+    Example:
+
+    >>> class Named(keras.layers.Dense):
+    ...     pass
+    >>> class Other(keras.layers.Dense):
+    ...     def call(self, x):
+    ...         return -super().call(x)
+    >>> nearest(Named(2), "rows") is kind_of(keras.layers.Dense(2)).rows
+    True
+    >>> nearest(Other(2), "rows") is None
+    True
+    """
+    for base in type(layer).__mro__:
+        if base in _KINDS:
+            # A watched layer has a call of its own for a time.
+            same = getattr(base, "call", None) is type(layer).call
+            return getattr(_KINDS[base], part) if same else None
+    return None
 
 
 def registered() -> dict[Any, Kind]:

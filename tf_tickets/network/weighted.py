@@ -7,11 +7,13 @@ table stand at the end.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tf_tickets.network.channels import (
     Atoms,
@@ -28,6 +30,7 @@ from tf_tickets.network.constants import (
     present,
     pushed,
     weight,
+    zeros_only,
 )
 from tf_tickets.network.graph import Call, Shape
 from tf_tickets.network.kinds import Rule, kind_of, register
@@ -123,7 +126,7 @@ def separable(channels: Channels, call: Call) -> Flow:
     def before(values: np.ndarray) -> np.ndarray:
         return _each(
             np.repeat(values, layer.depth_multiplier),
-            weight(layer, "depthwise_kernel"),
+            weight(channels, layer, "depthwise_kernel"),
             unpadded(layer),
         )
 
@@ -140,6 +143,12 @@ def embedding(channels: Channels, call: Call) -> Flow:
     channels.claim(layer, "embeddings", 1, made)
     channels.configure(layer, "output_dim", int, made)
     return Flow(made, -1)
+
+
+def embedded(channels: Channels, call: Call, known: Constants) -> np.ndarray:
+    """A column of equal numbers says the same of every word."""
+    table = weight(channels, call.operation, "embeddings")
+    return np.where((table == table[:1]).all(0), table[0], np.nan)
 
 
 def check_weights(
@@ -187,9 +196,9 @@ def made(channels: Channels, call: Call, known: Constants) -> np.ndarray:
         return made_of_each(channels, call, known)
     values = input_constants(channels, read, known)
     varies = np.isnan(values) | ((values != 0) & (not read.uniform))
-    result = pushed(read, np.where(varies, 0, values))
-    result = result + weight(read.layer, "bias")
-    result[present(read)[varies].any(0)] = np.nan
+    result = pushed(channels, read, np.where(varies, 0, values))
+    result = result + weight(channels, read.layer, "bias")
+    result[present(channels, read)[varies].any(0)] = np.nan
     return bent(call, result)
 
 
@@ -200,11 +209,11 @@ def made_of_each(
     values = entering(channels, call, known, data_axis(channels, call))
     atoms = channels.flows[call.outputs[0]].atoms
     size = 0 if atoms is None else atoms.size
-    kernel = weight(layer, layer.kernel.name)
+    kernel = weight(channels, layer, layer.kernel.name)
     moved = _each(
         np.repeat(values, size // values.size), kernel, unpadded(layer)
     )
-    return bent(call, moved + weight(layer, "bias"))
+    return bent(call, moved + weight(channels, layer, "bias"))
 
 
 def _each(values: np.ndarray, kernel: np.ndarray, uniform: bool) -> np.ndarray:
@@ -234,14 +243,18 @@ def batch_normed(
     channels: Channels, call: Call, known: Constants
 ) -> np.ndarray:
     layer = call.operation
-    gamma, beta = weight(layer, "gamma"), weight(layer, "beta")
+    gamma, beta = (
+        weight(channels, layer, "gamma"),
+        weight(channels, layer, "beta"),
+    )
     if not layer.scale:
         gamma = np.ones(())
     deviation = np.sqrt(
-        weight(layer, "moving_variance").astype(np.float64) + layer.epsilon
+        weight(channels, layer, "moving_variance").astype(np.float64)
+        + layer.epsilon
     )
     values = entering(channels, call, known, layer.axis)
-    moved = values - weight(layer, "moving_mean")
+    moved = values - weight(channels, layer, "moving_mean")
     return np.where(gamma == 0, 0, moved * gamma / deviation) + beta
 
 
@@ -260,7 +273,10 @@ def instance_normed(
     channels: Channels, call: Call, known: Constants
 ) -> np.ndarray:
     layer = call.operation
-    gamma, beta = weight(layer, "gamma"), weight(layer, "beta")
+    gamma, beta = (
+        weight(channels, layer, "gamma"),
+        weight(channels, layer, "beta"),
+    )
     constant = ~np.isnan(entering(channels, call, known, layer.axis))
     if layer.scale:
         constant |= gamma == 0
@@ -270,6 +286,17 @@ def instance_normed(
 def layer_norm(channels: Channels, call: Call) -> Flow:
     why = "normalizes several channels together"
     return apart_from(channels, call, call.operation.axis, why)
+
+
+def layer_normed(
+    channels: Channels, call: Call, known: Constants
+) -> np.ndarray:
+    """Along other axes than the channels', where equal numbers vanish."""
+    constant = ~np.isnan(entering(channels, call, known))
+    beta = weight(channels, call.operation, "beta").astype(np.float64)
+    if np.ptp(beta):
+        return np.full(constant.shape, np.nan)
+    return np.where(constant, beta.ravel()[0], np.nan)
 
 
 def rms_norm(channels: Channels, call: Call) -> Flow:
@@ -343,7 +370,7 @@ def unused(layer: Any, read: Shape, made: Shape) -> Uses:
 
 
 def dense_kernels(layer: Any) -> Mapping[str, Any]:
-    return {"csr": {}, "gather": {}, "LiteRT": {}}
+    return {"csr": {}, "gather": {}}
 
 
 def einsum_kernels(layer: Any) -> Mapping[str, Any]:
@@ -370,8 +397,6 @@ def conv_kernels(layer: Any) -> Mapping[str, Any]:
     images = len(layer.kernel_size) == 2
     if layer.groups > 1:
         return found
-    if pointwise and still and images:
-        found["XNNPACK"] = {}
     if layer.data_format == "channels_first":
         return found
     if pointwise:
@@ -411,6 +436,131 @@ def contracted_axes(equation: str, rank: int) -> int | None:
     return None
 
 
+# --- what their kernels are multiplied with ----------------------------------
+
+
+def dense_rows(layer: Any, kernel: keras.Variable, x: Any) -> tf.Tensor:
+    """The last axis, at every position."""
+    return tf.reshape(x, (-1, 1, kernel.shape[0]))
+
+
+def einsum_rows(layer: Any, kernel: keras.Variable, x: Any) -> tf.Tensor:
+    """The axes that are summed over; those that stay in both are groups."""
+    inputs, _, rest = layer.equation.replace(" ", "").partition(",")
+    names, _, outputs = rest.partition("->")
+    dots = len(x.shape) - len(inputs.replace("...", ""))
+    inputs, outputs = (
+        text.replace("...", "".join(_UNUSED[:dots]))
+        for text in (inputs, outputs)
+    )
+    summed = [name for name in names if name not in outputs]
+    made = [name for name in names if name in outputs]
+    shared = [name for name in made if name in inputs]
+    if not set(summed) <= set(inputs):
+        raise ValueError(f"the equation {layer.equation!r} sums it alone")
+    if made[: len(shared)] != shared:
+        raise ValueError(
+            f"the equation {layer.equation!r} has axes of the input among "
+            "those that the kernel makes"
+        )
+    free = [name for name in inputs if name in outputs and name not in names]
+    sizes = dict(zip(names, kernel.shape, strict=True))
+    turned = tf.einsum(f"{inputs}->{''.join(free + shared + summed)}", x)
+    groups, rows = (
+        math.prod(sizes[name] for name in part) for part in (shared, summed)
+    )
+    return tf.reshape(turned, (-1, groups, rows))
+
+
+# Letters for the axes that the dots of an equation stand for.
+_UNUSED = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def conv_rows(layer: Any, kernel: keras.Variable, x: Any) -> tf.Tensor:
+    """The window: what a kernel that only copies would make of it."""
+    if _op_of(type(layer)) is not _op_of(keras.layers.Conv2D):
+        raise ValueError("its class convolves in a way of its own")
+    padding = layer.padding
+    if padding == "causal":
+        before = layer.dilation_rate[0] * (layer.kernel_size[0] - 1)
+        steps = data_axes(layer)[0]
+        x = tf.pad(x, [(before * (a == steps), 0) for a in range(3)])
+        padding = "valid"
+    rows = math.prod(kernel.shape[:-1])
+    copying = tf.reshape(tf.eye(rows), (*kernel.shape[:-1], rows))
+    made = keras.ops.conv(
+        x,
+        tf.concat([copying] * layer.groups, -1),
+        strides=list(layer.strides),
+        padding=padding,
+        dilation_rate=layer.dilation_rate,
+        data_format=layer.data_format,
+    )
+    return _positions(layer, made, (layer.groups, rows))
+
+
+def depthwise_rows(layer: Any, kernel: keras.Variable, x: Any) -> tf.Tensor:
+    """The window of every channel for itself."""
+    *window, channels, _ = kernel.shape
+    rows = math.prod(window)
+    copying = tf.reshape(tf.eye(rows), (*window, 1, rows))
+    made = _depthwise(layer, x, tf.repeat(copying, channels, axis=-2))
+    return _positions(layer, made, (channels, rows))
+
+
+def separable_rows(layer: Any, kernel: keras.Variable, x: Any) -> tf.Tensor:
+    """The windows, or what the first kernel makes of them."""
+    if kernel.name == "depthwise_kernel":
+        return depthwise_rows(layer, kernel, x)
+    first = tf.cast(tf.convert_to_tensor(layer.depthwise_kernel), x.dtype)
+    return _positions(layer, _depthwise(layer, x, first), (1, kernel.shape[-2]))
+
+
+def transposed_rows(layer: Any, kernel: keras.Variable, x: Any) -> tf.Tensor:
+    """What reaches each position of the output, through a copying kernel."""
+    *window, _, channels = kernel.shape
+    rows = math.prod(window) * channels
+    copying = tf.reshape(tf.eye(rows), (*window, channels, rows))
+    made = keras.ops.conv_transpose(
+        x,
+        tf.einsum("...ab->...ba", copying),
+        strides=list(layer.strides),
+        padding=layer.padding,
+        output_padding=layer.output_padding,
+        dilation_rate=layer.dilation_rate,
+        data_format=layer.data_format,
+    )
+    return _positions(layer, made, (1, rows))
+
+
+def data_axes(layer: Any) -> range:
+    """The axes of a convolution's input that are neither batch nor channel."""
+    first = 2 if layer.data_format == "channels_first" else 1
+    return range(first, first + len(layer.kernel_size))
+
+
+def _op_of(kind: type) -> Any:
+    return getattr(kind, "convolution_op", None)
+
+
+def _depthwise(layer: Any, x: Any, kernel: tf.Tensor) -> Any:
+    return keras.ops.depthwise_conv(
+        x,
+        kernel,
+        strides=layer.strides,
+        padding=layer.padding,
+        dilation_rate=layer.dilation_rate,
+        data_format=layer.data_format,
+    )
+
+
+def _positions(layer: Any, made: Any, sizes: tuple[int, int]) -> tf.Tensor:
+    """The channels at every position, cut into groups and rows."""
+    if layer.data_format == "channels_first":
+        made = keras.ops.moveaxis(made, 1, -1)
+    return tf.reshape(made, (-1, *sizes))
+
+
 # --- the entries -------------------------------------------------------------
 
 register(
@@ -419,6 +569,7 @@ register(
     constants=made,
     flops=at_outputs,
     kernels=dense_kernels,
+    rows=dense_rows,
     affine=times("kernel", everywhere),
 )
 register(
@@ -426,6 +577,7 @@ register(
     flops=einsum_uses,
     kernels=einsum_kernels,
     outputs=einsum_outputs,
+    rows=einsum_rows,
 )
 register(
     *those_of(keras.layers, "Conv1D Conv2D Conv3D"),
@@ -433,6 +585,7 @@ register(
     constants=made,
     flops=at_outputs,
     kernels=conv_kernels,
+    rows=conv_rows,
     affine=times("kernel", unpadded),
 )
 register(
@@ -441,6 +594,7 @@ register(
     constants=made,
     flops=at_inputs,
     axes={"kernel": (-1, -2)},
+    rows=transposed_rows,
     affine=times("kernel", one_to_one),
 )
 register(
@@ -449,6 +603,7 @@ register(
     constants=made_of_each,
     flops=at_outputs,
     axes={"kernel": (-2, -2)},
+    rows=depthwise_rows,
     affine=times("kernel", unpadded),
 )
 register(
@@ -457,9 +612,15 @@ register(
     constants=made,
     flops=at_outputs,
     axes={"depthwise_kernel": (-2, -2)},
+    rows=separable_rows,
     affine=times("pointwise_kernel", nowhere),
 )
-register(keras.layers.Embedding, channels=embedding, flops=unused)
+register(
+    keras.layers.Embedding,
+    channels=embedding,
+    constants=embedded,
+    flops=unused,
+)
 register(
     keras.layers.BatchNormalization,
     channels=batch_norm,
@@ -472,10 +633,16 @@ register(
     constants=instance_normed,
     flops=unused,
 )
-register(keras.layers.LayerNormalization, channels=layer_norm, flops=unused)
+register(
+    keras.layers.LayerNormalization,
+    channels=layer_norm,
+    constants=layer_normed,
+    flops=unused,
+)
 register(
     *those_of(keras.layers, "RMSNormalization"),
     channels=rms_norm,
+    constants=zeros_only,
     flops=unused,
 )
 register(keras.layers.Normalization, flops=unused)

@@ -4,13 +4,16 @@ from tf_tickets.pruning.criteria import (
     CRITERIA,
     grasp,
     lamp,
+    movement,
     prospr,
     snip,
     synflow,
+    wanda,
 )
 from tf_tickets.pruning.density_search import DensitySearch, search_densities
 from tf_tickets.pruning.patterns import PATTERNS, grouped
 from tf_tickets.pruning.prune import prune
+from tf_tickets.pruning.reconstruct import reconstruct
 from tf_tickets.pruning.schedules import Constant, Geometric, Polynomial
 from tf_tickets.pruning.scopes import SCOPES, at_least, smart_ratio
 from tf_tickets.pruning.topk import keep_largest
@@ -28,10 +31,13 @@ __all__ = [
     "grouped",
     "keep_largest",
     "lamp",
+    "movement",
     "prospr",
     "prune",
+    "reconstruct",
     "search_densities",
     "smart_ratio",
     "snip",
     "synflow",
+    "wanda",
 ]

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import keras
@@ -189,9 +189,7 @@ def get(pattern: Any) -> NofM | Grouped | None:
                 Blocks(height, width), "mean", f"({height}, {width})"
             )
     elif callable(pattern):
-        called = getattr(pattern, "func", pattern)
-        name = getattr(called, "__qualname__", type(called).__name__)
-        return Grouped(pattern, "mean", str(name))
+        return Grouped(pattern, "mean", checks.word_for(pattern))
     raise ValueError(
         f"`pattern` must be 'N:M', one of {sorted(PATTERNS)}, a block "
         "(height, width) or a callable (rows, columns) -> group numbers. "
@@ -259,7 +257,7 @@ class Layout:
     """A pattern on the weights of one model.
 
     Args:
-        pattern: As in `get`, and not `None`.
+        pattern: As in `get`; with `None` there are matrices and no units.
         outputs: ``{path: axes}``: the axes of each weight that make the
             columns of its matrix.
     """
@@ -467,6 +465,26 @@ class _Numbered:
         return kept[self.groups]
 
 
+def matrices_of(
+    model: keras.Model, paths: Iterable[str], pattern: Any = None
+) -> Layout:
+    """The weights of these paths as matrices, inputs × outputs.
+
+    Args:
+        model: Which has the weights.
+        paths: Keys of weights.
+        pattern: As in `get`; `None` for the matrices alone.
+    """
+    weights, owner = named_weights(model), owners(model)
+    return Layout(
+        pattern,
+        {
+            path: output_axes(owner.get(id(weights[path])), weights[path])
+            for path in paths
+        },
+    )
+
+
 def layout_on(model: keras.Model, pattern: Any, masks: Masks) -> Layout | None:
     """A pattern on the weights that ``masks`` name; `None` without one.
 
@@ -481,14 +499,7 @@ def layout_on(model: keras.Model, pattern: Any, masks: Masks) -> Layout | None:
     """
     if pattern is None:
         return None
-    weights, owner = named_weights(model), owners(model)
-    layout = Layout(
-        pattern,
-        {
-            path: output_axes(owner.get(id(weights[path])), weights[path])
-            for path in masks
-        },
-    )
+    layout = matrices_of(model, masks, pattern)
     for path, mask in masks.items():
         shape = layout.matrix(path, mask).shape
         found = layout.pattern
@@ -503,6 +514,44 @@ def layout_on(model: keras.Model, pattern: Any, masks: Masks) -> Layout | None:
         else:
             layout._groups(shape)  # what a callable gives is met here
     return layout
+
+
+def best_of_each(
+    scores: np.ndarray,
+    allowed: np.ndarray,
+    pattern: NofM,
+    keep: np.ndarray | None = None,
+) -> np.ndarray:
+    """Mask of a matrix that keeps N of every M rows of each column.
+
+    Args:
+        scores: Of the matrix; of equal ones the first is kept.
+        allowed: What may be kept at all.
+        pattern: N and M.
+        keep: How many of each group instead of N, as `counts_in_groups`
+            counts.
+
+    Example:
+
+    >>> column = np.array([[1.0], [3.0], [2.0], [0.0]])
+    >>> best_of_each(column, column >= 0, NofM(1, 2)).ravel().tolist()
+    [False, True, True, False]
+    """
+    most: Any = pattern.keep
+    if keep is not None:
+        most = np.repeat(keep, pattern.of, axis=0)[: len(scores)]
+    return np.asarray((_ranks(scores, allowed, pattern.of) < most) & allowed)
+
+
+def counts_in_groups(mask: np.ndarray, of: int) -> np.ndarray:
+    """How many of every M rows a matrix keeps, in each column.
+
+    Example:
+
+    >>> counts_in_groups(np.array([[True], [True], [True]]), 2).ravel().tolist()
+    [2, 1]
+    """
+    return np.asarray(_in_groups(mask, of).sum(1))
 
 
 def _in_groups(matrix: np.ndarray, of: int) -> np.ndarray:

@@ -381,9 +381,4 @@ def describe(
 def _name(choice: object) -> str:
     if isinstance(choice, scopes.AtLeast):
         return f"at_least({choice.weights}, {_name(choice.scope)!r})"
-    choice = getattr(choice, "func", choice)
-    return (
-        choice
-        if isinstance(choice, str)
-        else str(getattr(choice, "__qualname__", type(choice).__name__))
-    )
+    return checks.word_for(choice)

@@ -12,6 +12,9 @@ What else a criterion may say, by attributes of the function:
 - ``needs_data = True``: without ``data`` it cannot score.
 - ``iterations = n``: it must be scored anew as weights go (SynFlow), in so
   many drawings.
+- ``each_step(weight, gradient) -> tensor``: it scores training itself. The
+  callbacks that draw masks add this up in every step since the last drawing,
+  inside the step, and call the criterion with ``sums={path: array}``.
 - ``prepare(model, *, data, seed) -> (masks -> scores)``: how to share work
   among those drawings.
 
@@ -30,9 +33,11 @@ import keras
 from tf_tickets.masks import Arrays
 from tf_tickets.pruning.criteria.grasp import grasp
 from tf_tickets.pruning.criteria.magnitude import lamp, magnitude, random
+from tf_tickets.pruning.criteria.movement import movement
 from tf_tickets.pruning.criteria.prospr import prospr
 from tf_tickets.pruning.criteria.snip import snip
 from tf_tickets.pruning.criteria.synflow import synflow
+from tf_tickets.pruning.criteria.wanda import wanda
 
 Criterion = Callable[..., Arrays]
 
@@ -44,6 +49,8 @@ CRITERIA: dict[str, Criterion] = {
     "grasp": grasp,
     "synflow": synflow,
     "prospr": prospr,
+    "wanda": wanda,
+    "movement": movement,
 }
 """``{name: criterion}``, yours too: what `tf_tickets.prune` takes.
 
@@ -97,6 +104,20 @@ def needs_data(criterion: str | Criterion) -> bool:
 def is_known(criterion: str | Criterion) -> bool:
     """Whether a criterion is one of this package, with options or without."""
     return _unbound(get(criterion)) in _OURS
+
+
+def each_step(criterion: str | Criterion) -> Callable[..., Any] | None:
+    """What a criterion that scores training adds up in every step.
+
+    Example:
+
+    >>> each_step("magnitude") is None, each_step("movement") is None
+    (True, False)
+    """
+    found: Callable[..., Any] | None = getattr(
+        _unbound(get(criterion)), "each_step", None
+    )
+    return found
 
 
 def drawings(criterion: str | Criterion) -> int:

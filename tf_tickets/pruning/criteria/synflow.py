@@ -20,6 +20,7 @@ from tf_tickets.loss.objective import (
 )
 from tf_tickets.masks import Arrays
 from tf_tickets.network.graph import is_graph
+from tf_tickets.network.inputs import replaced_call
 from tf_tickets.selection import check_model, layers_of, named_weights
 
 _LINEAR = (
@@ -201,11 +202,11 @@ def linear_path(model: keras.Model) -> Iterator[None]:
             if "call" in vars(layer):
                 continue  # shared: met before
             if isinstance(layer, _LINEAR):
-                _replace_call(undo, layer, _identity)
+                undo.enter_context(replaced_call(layer, _identity))
             elif isinstance(layer, _AFFINE):
-                _replace_call(undo, layer, _affine(layer))
+                undo.enter_context(replaced_call(layer, _affine(layer)))
             elif layer is not model and is_graph(layer):
-                _replace_call(undo, layer, _uncast(layer))
+                undo.enter_context(replaced_call(layer, _uncast(layer)))
                 # A sequential model also casts before its call.
                 undo.callback(setattr, layer, "autocast", layer.autocast)
                 layer.autocast = False
@@ -218,15 +219,6 @@ def linear_path(model: keras.Model) -> Iterator[None]:
                     undo.callback(setattr, layer, "activation", activation)
                     layer.activation = keras.activations.linear
         yield
-
-
-def _replace_call(
-    undo: contextlib.ExitStack,
-    layer: keras.layers.Layer,
-    function: Callable[..., Any],
-) -> None:
-    undo.callback(delattr, layer, "call")
-    layer.call = function
 
 
 def _identity(inputs: Any, *arguments: Any, **options: Any) -> Any:

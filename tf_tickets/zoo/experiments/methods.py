@@ -10,12 +10,18 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, cast
 
 import keras
+import numpy as np
 
 from tf_tickets import callbacks, structured
 from tf_tickets.analysis import flops
 from tf_tickets.layers.supermask import supermask
 from tf_tickets.pruning import criteria, prune, search_densities, smart_ratio
-from tf_tickets.selection import layers_of, prunable_weights
+from tf_tickets.selection import (
+    layers_of,
+    named_weights,
+    prunable_weights,
+    values_of,
+)
 from tf_tickets.ticket import Ticket
 from tf_tickets.zoo import recipes
 from tf_tickets.zoo.experiments.task import Trial
@@ -55,6 +61,13 @@ def _with_options_of(search: Callable[..., Any]) -> Callable[[Method], Method]:
 
 
 def _dense(trial: Trial) -> dict[str, Any]:
+    if trial.choices.tweaks:  # of a ticket that keeps everything
+        masks = {
+            path: np.ones(kernel.shape, bool)
+            for path, kernel in prunable_weights(trial.model).items()
+        }
+        start = values_of(named_weights(trial.model))
+        return trial.spend(Ticket(masks, start))
     trial.train(trial.epochs)
     return trial.numbers(None)
 
@@ -397,11 +410,14 @@ def _early_bird(
     epsilon: float | None = None,
     window: int | None = None,
     keep_slimming: bool = False,
+    bits: int | None = None,
+    scheme: Literal["kernels", "published"] = "kernels",
 ) -> dict[str, Any]:
     """`density` is the share of the channels, not of the weights.
 
     With `keep_slimming` the penalty on the scales stays on while the drawn
-    network retrains, as in the published scripts.
+    network retrains, as in the published scripts. `bits` and `scheme` are
+    those of a search in low precision.
     """
     choices = trial.choices
     recipe = choices.recipe
@@ -423,7 +439,12 @@ def _early_bird(
         stop=True,
         directory=trial.directory / "search",
     )
-    trial.train(recipe.epochs, search)
+    low = (
+        []
+        if bits is None
+        else [callbacks.LowPrecision(bits=bits, scheme=scheme)]
+    )
+    trial.train(recipe.epochs, *low, search)
     ticket = search.tickets.get(sparsity)
     found = ticket is not None
     if ticket is None:
@@ -469,7 +490,7 @@ AT_INITIALIZATION = (
 # What else is not asked for: a criterion, a scope, tweaks of a retraining.
 NO_CRITERION = ("dense", "gem_miner", "edge_popup", "smart_ratio", "early_bird")
 NO_SCOPE = ("dense", "edge_popup", "smart_ratio", "early_bird")
-NO_TWEAKS = ("dense", "gradual", "early_bird")
+NO_TWEAKS = ("gradual", "early_bird")
 # Shares of a training: the published 8 of 160 epochs, and where the recipe has
 # no rewind point of its own.
 _SHORT, _WARM = 0.05, 0.1
