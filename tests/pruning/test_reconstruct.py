@@ -402,3 +402,16 @@ def test_layers_out_of_sight_are_named():
     model = keras.Sequential([keras.Input((4, 8)), traced])
     data = np.ones((2, 4, 8), "float32")
     assert reconstruct(model, 0.5, data=data).kept == 12
+
+
+@pytest.mark.parametrize("name", gallery.names("hub"))
+def test_backbones_of_keras_hub(name):
+    pytest.importorskip("keras_hub")
+    model = gallery.GALLERY[name]()
+    x = [gallery.inputs(model, count=8)]
+    with only_read(model):
+        wanda = tt.prune(model, 0.5, criterion="wanda", scope="layer", data=x)
+        ticket = reconstruct(model, pattern="2:4", data=x)
+    assert wanda.masks.keys() == ticket.masks.keys()
+    assert ticket.metadata["errors"].keys() == ticket.masks.keys()
+    ticket.apply(model)
