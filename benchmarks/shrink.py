@@ -3,8 +3,10 @@
 Half of the channels of every layer go. Networks take turns in one process; a
 ratio of times is to be read beside the ratio of FLOPs, which is in the notes:
 the gain in time over the gain in FLOPs says how much of the saving arrives.
-The mode `convolution` times the 3x3 convolutions of ResNet-20 alone, which says
-what bounds the network.
+The mode `served` predicts with and without normalizations folded
+(`tf_tickets.export.fold`), as the exports `auto` and `litert` do, all four in
+turns. The mode `convolution` times the 3x3 convolutions of ResNet-20 alone,
+which says what bounds the network.
 
     python -m benchmarks.shrink
 """
@@ -30,7 +32,7 @@ FLAGS = script.define(
         "What to shrink; may be given more than once.",
     ),
     mode=(
-        ("inference", "training", "convolution"),
+        ("inference", "served", "training", "convolution"),
         "What to time; may be given more than once.",
     ),
     jit_compile=script.JIT_COMPILE,
@@ -106,6 +108,44 @@ def measure(
     return rows[0], rows[1], notes
 
 
+def served(
+    name: str, jit_compile: bool
+) -> tuple[list[timing.Row], dict[str, Any]]:
+    """Dense and shrunk, as they are and folded, and the gains."""
+    dense = build(name, smoke=FLAGS.smoke)
+    small = shrunk(dense, FLAGS.sparsity)
+    sides = {
+        "dense": dense,
+        "dense, folded": tt.export.fold(dense),
+        "shrunk": small,
+        "shrunk, folded": tt.export.fold(small),
+    }
+    times = timing.interleaved(
+        {
+            which: side(
+                model, "inference", jit_compile=jit_compile, batch=FLAGS.batch
+            )
+            for which, model in sides.items()
+        },
+        rounds=2 if FLAGS.smoke else FLAGS.rounds,
+    )
+    case = f"{name}, served{', XLA' if jit_compile else ''}"
+    rows = [timing.compare(times, which, "dense", case=case) for which in sides]
+    alike = timing.compare(times, "shrunk, folded", "dense, folded", case=case)
+    promised = tt.analysis.flops(dense).macs / tt.analysis.flops(small).macs
+    notes = {
+        f"{case}: gain in FLOPs": round(promised, 3),
+        f"{case}: gain of folding dense": round(1 / rows[1].ratio, 3),
+        f"{case}: gain shrunk": round(1 / rows[2].ratio, 3),
+        f"{case}: gain shrunk and folded": round(1 / rows[3].ratio, 3),
+        f"{case}: time over FLOPs": round(1 / rows[3].ratio / promised, 3),
+        f"{case}: both folded, time over FLOPs": round(
+            1 / alike.ratio / promised, 3
+        ),
+    }
+    return [*rows, alike], notes
+
+
 def convolutions() -> list[timing.Row]:
     """3x3 convolutions with all their channels and with half of them."""
     rows = []
@@ -134,12 +174,17 @@ def main(argv: Sequence[str]) -> None:
         "sparsity": FLAGS.sparsity,
         "batch": FLAGS.batch,
     }
-    modes = [mode for mode in FLAGS.mode if mode != "convolution"]
+    modes = [m for m in FLAGS.mode if m not in ("convolution", "served")]
     for name in FLAGS.network:
         for mode in modes:
             for jit_compile in FLAGS.jit_compile:
                 dense, small, found = measure(name, mode, jit_compile == "true")
                 rows += [dense, small]
+                notes |= found
+        if "served" in FLAGS.mode:
+            for jit_compile in FLAGS.jit_compile:
+                more, found = served(name, jit_compile == "true")
+                rows += more
                 notes |= found
     if "convolution" in FLAGS.mode:
         rows += convolutions()

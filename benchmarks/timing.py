@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tf_tickets.export.timing import Times, interleaved
+from tf_tickets.timing import Times, interleaved
 
 __all__ = ["Row", "Times", "compare", "interleaved", "table"]
 

@@ -3,7 +3,8 @@
 `networks`: MobileNet V1, V2 and V3 of `keras.applications`, of whose 1x1
 weights a fraction is zero: dense in float32 and int8, sparse in float32 and
 float16, as they are and rewritten by `tf_tickets.export.for_xnnpack`. Sides run
-in turn, on one thread; the time is that of the CPU.
+in turn, on one thread; the time is that of the CPU in the fastest round, since
+whatever else a machine does only adds to it.
 
 `variants`: what `tf_tickets.export.sparse_inference` says of the files of many
 small networks, against what is computed (`benchmarks.web_variants`).
@@ -52,6 +53,7 @@ FLAGS = script.define(
     zeros=(["0.7", "0.8", "0.9"], "Fractions of the 1x1 weights."),
     size=(224, "Of the image."),
     rounds=(20, "Timed rounds."),
+    heads=(True, "Whether the dense heads are pruned, too."),
     file=([], "LiteRT files to time against the first, in place of all that."),
     modules=(None, "A node_modules that holds @litertjs/core."),
 )
@@ -195,36 +197,31 @@ def _result(one: Mapping[str, Any], asked: Mapping[str, Any]) -> Result:
 # --- networks -----------------------------------------------------------------
 
 
-def application(name: str, size: int, zeros: float) -> keras.Model:
+def application(name: str, size: int, zeros: float, heads: bool) -> Any:
     """A network of `keras.applications`, untrained, with zeros at random."""
     keras.utils.set_random_seed(0)
     make = getattr(keras.applications, name)
-    return pruned(make((size, size, 3), weights=None), zeros)
+    model = make((size, size, 3), weights=None)
+    return pruned(model, zeros, heads=heads)
 
 
 def files_of(
     model: keras.Model,
     rewritten: keras.Model,
+    turned: keras.Model,
     directory: Path,
     data: np.ndarray,
-    *,
-    dense: bool,
 ) -> dict[str, Path]:
     """Write a network in all the ways that are compared."""
     kinds: dict[str, tuple[keras.Model, dict[str, Any]]] = {
+        "dense": (model, {"sparse": False}),
+        "dense, int8": (model, {"sparse": False, "values": "int8"}),
         "sparse, as it is": (model, {}),
         "sparse, rewritten": (rewritten, {}),
+        "sparse, rewritten, turned input": (turned, {}),
         "sparse, rewritten, fp16": (rewritten, {"values": "float16"}),
+        "sparse, rewritten, int8": (rewritten, {"values": "int8"}),
     }
-    if dense:
-        kinds = {
-            "dense": (model, {"sparse": False}),
-            "dense, int8": (
-                model,
-                {"sparse": False, "values": "int8"},
-            ),
-            **kinds,
-        }
     found = {}
     for name, (one, options) in kinds.items():
         path = directory / f"{name.replace(', ', '_').replace(' ', '_')}.tflite"
@@ -237,41 +234,72 @@ def networks(notes: dict[str, str]) -> list[timing.Row]:
     """The networks of `keras.applications` in all ways."""
     rows: list[timing.Row] = []
     size = 32 if FLAGS.smoke else FLAGS.size
-    for name in FLAGS.networks[: 1 if FLAGS.smoke else None]:
-        scale = 255 if "V3" in name else 1
-        data = np.random.default_rng(1).random((20, size, size, 3), "float32")
-        data *= scale
-        # The largest fraction first, whose dense files are compared with.
-        for zeros in sorted(map(float, FLAGS.zeros), reverse=True):
-            model = application(name, size, zeros)
+    table = [
+        "| network, zeros | file | CPU ms | dense / this | int8 / this | kB | "
+        "differs by |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    print("\n".join(table), flush=True)
+    for zeros in sorted(map(float, FLAGS.zeros), reverse=True):
+        for name in FLAGS.networks[: 1 if FLAGS.smoke else None]:
+            rng = np.random.default_rng(1)
+            data = rng.random((20, size, size, 3), "float32")
+            # The same either way up, for the files that want it turned.
+            data = (data + data[:, ::-1, ::-1]) / 2
+            data *= 255 if "V3" in name else 1
+            model = application(name, size, zeros, FLAGS.heads)
             rewritten = tt.export.for_xnnpack(model)
+            turned = tt.export.for_xnnpack(model, turned_input=True)
             expected = np.asarray(model(data[:1]))
+            case = f"{name}, {zeros:.0%}"
             with tempfile.TemporaryDirectory() as directory:
                 files = files_of(
-                    model, rewritten, Path(directory), data, dense=True
+                    model, rewritten, turned, Path(directory), data
                 )
-                case = f"{name}, {zeros:.0%} zeros"
                 (result,) = run(
                     [Case(case, files, [data[:1]])],
                     rounds=FLAGS.rounds,
-                    repeats=1 if FLAGS.smoke else 5,
+                    repeats=1 if FLAGS.smoke else 2,
                 )
                 for side, path in files.items():
                     if side in result.failed:
+                        table.append(f"| {case} | {side} | fails | | | | |")
                         notes[f"{case}, {side}"] = result.failed[side]
-                        continue
-                    rows.append(
-                        timing.compare(result.times, side, "dense", case=case)
-                    )
-                    off = np.abs(expected.ravel() - result.outputs[side][0])
-                    notes[f"{case}, {side}"] = (
-                        f"CPU {1e3 * np.median(result.times[side].cpu):.2f} ms"
-                        f", {path.stat().st_size:,} bytes, outputs differ by "
-                        f"{off.max() / np.abs(expected).max():.1e} of the "
-                        "largest"
-                    )
+                    else:
+                        rows.append(
+                            timing.compare(
+                                result.times, side, "dense", case=case
+                            )
+                        )
+                        off = expected.ravel() - result.outputs[side][0]
+                        table.append(
+                            _line(
+                                case,
+                                side,
+                                result,
+                                path.stat().st_size,
+                                float(np.abs(off).max()),
+                            )
+                        )
+                    print(table[-1], flush=True)
             keras.backend.clear_session()
+    notes["table"] = "\n".join(table)
     return rows
+
+
+def _line(case: str, side: str, result: Result, size: int, off: float) -> str:
+    # Of the fastest round: whatever else a machine does only adds to it.
+    cpu = {name: times.cpu.min() for name, times in result.times.items()}
+    ratios = [
+        f"{cpu[other] / cpu[side]:.2f}"
+        if other in cpu and other != side
+        else ""
+        for other in ("dense", "dense, int8")
+    ]
+    return (
+        f"| {case} | {side} | {1e3 * cpu[side]:.1f} | {ratios[0]} | "
+        f"{ratios[1]} | {size / 1e3:,.0f} | {off:.0e} |"
+    )
 
 
 # --- variants -----------------------------------------------------------------

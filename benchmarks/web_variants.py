@@ -86,12 +86,22 @@ def network(
     return pruned(model, zeros)
 
 
-def pruned(model: keras.Model, zeros: float, seed: int = 0) -> keras.Model:
-    """Random zeros in the 1x1 kernels; no bias, no statistic is trivial."""
+def pruned(
+    model: keras.Model, zeros: float, *, heads: bool = False, seed: int = 0
+) -> keras.Model:
+    """Random zeros in the 1x1 kernels; no bias, no statistic is trivial.
+
+    Args:
+        model: A model, which is changed.
+        zeros: Which fraction of each kernel.
+        heads: Also those of dense layers.
+        seed: Of all that is random.
+    """
+    chosen = tt.export.xnnpack_policy(0.9, heads=heads)["filters"]
     rng = np.random.default_rng(seed)
     for variable in model.weights:
         value = np.asarray(variable.numpy())
-        if tt.export.prunable_for_xnnpack(variable.path, variable):
+        if chosen(variable.path, variable):
             order = rng.permutation(value.size).reshape(value.shape)
             kept = order >= round(zeros * value.size)
             value = value * kept / max(1 - zeros, 0.05) ** 0.5

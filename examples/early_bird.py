@@ -27,13 +27,13 @@ from absl import flags
 from harness import Progress, found_or_near, write_csv
 
 import tf_tickets as tt
-from tf_tickets.export.timing import interleaved
 from tf_tickets.structured import (
     ChannelTicket,
     draw_channels,
     shrink,
     slimming,
 )
+from tf_tickets.timing import interleaved
 from tf_tickets.zoo import recipes
 from tf_tickets.zoo.experiments import Task
 

@@ -15,6 +15,7 @@ from absl import flags
 
 from benchmarks import (
     blocks,
+    compile_for,
     demo,
     dynamic_sparse,
     masked_step,
@@ -25,6 +26,7 @@ from benchmarks import (
     selection,
     supermask_step,
     timing,
+    web,
 )
 
 MARKS = script.MARKS
@@ -367,3 +369,61 @@ def test_the_readme_says_what_the_demo_found():
     text = (ROOT / "README.md").read_text()
     assert "python -m benchmarks.demo --picture=docs/pictures/demo.png" in text
     assert (ROOT / "docs/pictures/demo.png").exists()
+
+
+def test_steps_are_lowered_as_fit_has_them(tmp_path):
+    """Whole programs of static shape, each other than the dense one."""
+    compile_for.FLAGS.unparse_flags()
+    compile_for.FLAGS(
+        ["compile_for", "--smoke", "--network=transformer", "--policy=float32",
+         "--step=masked", "--step=Gem-Miner, λ steered"]
+    )  # fmt: skip
+    rows = compile_for.write_programs(tmp_path)
+    assert [row["step"] for row in rows.values()] == [
+        "dense", "masked", "Gem-Miner, λ steered",
+    ]  # fmt: skip
+    assert not any("error" in row for row in rows.values())
+    programs = [(tmp_path / f"{stem}.hlo").read_bytes() for stem in rows]
+    assert len(set(programs)) == 3
+    assert len(programs[0]) < min(map(len, programs[1:]))
+
+
+def test_costs_are_told_over_the_dense_step():
+    same = {"target": "tpu", "network": "n", "policy": "p"}
+    numbers = {"flops": 2e9, "traffic": 4e9, "temporaries": 1e9}
+    more = {"flops": 2.2e9, "traffic": 4e9, "temporaries": 5e8}
+    text = compile_for.table(
+        [
+            {**same, "step": "dense", **numbers},
+            {**same, "step": "masked", **more},
+            {**same, "step": "broken", "error": "no kernel"},
+        ]
+    )
+    dense, masked, broken = text.splitlines()[2:]
+    assert dense.endswith("| yes | 2.000 G | 4.000 G | 1.000 G |")
+    assert masked.endswith("| yes | +10.0 % | +0.0 % | -50.0 % |")
+    assert "| no: no kernel |" in broken
+
+
+def test_without_node_the_web_benchmark_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(web.shutil, "which", lambda name: None)
+    web.FLAGS.unparse_flags()
+    web.FLAGS(["web"])
+    web.main([])
+    assert capsys.readouterr().out == (
+        "Skipped: Node is not installed (20 or newer).\n"
+    )
+    monkeypatch.setattr(
+        web.shutil, "which", lambda name: "node" if name == "node" else None
+    )
+    web.FLAGS.unparse_flags()
+    web.FLAGS(["web", "--modules=/nowhere"])
+    assert "npm is not there" in web.missing()
+
+
+def test_every_variant_has_a_reason_to_be_there():
+    """At least forty, no two alike, each of them convertible."""
+    from benchmarks.web_variants import VARIANTS
+
+    assert len(VARIANTS) >= 40
+    assert len({*VARIANTS.values()}) == len(VARIANTS)

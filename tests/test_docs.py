@@ -74,6 +74,21 @@ def test_the_readme_can_be_run_twice(tmp_path, monkeypatch):
         run_blocks(page, tmp_path, monkeypatch)
 
 
+def test_every_page_is_in_the_navigation_and_its_links_lead_somewhere():
+    pages = {page.stem: page for page in (ROOT / "docs").glob("*.md")}
+    listed = pages["index"].read_text().split()
+    assert not {name for name in pages if name not in {"index", *listed}}
+    dead = [
+        f"{page.name}: {target}"
+        for page in pages.values()
+        for target in re.findall(
+            r"\]\((?!https?://|#)([^)#]+)", page.read_text()
+        )
+        if not (page.parent / target).exists()
+    ]
+    assert not dead
+
+
 def test_every_public_name_has_an_example():
     missing = []
     rooms = (tt, tt.callbacks, tt.pruning, tt.export, tt.layers)

@@ -6,6 +6,7 @@ means nothing here, but every column must be there and every share a share.
 
 import csv
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,24 @@ def test_an_example_runs(name, tmp_path):
             for column, value in row.items():
                 if column in ("accuracy", "before", "after", "density"):
                     assert 0 <= float(value) <= 1, (path, column)
+
+
+def test_the_example_for_keras_io_is_in_its_format_and_runs(tmp_path):
+    text = (ROOT / "examples/keras_io_winning_tickets.py").read_text()
+    head = text.split('"""')[1]
+    for field in ("Title", "Author", "Date created", "Last modified",
+                  "Description", "Accelerator"):  # fmt: skip
+        assert f"\n{field}: " in head
+    quick = re.sub(r"(epochs\w*)=\d+", r"\1=1", text)
+    done = subprocess.run(
+        [sys.executable, "-c", quick],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "sparsity 0.9500" in done.stdout and "kB shipped" in done.stdout
 
 
 _ON_CIFAR = """

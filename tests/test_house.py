@@ -23,6 +23,7 @@ FLOORS = [
         "figures",
         "progress",
         "selection",
+        "timing",
         "tables",
         "tracing",
     },

@@ -11,7 +11,7 @@ from tests.export.conftest import prune_at_random
 from tf_tickets.export import choosing
 from tf_tickets.export.choosing import difference
 from tf_tickets.export.source import Source
-from tf_tickets.export.timing import Latency, interleaved
+from tf_tickets.timing import Latency, interleaved
 
 
 def test_sides_take_turns_and_turn_about():

@@ -17,7 +17,7 @@ from tests import gallery
 from tests.export.conftest import MODELS, close, prune_at_random
 from tf_tickets.__main__ import main
 from tf_tickets.export import Report
-from tf_tickets.export.timing import Latency
+from tf_tickets.timing import Latency
 
 SHAPE = (300, 500)
 

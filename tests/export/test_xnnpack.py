@@ -263,6 +263,16 @@ def test_a_model_inside_a_model_is_turned_with_it():
     assert report.turned and len(flips) == 1
 
 
+def test_an_image_may_come_turned():
+    model = small(step=depthwise())
+    made = tt.export.for_xnnpack(model, turned_input=True)
+    (x,) = inputs_of(model)
+    np.testing.assert_allclose(
+        made(x[:, ::-1, ::-1].copy()), model(x), rtol=1e-4, atol=1e-5
+    )
+    assert not any(one.name.startswith("flip") for one in made.operations)
+
+
 def test_one_channel_becomes_three():
     made, report = check_same(small(channels=1, step=depthwise()))
     assert made.get_layer("stem").kernel.shape == (3, 3, 3, 8)
@@ -324,7 +334,8 @@ def test_it_says_what_stays_and_why():
     # Zeros that are padded behind a normalization are no zeros before it.
     _, report = check_same(small(step=_normalized))
     assert "cannot be folded" in report.unchanged["norm"]
-    _, report = check_same(small(stem=((0, 0), (0, 0))))
+    _, report = check_same(small(stem=((0, 0), (0, 0)), channels=1))
+    assert not report.changed and not report.turned
     assert not report.begins and "can begin" not in str(report)
     assert "nothing for sparse inference to begin at" in str(report)
 

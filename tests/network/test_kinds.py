@@ -13,17 +13,17 @@ import tf_tickets as tt
 from tests.conftest import outputs
 from tf_tickets.analysis import flops
 from tf_tickets.export.kernels import (
-    LITERT,
     Method,
     methods_for,
     outputs_of,
 )
-from tf_tickets.network import kinds
+from tf_tickets.network import kinds, weighted
 from tf_tickets.network.channels import Flow, Unfollowed, follow
 from tf_tickets.network.constants import computed, propagate
 from tf_tickets.network.graph import trace
 from tf_tickets.network.kinds import Kind, kind_of, register
 from tf_tickets.network.weightless import elementwise
+from tf_tickets.retraining.annealing import SkipShare
 from tf_tickets.structured import remove_dead_channels, shrink
 
 
@@ -173,9 +173,10 @@ layer("SeparableConv2D", 5, 3, depth_multiplier=2, macs=16 * (9 * 8 + 8 * 5))
 sample(layers.Embedding, None, (5,))
 layer("BatchNormalization")
 layer("GroupNormalization", -1)
-layer("LayerNormalization", axis=1)
+layer("LayerNormalization", axis=1, center=False)
 layer("Normalization", axis=(1, 3))
 layer("PReLU", shared_axes=[1, 2])
+sample(SkipShare, lambda y: SkipShare(0.5)(y))
 sample(
     getattr(layers, "RMSNormalization", None),
     lambda y: layers.RMSNormalization()(layers.Permute((3, 1, 2))(y)),
@@ -229,6 +230,10 @@ def network(target, bias=0.7):
     if target is not layers.Embedding:
         maker.kernel.assign(maker.kernel * np.array([1.0, 0.0, 1.0, 1.0]))
         maker.bias.assign([0.3, bias, -0.4, 0.2])
+    else:
+        table = maker.embeddings.numpy()
+        table[:, 1] = bias
+        maker.embeddings.assign(table)
     if len(y.shape) > 2:
         y = layers.Flatten()(y)
     head = layers.Dense(3, name="head")
@@ -357,7 +362,7 @@ def test_kernel_methods_compute_the_layer(target):
         kernel *= rng.random(kernel.shape) < 0.5
         kernel[..., 1] = 0
         layer.kernel.assign(kernel)
-        stated = set(kind_of(layer).kernels(layer)) - set(LITERT)
+        stated = set(kind_of(layer).kernels(layer))
         methods = methods_for(layer, kernel)
         assert set(methods) == stated
         names |= stated
@@ -517,6 +522,7 @@ def test_a_kernel_of_ones_own_shrinks_is_counted_and_served():
     register(
         Wide,
         channels=wide,
+        constants=weighted.made,
         axes={"kernel": (1, 0)},
         flops=lambda layer, read, made: [(layer.kernel, made[1:-1])],
         kernels=lambda layer: {"by_rows": by_rows},
@@ -545,7 +551,7 @@ def test_a_kernel_of_ones_own_shrinks_is_counted_and_served():
     channels = follow(trace(model))
     read = next(r for r in channels.reads if r.layer is two)
     np.testing.assert_allclose(
-        pushed(read, np.array([0.0, 2.0, 0.0, 0.0])),
+        pushed(channels, read, np.array([0.0, 2.0, 0.0, 0.0])),
         2 * two.kernel.numpy()[:, 1],
         rtol=1e-6,
     )

@@ -490,10 +490,301 @@ def test_the_benchmark_reports_gains(tmp_path, capsys):
     notes = json.loads(output.read_text())["notes"]
     # 4 -> 2, 8 -> 4, 16 -> 8 channels; only the image keeps its three.
     assert 3 < notes["resnet20, inference: gain in FLOPs"] < 4
-    assert "resnet20, training: time over FLOPs" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "resnet20, training: time over FLOPs" in said
+    assert "resnet20, served: both folded, time over FLOPs" in said
+    assert "shrunk, folded" in said
 
 
 def test_a_subclassed_model_is_refused():
     model = gallery.subclassed()
     with pytest.raises(ValueError, match="subclassed .* Received: Subclassed"):
         shrink(model, {model.norm.gamma.path: np.arange(12) < 6})
+
+
+# --- `apply` and `shrink` are two ways to one network ------------------------
+
+
+def assert_as_applied(model, ticket, x, tolerance=1e-12):
+    """Shrunk, and held at zero in its own size: the same outputs."""
+    small, report = shrink(model, ticket, return_report=True)
+    if not isinstance(ticket, ChannelTicket):
+        ticket = ChannelTicket(ticket)
+    ticket.apply(model, weights="keep")
+    expected = outputs(model, x)
+    assert expected.std(axis=0).max() > 1e-6  # there is something to compare
+    np.testing.assert_allclose(
+        outputs(small, x), expected, rtol=0, atol=tolerance
+    )
+    return small, report
+
+
+def curved(curve, padding="same", depthwise=False):
+    image = x = keras.Input((10, 10, 3))
+    for _ in range(2):
+        x = layers.Conv2D(6, 3, padding=padding)(x)
+        x = curve(layers.BatchNormalization()(x))
+        if depthwise:
+            x = layers.DepthwiseConv2D(3, padding=padding)(x)
+            x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.GlobalMaxPooling2D()(x)
+    return keras.Model(image, layers.Dense(3)(x))
+
+
+CURVES = {
+    "sigmoid": lambda x: layers.Activation("sigmoid")(x),
+    "offset": lambda x: layers.Rescaling(1.0, 0.5)(x),
+    "one more": lambda x: x + 1.0,
+    "extreme": lambda x: keras.ops.maximum(x, 0.3),
+    "shares": lambda x: layers.Softmax(axis=(1, 2))(x),
+}
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("curve", CURVES)
+def test_what_is_not_zero_at_zero_moves_into_biases(curve, padding, float64):
+    model = curved(CURVES[curve], padding)
+    x = settle(model)
+    masks = {
+        key: np.arange(6) % 3 > 0
+        for key, weight in named_weights(model).items()
+        if weight.name == "gamma"
+    }
+    _, report = assert_as_applied(model, masks, x)
+    # The first layer's constant meets the border of the second.
+    assert report.removed == (4 if padding == "valid" else 2)
+    assert [s.channels for s in report.stops] == [2] * (padding == "same")
+    assert report.held == (0 if padding == "valid" else 2)
+
+
+@pytest.mark.parametrize("depthwise", [False, True])
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_pruned_filters_take_their_normalizations_along(
+    padding, depthwise, float64
+):
+    model = curved(lambda x: layers.ReLU()(x), padding, depthwise)
+    x = settle(model)
+    ticket = tt.structured.draw_channels(model, 0.4, criterion="filter_norm")
+    _, report = assert_as_applied(model, ticket, x)
+    if not depthwise:  # whose own bias is a constant at the next border
+        assert report.removed == report.asked == 5
+        assert not report.stops
+
+
+def test_a_filter_leaves_a_normalization_to_others_that_reach_it(float64):
+    image = keras.Input((8,))
+    two = [layers.Dense(6, name=name)(image) for name in ("one", "two")]
+    x = layers.BatchNormalization(name="norm")(layers.Add()(two))
+    model = keras.Model(image, layers.Dense(3)(layers.ReLU()(x)))
+    x = settle(model)
+    mask = np.arange(6) > 1
+    key = model.get_layer("one").kernel.path
+    held = ChannelTicket({key: mask}).element_masks(model)
+    assert not any("norm" in key for key in held)
+    _, report = assert_as_applied(model, {key: mask}, x)
+    assert report.removed == 0  # the other side says something
+
+
+def test_channels_that_stay_are_held_at_zero(data):
+    model = compiled(gallery.resnet())
+    x = np.random.default_rng(0).normal(size=(16, 8, 8, 3))
+    y = np.arange(16) % 10
+    settle(model)
+    masks = {
+        key: (np.arange(weight.shape[0]) + i) % 3 > 0
+        for i, (key, weight) in enumerate(named_weights(model).items())
+        if weight.name == "gamma"
+    }
+    small, report = shrink(model, masks, return_report=True)
+    assert report.held == report.asked - report.removed > 0
+    assert f"{report.held} of the channels kept are held" in str(report)
+    held = masking.attached_masks(small)
+    assert sum((~m).sum() for k, m in held.items() if "gamma" in k) > 0
+    small.fit(batches(x, y, 8), epochs=2, verbose=0)
+    weights = named_weights(small)
+    for key, mask in held.items():
+        assert not weights[key].numpy()[~mask].any()
+    tt.release(small)
+    small.fit(batches(x, y, 8), epochs=1, verbose=0)
+    assert any(weights[key].numpy()[~mask].any() for key, mask in held.items())
+
+
+def preactivation(blocks=2):
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(6, 3, padding="same", name="stem")(image)
+    for i in range(blocks):
+        y = x
+        for j in range(2):
+            y = layers.BatchNormalization(name=f"norm{i}{j}")(y)
+            y = layers.Conv2D(
+                6, 3, padding="same", use_bias=False, name=f"conv{i}{j}"
+            )(layers.ReLU()(y))
+        x = layers.Add(name=f"add{i}")([x, y])
+    x = layers.GlobalAveragePooling2D()(layers.BatchNormalization()(x))
+    return keras.Model(image, layers.Dense(3)(x))
+
+
+def test_a_block_that_loses_all_its_channels_goes_whole(float64):
+    model = preactivation()
+    x = settle(model)
+    masks = {model.get_layer("norm01").gamma.path: np.zeros(6, bool)}
+    small, report = assert_as_applied(model, masks, x)
+    names = {layer.name for layer in small.layers}
+    assert {"conv00", "conv01", "norm00"} <= set(report.dropped)
+    assert not names & {"conv00", "conv01", "norm00", "norm01", "add0"}
+    assert "add1" in names and not report.floored and report.removed == 6
+    assert report.layers["conv00"] == (6, 0)
+    assert small.count_params() == preactivation(1).count_params()
+    compiled(small).fit(x, np.arange(len(x)) % 3, verbose=0)
+
+
+def test_a_block_stays_where_the_optimizer_is_to_be_inherited(data):
+    model = compiled(preactivation())
+    x = settle(model)
+    model.fit(x, np.arange(len(x)) % 3, verbose=0)
+    masks = {model.get_layer("norm01").gamma.path: np.zeros(6, bool)}
+    with pytest.warns(UserWarning, match="each keeps one"):
+        small, report = shrink(
+            model, masks, inherit_optimizer=True, return_report=True
+        )
+    assert not report.dropped and report.floored
+    assert small.get_layer("conv00").filters == 1
+
+
+def test_only_zeros_leave_what_is_read_all_together(float64):
+    for curve, removed in (("relu", 2), ("sigmoid", 0)):
+        model = keras.Sequential(
+            [
+                keras.Input((8,)),
+                layers.Dense(6),
+                layers.BatchNormalization(name="norm"),
+                layers.Activation(curve),
+                layers.UnitNormalization(),
+                layers.Dense(3),
+            ]
+        )
+        x = settle(model)
+        key = model.get_layer("norm").gamma.path
+        _, report = assert_as_applied(model, {key: np.arange(6) > 1}, x)
+        assert report.removed == removed
+        assert all("together" in stop.reason for stop in report.stops)
+
+
+def test_a_masked_bias_takes_over_a_constant_all_the_same(float64):
+    model = curved(CURVES["sigmoid"], "valid")
+    x = settle(model)
+    convs = [x for x in model.layers if isinstance(x, layers.Conv2D)]
+    norm = next(
+        x for x in model.layers if isinstance(x, layers.BatchNormalization)
+    )
+    bias = convs[1].bias
+    masking.enforce(model, {bias.path: np.zeros(6, bool)})
+    ticket = {norm.gamma.path: np.arange(6) > 1}
+    small, report = assert_as_applied(model, ticket, x)
+    assert report.removed == 2
+    assert small.get_layer(convs[1].name).bias.numpy().any()
+
+
+def head(x):
+    x = layers.BatchNormalization()(layers.Dense(8)(x))
+    return layers.Dense(3)(layers.ReLU()(x))
+
+
+class Maybe(layers.Layer):
+    """Adds what may be missing."""
+
+    def call(self, x, y=None):
+        return x if y is None else x + y
+
+
+class Keyless(layers.Dense):
+    """Its configuration has a key that is no attribute."""
+
+    def __init__(self, *args, secret=1, **options):
+        super().__init__(*args, **options)
+
+    def get_config(self):
+        return {**super().get_config(), "secret": 2}
+
+
+def looked_up():
+    words = keras.Input((4,), dtype="string")
+    table = layers.StringLookup()
+    table.adapt(["a", "b", "c"])
+    x = layers.Embedding(table.vocabulary_size(), 6)(table(words))
+    return keras.Model(words, head(layers.Flatten()(x)))
+
+
+def adapted():
+    numbers = keras.Input((4,))
+    known = layers.Normalization()
+    known.adapt(np.arange(40.0).reshape(10, 4))
+    bins = layers.Discretization(num_bins=4)
+    bins.adapt(np.arange(40.0).reshape(10, 4))
+    x = layers.Flatten()(layers.Embedding(5, 6)(bins(numbers)))
+    return keras.Model(numbers, head(layers.Concatenate()([known(numbers), x])))
+
+
+def optional():
+    one = keras.Input((4,))
+    other = keras.Input((4,), optional=True)
+    return keras.Model([one, other], head(Maybe()(one, other)))
+
+
+def keyless():
+    numbers = keras.Input((4,))
+    return keras.Model(numbers, head(Keyless(8)(numbers)))
+
+
+FOUR = np.arange(12.0).reshape(3, 4) / 12
+ODD = {
+    "lookup": (looked_up, np.array([["a", "c", "x", "b"], ["b"] * 4])),
+    "adapted": (adapted, FOUR * 30),
+    "optional, missing": (optional, [FOUR, None]),
+    "optional, given": (optional, [FOUR, FOUR + 1]),
+    "a key without an attribute": (keyless, FOUR),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_odd_about_layers_is_kept(kind):
+    make, x = ODD[kind]
+    model = make()
+    norm = next(
+        x for x in model.layers if isinstance(x, layers.BatchNormalization)
+    )
+    small, report = shrink(
+        model, {norm.gamma.path: np.arange(8) % 2 > 0}, return_report=True
+    )
+    assert report.removed == 4
+    norm.gamma.assign(norm.gamma * (np.arange(8) % 2))
+    np.testing.assert_allclose(small(x), model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "target, widths, removed",
+    [
+        ((2, 8), (16, 16), True),
+        ((-1, 8), (16, 32), True),
+        ((2, -1), (16, 16), True),
+        ((2, -1), (16, 32), False),  # on other numbers of channels
+    ],
+)
+def test_a_shared_reshape_shrinks_or_says_why(target, widths, removed):
+    image = x = keras.Input((8,))
+    shared = layers.Reshape(target, name="shared")
+    ends = []
+    for width in widths:
+        x = layers.ReLU()(layers.BatchNormalization()(layers.Dense(width)(x)))
+        ends.append(layers.Flatten()(shared(x)))
+    model = keras.Model(image, layers.Dense(3)(layers.Concatenate()(ends)))
+    x = settle(model)
+    masks = {
+        key: np.arange(weight.shape[0]) % 8 > 1
+        for key, weight in named_weights(model).items()
+        if weight.name == "gamma"
+    }
+    _, report = assert_as_applied(model, masks, x, 1e-6)
+    assert (report.removed > 0) == removed
+    if not removed:
+        assert any("numbers of channels" in s.reason for s in report.stops)

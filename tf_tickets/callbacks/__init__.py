@@ -5,6 +5,7 @@ from tf_tickets.callbacks.early_bird import EarlyBird
 from tf_tickets.callbacks.enforce import EnforceTicket
 from tf_tickets.callbacks.freezing import IterativeFreezing, freezing_rate
 from tf_tickets.callbacks.gradual import GradualPruning
+from tf_tickets.callbacks.group_pruning import GroupPruning
 from tf_tickets.callbacks.hessian import HessianEigenvalue
 from tf_tickets.callbacks.imp import IterativeMagnitudePruning
 from tf_tickets.callbacks.logger import SparsityLogger
@@ -16,6 +17,7 @@ __all__ = [
     "EarlyBird",
     "EnforceTicket",
     "GradualPruning",
+    "GroupPruning",
     "IterativeFreezing",
     "HessianEigenvalue",
     "IterativeMagnitudePruning",

@@ -24,9 +24,9 @@ from tf_tickets.export.kernels import (
     outputs_of,
 )
 from tf_tickets.export.source import DEFAULT, Source, concrete, sample
-from tf_tickets.export.timing import Latency, interleaved
 from tf_tickets.network.inputs import replaced_call
 from tf_tickets.selection import layers_of
+from tf_tickets.timing import Latency, interleaved
 
 # Denser or smaller kernels never won a measurement.
 _MOST_DENSITY = 0.3

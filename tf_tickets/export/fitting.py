@@ -287,20 +287,26 @@ class Plan:
         self.widened = {
             id(site.layer): site
             for site in self.sites
-            if site.widens(self.turned) and self._uses(site.layer) == 1
+            if self.begins
+            and site.widens(self.turned)
+            and self._uses(site.layer) == 1
         }
         self.fitting = {
             id(site.layer): site
             for site in self.sites
-            if site.fits(self.turned)
+            if self.begins and site.fits(self.turned)
         }
         self.gray = {
             id(site.layer)
             for site in self.sites
-            if site.first and site.layer.kernel.shape[2] < 3
+            if site.first
+            and id(site.layer) in self.fitting
+            and site.layer.kernel.shape[2] < 3
         }
         self.entered_turned = [*self._entered_turned()]
-        self.closed, self.cut, self.convolved = self._tails()
+        self.closed, self.cut, self.convolved = (
+            self._tails() if self.begins else (set(), set(), set())
+        )
 
     def _check(self) -> None:
         graph = self.graphs[id(self.model)]
@@ -390,7 +396,10 @@ class Plan:
             )
             return first, rest
 
-        return worth(True) > worth(False)
+        first = any(
+            s.first and (s.fits(False) or s.fits(True)) for s in self.sites
+        )
+        return first and worth(True) > worth(False)
 
     def _entered_turned(self) -> Iterator[Graph]:
         """The graphs of models inside that get images turned already.

@@ -33,9 +33,9 @@ from tf_tickets.export.source import (
     batch_sizes_of,
     signature_of,
 )
-from tf_tickets.export.timing import Latency
 from tf_tickets.pruning.prune import warn_of_collapse
 from tf_tickets.selection import check_model
+from tf_tickets.timing import Latency
 
 # Writers: functions, or objects that have more methods.
 FORMATS: dict[str, Any] = {

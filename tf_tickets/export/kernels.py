@@ -24,9 +24,6 @@ Tensors = Mapping[str, tf.Tensor]
 # beats the plain loop over the weights.
 _MANY_ROWS = 16
 
-# Methods of another runtime.
-LITERT = ("LiteRT", "XNNPACK")
-
 # Gathering pays only if it leaves out some of the work.
 _GATHER_FRACTION = 0.9
 
@@ -84,12 +81,10 @@ def methods_for(
         return {}
     found = {}
     for name, options in rule(layer).items():
-        if name in LITERT:
-            continue
         build = options if callable(options) else _METHODS.get(name)
         if build is None:
             raise ValueError(
-                f"No method has this name; known are {[*_METHODS, *LITERT]}. "
+                f"No method has this name; known are {[*_METHODS]}. "
                 f"Received: {name!r} for {type(layer).__name__}"
             )
         method = build(layer, kernel, **({} if callable(options) else options))

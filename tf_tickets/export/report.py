@@ -26,7 +26,7 @@ from tf_tickets.export import digests
 from tf_tickets.export.choosing import gain
 from tf_tickets.export.coding import entropy_floor, np_dtype
 from tf_tickets.export.source import DEFAULT, Source, shapes_in
-from tf_tickets.export.timing import Latency
+from tf_tickets.timing import Latency
 from tf_tickets.version import __version__
 
 FORMAT_VERSION = 1

@@ -88,18 +88,27 @@ class Rewriting:
 
 @overload
 def for_xnnpack(
-    model: keras.Model, *, return_report: Literal[False] = ...
+    model: keras.Model,
+    *,
+    turned_input: bool = ...,
+    return_report: Literal[False] = ...,
 ) -> keras.Model: ...
 
 
 @overload
 def for_xnnpack(
-    model: keras.Model, *, return_report: Literal[True]
+    model: keras.Model,
+    *,
+    turned_input: bool = ...,
+    return_report: Literal[True],
 ) -> tuple[keras.Model, Rewriting]: ...
 
 
 def for_xnnpack(
-    model: keras.Model, *, return_report: bool = False
+    model: keras.Model,
+    *,
+    turned_input: bool = False,
+    return_report: bool = False,
 ) -> keras.Model | tuple[keras.Model, Rewriting]:
     """A model with the same outputs that XNNPACK can compute sparsely.
 
@@ -123,6 +132,10 @@ def for_xnnpack(
     Args:
         model: A functional or sequential model on images whose sizes are
             known, channels last.
+        turned_input: Whether the new model takes images that are turned by
+            180 degrees already, ``x[:, ::-1, ::-1]``, if it computes on such
+            (``report.turned``); it saves the time to turn them. By default it
+            takes what ``model`` takes.
         return_report: Also return what was changed.
 
     Returns:
@@ -147,7 +160,7 @@ def for_xnnpack(
     """
     require_graph(model, "Rewriting for XNNPACK")
     plan = Plan(model)
-    writer = _Writer(model, plan)
+    writer = _Writer(model, plan, turned_input and plan.turned)
     copy = writer.copy()
     report = Rewriting(
         plan.turned,
@@ -166,9 +179,14 @@ class _Writer:
     turned, and all others get their images turned back.
     """
 
-    def __init__(self, model: keras.Model, plan: Plan) -> None:
+    def __init__(
+        self, model: keras.Model, plan: Plan, turned_input: bool
+    ) -> None:
         self.model = model
         self.plan = plan
+        self._enters_turned = [*plan.entered_turned]
+        if turned_input:
+            self._enters_turned.append(plan.graphs[id(model)])
         self.changed: dict[str, str] = {}
         self._turned: set[int] = set()
         self._other: dict[int, Any] = {}
@@ -295,7 +313,7 @@ class _Writer:
 
     def _enter(self, graph: Graph, call: Call, args: Any, kwargs: Any) -> None:
         """Mark the inputs of a model inside the model."""
-        if graph not in self.plan.entered_turned:
+        if graph not in self._enters_turned:
             return
         for x, tensor in zip(
             tensors_in(args, kwargs), call.inputs, strict=True

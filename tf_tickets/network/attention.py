@@ -420,8 +420,8 @@ def einsum_made(channels: Channels, call: Call, known: Constants) -> np.ndarray:
     read = next((r for r in channels.reads if r.call is call), None)
     if read is None:
         return result
-    heard = present(read)[input_constants(channels, read, known) != 0]
-    bias = weight(read.layer, "bias")
+    heard = present(channels, read)[input_constants(channels, read, known) != 0]
+    bias = weight(channels, read.layer, "bias")
     if bias.ndim < 2:
         result[~heard.any(0)] = 0
         result = result + bias

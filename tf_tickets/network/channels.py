@@ -10,7 +10,7 @@ in the table of kinds; a layer without a rule keeps all channels that reach it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -109,6 +109,8 @@ class Channels:
 
     Args:
         graph: As `tf_tickets.network.graph.trace` made it.
+        values: ``{id(variable): value}`` to take in place of the values that
+            variables have. Default: none.
 
     Attributes:
         layers: How each layer that has channels depends on them.
@@ -116,14 +118,17 @@ class Channels:
         flows: What each tensor carries, by its number.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(
+        self, graph: Graph, values: Mapping[int, np.ndarray] | None = None
+    ) -> None:
         self.graph = graph
+        self.values = values or {}
         self.layers: dict[int, LayerChannels] = {}
         self.reads: list[Read] = []
         self.flows: dict[int, Flow] = {}
         self._parent: list[int] = []
         self._frozen: dict[int, str] = {}
-        self._held: list[Atoms] = []
+        self._held: list[tuple[Atoms, int | None, str]] = []
 
     # --- what rules call -------------------------------------------------
 
@@ -164,13 +169,26 @@ class Channels:
         for atom in np.unique(atoms).tolist():
             self._frozen.setdefault(self.root(atom), reason)
 
-    def hold(self, atoms: Atoms | None) -> None:
+    def hold(self, atoms: Atoms | None, call: Call | None = None) -> None:
         """Never take these channels for dead: they are read all together.
 
-        Masks may still remove them.
+        Masks may still remove those that are zero where they are read.
+
+        Args:
+            atoms: The channels; `None` for none.
+            call: Which reads them; without it masks may remove them all.
         """
-        if atoms is not None:
-            self._held.append(atoms)
+        if atoms is None:
+            return
+        where = None if call is None else call.inputs[0]
+        name = "" if call is None else call_name(call)
+        self._held.append(
+            (
+                atoms,
+                where,
+                f"{name} reads all of them together, and they are not zero",
+            )
+        )
 
     def entering(self, call: Call) -> Flow:
         """What is known of the one tensor that a call reads.
@@ -243,9 +261,17 @@ class Channels:
 
         Returns:
             The lists of the layer's first call, to which these are tied.
+
+        Raises:
+            Unfollowed: If that had other numbers of them.
         """
         _, first = self.of(layer).config.setdefault(key, (count, atoms))
         for known, other in zip(first, atoms, strict=True):
+            if known.size != other.size:
+                why = f"{layer.name} is called on other numbers of channels"
+                for each in first:
+                    self.freeze(each, why)
+                raise Unfollowed("is called on different numbers of channels")
             self.tie(known, other)
         return first
 
@@ -270,7 +296,16 @@ class Channels:
         """Roots that may not be taken for dead, those that stay included."""
         return [
             *self._frozen,
-            *(root for atoms in self._held for root in self.roots(atoms)),
+            *(root for atoms, *_ in self._held for root in self.roots(atoms)),
+        ]
+
+    def together(self) -> list[tuple[Atoms, int, str]]:
+        """``[(channels, the tensor in which they are read, why it matters)]``
+        of those that only zeros may leave."""
+        return [
+            (atoms, tensor, why)
+            for atoms, tensor, why in self._held
+            if tensor is not None
         ]
 
     @property
@@ -303,11 +338,15 @@ class Channels:
             self.tie(first, atoms)
 
 
-def follow(graph: Graph) -> Channels:
+def follow(
+    graph: Graph, values: Mapping[int, np.ndarray] | None = None
+) -> Channels:
     """Walk the graph once and collect its channels.
 
     Args:
         graph: As `tf_tickets.network.graph.trace` made it.
+        values: ``{id(variable): value}`` to take in place of the values that
+            variables have. Default: none.
 
     Returns:
         The channels; those of the model's inputs and outputs are frozen.
@@ -316,7 +355,7 @@ def follow(graph: Graph) -> Channels:
         ValueError: If a rule returns another number of channels than the
             tensor has.
     """
-    channels = Channels(graph)
+    channels = Channels(graph, values)
     for tensor in graph.inputs:
         channels.flows[tensor] = Flow(why="it meets an input of the model")
     for call in graph.calls:

@@ -79,19 +79,20 @@ def entering(
 # --- kernels -----------------------------------------------------------------
 
 
-def present(read: Read) -> np.ndarray:
+def present(channels: Channels, read: Read) -> np.ndarray:
     """Whether an input channel meets a weight that is not zero, anywhere.
 
     Returns:
         A boolean matrix (input channels, output channels).
     """
-    return _block_diagonal((_positions(read) != 0).any(0), read)
+    return _block_diagonal((_positions(channels, read) != 0).any(0), read)
 
 
-def pushed(read: Read, values: np.ndarray) -> np.ndarray:
+def pushed(channels: Channels, read: Read, values: np.ndarray) -> np.ndarray:
     """What a kernel makes of constant input channels, at every position.
 
     Args:
+        channels: The channels of the model.
         read: The kernel.
         values: One number for each input channel.
 
@@ -99,7 +100,7 @@ def pushed(read: Read, values: np.ndarray) -> np.ndarray:
         values · Σ kernel over its positions: one number for each output.
     """
     heard = np.flatnonzero(values)
-    kernel = _positions(read)
+    kernel = _positions(channels, read)
     if getattr(read.layer, "groups", 1) > 1:
         total = _block_diagonal(kernel.sum(0, dtype=np.float64), read)[heard]
     else:
@@ -107,10 +108,11 @@ def pushed(read: Read, values: np.ndarray) -> np.ndarray:
     return values[heard] @ total
 
 
-def _positions(read: Read) -> np.ndarray:
+def _positions(channels: Channels, read: Read) -> np.ndarray:
     """A kernel as (positions, input channels, output channels)."""
     axes = read.axes or kind_of(read.layer).axes_of(read.variable)
-    kernel = np.moveaxis(weight(read.layer, read.variable), axes, (-2, -1))
+    kernel = weight(channels, read.layer, read.variable)
+    kernel = np.moveaxis(kernel, axes, (-2, -1))
     return kernel.reshape(-1, *kernel.shape[-2:])
 
 
@@ -135,11 +137,14 @@ def input_constants(
     return values if read.before is None else read.before(values)
 
 
-def weight(layer: keras.layers.Layer, name: str) -> np.ndarray:
+def weight(
+    channels: Channels, layer: keras.layers.Layer, name: str
+) -> np.ndarray:
     """The value of a weight of ``layer`` by its name, as `view_of`."""
     for variable in layer.weights:
         if variable.name == name:
-            return view_of(variable)
+            value = channels.values.get(id(variable))
+            return view_of(variable) if value is None else value
     return np.zeros(())  # a layer without bias, scale or offset
 
 

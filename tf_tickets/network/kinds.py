@@ -45,7 +45,9 @@ class Kind:
             the layer that it does not cover. `None`: all channels stay.
         constants: ``(channels, call, constants) -> array``: the value that
             each channel of the output has at inference at every position of
-            every sample, NaN where it varies. `None`: all vary.
+            every sample, NaN where it varies. `None`: all vary, so that no
+            channel that arrives at a kernel from there can go: what was
+            pruned may have become anything.
         flops: ``(layer, input shape, output shape) -> [(kernel, sizes)]``: each
             weight of the kernel is multiplied once at every position of axes
             of these sizes. `None`: not known.

@@ -30,6 +30,7 @@ from tf_tickets.network.constants import (
     present,
     pushed,
     weight,
+    zeros_only,
 )
 from tf_tickets.network.graph import Call, Shape
 from tf_tickets.network.kinds import Rule, kind_of, register
@@ -125,7 +126,7 @@ def separable(channels: Channels, call: Call) -> Flow:
     def before(values: np.ndarray) -> np.ndarray:
         return _each(
             np.repeat(values, layer.depth_multiplier),
-            weight(layer, "depthwise_kernel"),
+            weight(channels, layer, "depthwise_kernel"),
             unpadded(layer),
         )
 
@@ -142,6 +143,12 @@ def embedding(channels: Channels, call: Call) -> Flow:
     channels.claim(layer, "embeddings", 1, made)
     channels.configure(layer, "output_dim", int, made)
     return Flow(made, -1)
+
+
+def embedded(channels: Channels, call: Call, known: Constants) -> np.ndarray:
+    """A column of equal numbers says the same of every word."""
+    table = weight(channels, call.operation, "embeddings")
+    return np.where((table == table[:1]).all(0), table[0], np.nan)
 
 
 def check_weights(
@@ -189,9 +196,9 @@ def made(channels: Channels, call: Call, known: Constants) -> np.ndarray:
         return made_of_each(channels, call, known)
     values = input_constants(channels, read, known)
     varies = np.isnan(values) | ((values != 0) & (not read.uniform))
-    result = pushed(read, np.where(varies, 0, values))
-    result = result + weight(read.layer, "bias")
-    result[present(read)[varies].any(0)] = np.nan
+    result = pushed(channels, read, np.where(varies, 0, values))
+    result = result + weight(channels, read.layer, "bias")
+    result[present(channels, read)[varies].any(0)] = np.nan
     return bent(call, result)
 
 
@@ -202,11 +209,11 @@ def made_of_each(
     values = entering(channels, call, known, data_axis(channels, call))
     atoms = channels.flows[call.outputs[0]].atoms
     size = 0 if atoms is None else atoms.size
-    kernel = weight(layer, layer.kernel.name)
+    kernel = weight(channels, layer, layer.kernel.name)
     moved = _each(
         np.repeat(values, size // values.size), kernel, unpadded(layer)
     )
-    return bent(call, moved + weight(layer, "bias"))
+    return bent(call, moved + weight(channels, layer, "bias"))
 
 
 def _each(values: np.ndarray, kernel: np.ndarray, uniform: bool) -> np.ndarray:
@@ -236,14 +243,18 @@ def batch_normed(
     channels: Channels, call: Call, known: Constants
 ) -> np.ndarray:
     layer = call.operation
-    gamma, beta = weight(layer, "gamma"), weight(layer, "beta")
+    gamma, beta = (
+        weight(channels, layer, "gamma"),
+        weight(channels, layer, "beta"),
+    )
     if not layer.scale:
         gamma = np.ones(())
     deviation = np.sqrt(
-        weight(layer, "moving_variance").astype(np.float64) + layer.epsilon
+        weight(channels, layer, "moving_variance").astype(np.float64)
+        + layer.epsilon
     )
     values = entering(channels, call, known, layer.axis)
-    moved = values - weight(layer, "moving_mean")
+    moved = values - weight(channels, layer, "moving_mean")
     return np.where(gamma == 0, 0, moved * gamma / deviation) + beta
 
 
@@ -262,7 +273,10 @@ def instance_normed(
     channels: Channels, call: Call, known: Constants
 ) -> np.ndarray:
     layer = call.operation
-    gamma, beta = weight(layer, "gamma"), weight(layer, "beta")
+    gamma, beta = (
+        weight(channels, layer, "gamma"),
+        weight(channels, layer, "beta"),
+    )
     constant = ~np.isnan(entering(channels, call, known, layer.axis))
     if layer.scale:
         constant |= gamma == 0
@@ -272,6 +286,17 @@ def instance_normed(
 def layer_norm(channels: Channels, call: Call) -> Flow:
     why = "normalizes several channels together"
     return apart_from(channels, call, call.operation.axis, why)
+
+
+def layer_normed(
+    channels: Channels, call: Call, known: Constants
+) -> np.ndarray:
+    """Along other axes than the channels', where equal numbers vanish."""
+    constant = ~np.isnan(entering(channels, call, known))
+    beta = weight(channels, call.operation, "beta").astype(np.float64)
+    if np.ptp(beta):
+        return np.full(constant.shape, np.nan)
+    return np.where(constant, beta.ravel()[0], np.nan)
 
 
 def rms_norm(channels: Channels, call: Call) -> Flow:
@@ -345,7 +370,7 @@ def unused(layer: Any, read: Shape, made: Shape) -> Uses:
 
 
 def dense_kernels(layer: Any) -> Mapping[str, Any]:
-    return {"csr": {}, "gather": {}, "LiteRT": {}}
+    return {"csr": {}, "gather": {}}
 
 
 def einsum_kernels(layer: Any) -> Mapping[str, Any]:
@@ -372,8 +397,6 @@ def conv_kernels(layer: Any) -> Mapping[str, Any]:
     images = len(layer.kernel_size) == 2
     if layer.groups > 1:
         return found
-    if pointwise and still and images:
-        found["XNNPACK"] = {}
     if layer.data_format == "channels_first":
         return found
     if pointwise:
@@ -592,7 +615,12 @@ register(
     rows=separable_rows,
     affine=times("pointwise_kernel", nowhere),
 )
-register(keras.layers.Embedding, channels=embedding, flops=unused)
+register(
+    keras.layers.Embedding,
+    channels=embedding,
+    constants=embedded,
+    flops=unused,
+)
 register(
     keras.layers.BatchNormalization,
     channels=batch_norm,
@@ -605,10 +633,16 @@ register(
     constants=instance_normed,
     flops=unused,
 )
-register(keras.layers.LayerNormalization, channels=layer_norm, flops=unused)
+register(
+    keras.layers.LayerNormalization,
+    channels=layer_norm,
+    constants=layer_normed,
+    flops=unused,
+)
 register(
     *those_of(keras.layers, "RMSNormalization"),
     channels=rms_norm,
+    constants=zeros_only,
     flops=unused,
 )
 register(keras.layers.Normalization, flops=unused)

@@ -26,7 +26,7 @@ from tf_tickets.network.constants import (
     zeros_only,
 )
 from tf_tickets.network.graph import Call, trace
-from tf_tickets.network.kinds import kind_of, register
+from tf_tickets.network.kinds import kind_of, operation_of, register
 
 # --- functions of single values ----------------------------------------------
 
@@ -126,6 +126,20 @@ def softmax(channels: Channels, call: Call) -> Flow:
     return apart_from(channels, call, axis, "mixes its channels")
 
 
+def softmaxed(channels: Channels, call: Call, known: Constants) -> np.ndarray:
+    """Of equal numbers each gets the same share."""
+    values = entering(channels, call, known)
+    shape = channels.shape(call.inputs[0])
+    axes = axis_set(getattr(call.operation, "axis", -1), len(shape))
+    sizes = [shape[axis] or 0 for axis in axes]
+    if 0 in sizes or len(call.inputs) > 1 or call.kwargs.get("mask"):
+        return np.full(values.shape, np.nan)
+    share = 1 / np.prod(sizes)
+    if type(call.operation) is operation_of(keras.ops.log_softmax):
+        share = np.log(share)
+    return np.where(np.isnan(values), np.nan, share)
+
+
 def apart_from(channels: Channels, call: Call, axes: Any, why: str) -> Flow:
     """Every channel stays, if the layer works along other axes.
 
@@ -150,7 +164,7 @@ def axis_set(axes: Any, rank: int) -> set[int]:
 def unit_norm(channels: Channels, call: Call) -> Flow:
     flow = channels.entering(call)
     # It divides by the size of all channels together.
-    channels.hold(flow.atoms)
+    channels.hold(flow.atoms, call)
     return flow
 
 
@@ -272,10 +286,12 @@ def reshape(channels: Channels, call: Call) -> Flow:
         if not np.array_equal(row, columns[0]):
             channels.tie(columns[0], row)
     atoms = columns[0]
+    *others, last = call.operation.target_shape
+    # What the layer counts itself may be another number in another call.
     channels.configure(
         call.operation,
         "target_shape",
-        lambda count: (*target[1:-1], count),
+        lambda count: (*others, -1 if last == -1 else count),
         atoms,
     )
     return Flow(atoms, -1)
@@ -443,10 +459,12 @@ register(
 register(keras.layers.Activation, channels=activation, constants=activated)
 register(
     keras.layers.Softmax,
-    *those_of(keras.activations, "softmax log_softmax"),
     *those_of(keras.ops, "softmax log_softmax"),
     channels=softmax,
+    constants=softmaxed,
 )
+# As a part of another layer.
+register(*those_of(keras.activations, "softmax log_softmax"), channels=softmax)
 register(
     keras.layers.UnitNormalization, channels=unit_norm, constants=zeros_only
 )

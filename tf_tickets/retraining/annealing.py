@@ -10,8 +10,9 @@ import tensorflow as tf
 from tf_tickets import checks
 from tf_tickets.network import kinds
 from tf_tickets.network.channels import Channels, Flow
+from tf_tickets.network.constants import computed
 from tf_tickets.network.graph import Call
-from tf_tickets.network.weightless import zeros_only
+from tf_tickets.network.weighted import unused
 from tf_tickets.selection import layers_of
 
 
@@ -168,4 +169,4 @@ def _through(channels: Channels, call: Call) -> Flow:
     return channels.entering(call)
 
 
-kinds.register(SkipShare, channels=_through, constants=zeros_only)
+kinds.register(SkipShare, channels=_through, constants=computed, flops=unused)

@@ -8,27 +8,11 @@ from typing import Literal, overload
 import keras
 import numpy as np
 
-from tf_tickets.network.channels import Channels, Read, follow
-from tf_tickets.network.constants import (
-    input_constants,
-    present,
-    propagate,
-    pushed,
-    weight,
-)
+from tf_tickets.network.channels import Channels, follow
 from tf_tickets.network.graph import trace
 from tf_tickets.structured.decide import Decision, ShrinkReport, floor
+from tf_tickets.structured.readers import Readers
 from tf_tickets.structured.rebuild import without
-
-
-@dataclasses.dataclass
-class _Reader:
-    """A kernel, and what it meets in all calls of its layer."""
-
-    read: Read
-    present: np.ndarray
-    uniform: bool
-    values: np.ndarray
 
 
 @dataclasses.dataclass
@@ -44,7 +28,7 @@ class DeadChannels:
     """
 
     channels: Channels
-    readers: list[_Reader]
+    readers: Readers
     removed: np.ndarray
     candidates: dict[int, str]
     floored: dict[int, str]
@@ -54,13 +38,11 @@ class DeadChannels:
 
     def without(self, model: keras.Model) -> keras.Model:
         """The smaller model."""
-        values, biases = _folded(self.readers, self.removed)
         return without(
             self.channels,
             self.removed,
             model,
-            values=values,
-            biases=biases,
+            biases=self.readers.biases(self.removed),
             keep_class=False,
         )
 
@@ -147,85 +129,15 @@ def find_dead_channels(model: keras.Model) -> DeadChannels:
         ValueError: If the model is subclassed.
     """
     channels = follow(trace(model))
-    readers = _readers(channels)
-    dead, candidates = _dead(channels, readers)
-    floored = floor(channels, dead, np.zeros(channels.size))
-    removed = dead[channels.roots(np.arange(channels.size))]
-    return DeadChannels(channels, readers, removed, candidates, floored)
-
-
-def _readers(channels: Channels) -> list[_Reader]:
-    known = propagate(channels)
-    found: dict[int, _Reader] = {}
-    for read in channels.reads:
-        values = input_constants(channels, read, known)
-        first = found.get(id(read.layer))
-        if first is None:
-            found[id(read.layer)] = _Reader(
-                read,
-                present(read),
-                read.uniform,
-                values,
-            )
-        else:
-            # One bias serves all calls, so a constant must be one for all.
-            first.values = np.where(first.values == values, values, np.nan)
-    return list(found.values())
-
-
-def _dead(
-    channels: Channels, readers: list[_Reader]
-) -> tuple[np.ndarray, dict[int, str]]:
-    """Which roots go, and why the other constant ones stay."""
+    readers = Readers(channels)
     dead = np.ones(channels.size, bool)
     dead[channels.held()] = False
-    rows = [channels.roots(r.read.read) for r in readers]
-    columns = [channels.roots(r.read.made) for r in readers]
-    reasons: dict[int, str] = {}
-    changed = True
-    while changed:
-        changed = False
-        for reader, row, column in zip(readers, rows, columns, strict=True):
-            heard = reader.present[:, ~dead[column]].any(1)
-            folds = (reader.values == 0) | (
-                ~np.isnan(reader.values) & reader.uniform
-            )
-            stays = dead[row] & heard & ~folds
-            for root, value in zip(
-                row[stays].tolist(), reader.values[stays], strict=True
-            ):
-                if not np.isnan(value):
-                    reasons.setdefault(
-                        root,
-                        "their constant does not fold into the bias of "
-                        f"{reader.read.layer.name}, which pads with zeros",
-                    )
-            changed |= bool(stays.any())
-            dead[row[stays]] = False
-    for reader, row, column in zip(readers, rows, columns, strict=True):
-        # What varies where another layer hears it is no constant.
-        heard = reader.present[:, ~dead[column]].any(1)
-        for root in row[heard & np.isnan(reader.values)].tolist():
-            reasons.pop(root, None)
-    return dead, reasons
-
-
-def _folded(
-    readers: list[_Reader], removed: np.ndarray
-) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
-    """Biases that take over what the removed constants said."""
-    values: dict[int, np.ndarray] = {}
-    biases: dict[int, np.ndarray] = {}
-    for reader in readers:
-        gone = removed[reader.read.read] & ~np.isnan(reader.values)
-        shift = pushed(reader.read, np.where(gone, reader.values, 0))
-        if not shift.any():
-            continue
-        layer = reader.read.layer
-        bias = getattr(layer, "bias", None)
-        if bias is None:
-            biases[id(layer)] = shift
-        else:
-            old = weight(layer, "bias")
-            values[id(bias)] = (old + shift).astype(old.dtype)
-    return values, biases
+    reasons = readers.settle(dead)
+    floored = floor(channels, dead, np.zeros(channels.size))
+    if floored:  # what stays hears others
+        reasons |= readers.settle(dead)
+    candidates = {
+        root: why for root, (why, is_constant) in reasons.items() if is_constant
+    }
+    removed = dead[channels.roots(np.arange(channels.size))]
+    return DeadChannels(channels, readers, removed, candidates, floored)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import collections
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import keras
 import numpy as np
 
 from tf_tickets.network.channels import Atoms, Channels
+from tf_tickets.structured.branches import Empty, empty_branches
+from tf_tickets.structured.readers import Readers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,14 @@ class ShrinkReport:
         stops: The channels that stay, by reason.
         floored: Layers that would have lost all channels and kept one.
         parameters: ``(before, after)``.
+        dropped: Layers that went whole: all that they said was zero.
+        held: Channels that stay although a mask prunes them, and are held at
+            zero.
+        macs: Multiply-accumulates of one example, ``(before, after)``; `None`
+            if the model leaves sizes open.
+        latency: Seconds that one batch takes, ``(before, after)``, where that
+            was the target; else `None`.
+        sparsity: Of the ticket that a target led to; else `None`.
     """
 
     asked: int
@@ -50,6 +60,11 @@ class ShrinkReport:
     stops: tuple[Stop, ...]
     floored: tuple[str, ...]
     parameters: tuple[int, int]
+    dropped: tuple[str, ...] = ()
+    held: int = 0
+    macs: tuple[int, int] | None = None
+    latency: tuple[float, float] | None = None
+    sparsity: float | None = None
 
     def __str__(self) -> str:
         before, after = self.parameters
@@ -57,6 +72,20 @@ class ShrinkReport:
             f"{self.removed} of {self.asked} channels removed, parameters "
             f"{before:,} -> {after:,}"
         ]
+        if self.macs is not None:
+            before, after = self.macs
+            lines.append(
+                f"  multiply-accumulates {before:,} -> {after:,}: "
+                f"{after / max(before, 1):.3f}"
+            )
+        if self.latency is not None:
+            old_time, new_time = self.latency
+            lines.append(
+                f"  {1e3 * old_time:.2f} -> {1e3 * new_time:.2f} ms: "
+                f"{new_time / old_time:.3f}"
+            )
+        if self.sparsity is not None:
+            lines.append(f"  by pruning {self.sparsity:.4f} of the channels")
         lines += [
             f"  {name}: {old} -> {new}"
             for name, (old, new) in self.layers.items()
@@ -69,6 +98,12 @@ class ShrinkReport:
         ]
         if self.floored:
             lines.append(f"  kept one channel each in {_some(self.floored)}")
+        if self.dropped:
+            lines.append(f"  went whole: {_some(self.dropped)}")
+        if self.held:
+            lines.append(
+                f"  {self.held} of the channels kept are held at zero by masks"
+            )
         return "\n".join(lines)
 
 
@@ -81,12 +116,18 @@ class Decision:
         asked: Roots that a mask prunes.
         stayed: ``{root: why it stays}``, besides those that are frozen.
         floored: ``{root: layer}`` kept so that the layer survives.
+        empty: Branches that go whole.
+        biases: ``{id(layer): bias}`` that take over what went.
+        held: How many channels stay that are zero.
     """
 
     removed: np.ndarray
     asked: set[int]
     stayed: dict[int, str]
     floored: dict[int, str]
+    empty: Empty = dataclasses.field(default_factory=Empty)
+    biases: Mapping[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    held: int = 0
 
     def report(
         self, channels: Channels, model: keras.Model, small: keras.Model
@@ -97,15 +138,19 @@ class Decision:
         for root in sorted(self.asked & set(why)):
             reasons.setdefault(why[root], []).append(root)
         makers = _makers(channels)
+        dropped = self.empty.dropped
+        removed = len(self.asked - set(why) - set(self.floored))
         return ShrinkReport(
             asked=len(self.asked),
-            removed=sum(bool(self.removed[root]) for root in self.asked),
+            removed=removed,
             layers={
                 entry.layer.name: (
                     entry.made.size,
-                    int((~self.removed[entry.made]).sum()),
+                    0
+                    if key in dropped
+                    else int((~self.removed[entry.made]).sum()),
                 )
-                for entry in channels.layers.values()
+                for key, entry in channels.layers.items()
                 if entry.made is not None
             },
             stops=tuple(
@@ -118,23 +163,44 @@ class Decision:
             ),
             floored=tuple(dict.fromkeys(self.floored.values())),
             parameters=(model.count_params(), small.count_params()),
+            dropped=tuple(
+                dict.fromkeys(
+                    call.operation.name
+                    for call in channels.graph.calls
+                    if id(call.operation) in dropped
+                )
+            ),
+            held=self.held,
         )
+
+
+# ``roots that masks may not zero -> {id(variable): value}``
+Zeroed = Callable[[Collection[int]], Mapping[int, np.ndarray]]
 
 
 def decide(
     channels: Channels,
     masks: Mapping[str, tuple[Atoms, np.ndarray]],
-    scores: Mapping[str, np.ndarray] | None = None,
+    scores: Mapping[str, np.ndarray],
+    zeroed: Zeroed | None = None,
+    *,
+    whole: bool = True,
 ) -> Decision:
     """Remove a channel when every mask that names it prunes it.
 
-    Channels that something unknown reads stay, and every layer that makes
-    channels keeps one: the best by ``scores``, of equal ones the first.
+    Channels stay that something unknown reads, or that say more than a bias
+    can say in their place. Every layer that makes channels keeps one, the best
+    by ``scores``, of equal ones the first, unless it is on a branch that goes
+    whole.
 
     Args:
-        channels: The channels of the model.
+        channels: The channels of the model. Their values are those of the
+            decision afterwards.
         masks: ``{key: (atoms, boolean mask)}``.
         scores: ``{key: one number per channel}``, as in a ticket.
+        zeroed: What the weights are when the masks are applied; `None` where
+            zeros are known to stay zeros until something reads them.
+        whole: Whether branches may go whole.
     """
     wanted = np.zeros(channels.size, bool)
     kept = np.zeros(channels.size, bool)
@@ -143,26 +209,56 @@ def decide(
         roots = channels.roots(atoms)
         kept[roots[mask]] = True
         wanted[roots[~mask]] = True
-        if scores is not None and key in scores:
+        if key in scores:
             np.add.at(strength, roots, np.abs(scores[key]).astype(float))
     asked = set(np.flatnonzero(wanted).tolist())
     going = wanted & ~kept
     going[list(channels.frozen())] = False
-    floored = floor(channels, going, strength)
-    every = channels.roots(np.arange(channels.size))
-    disputed = dict.fromkeys(
+    stayed = dict.fromkeys(
         np.flatnonzero(wanted & kept).tolist(),
         "another layer that shares them keeps them",
     )
-    return Decision(going[every], asked, disputed, floored)
+    if zeroed is None:
+        floored = floor(channels, going, strength)
+        removed = going[channels.roots(np.arange(channels.size))]
+        return Decision(removed, asked, stayed, floored)
+    channels.values = zeroed(())
+    readers = Readers(channels)
+    reasons = readers.settle(going)
+    empty = empty_branches(channels.graph, readers.known) if whole else Empty()
+    floored = floor(channels, going, strength, empty.dropped)
+    if floored:
+        # These say something again, and what hears them does.
+        channels.values = zeroed(floored)
+        readers = Readers(channels)
+        reasons |= readers.settle(going)
+    stayed |= {root: why for root, (why, _) in reasons.items()}
+    removed = going[channels.roots(np.arange(channels.size))]
+    biases = readers.biases(removed)
+    gone = set(np.flatnonzero(going).tolist())
+    held = len((set(stayed) | asked & set(channels.frozen())) - gone)
+    return Decision(removed, asked, stayed, floored, empty, biases, held)
 
 
 def floor(
-    channels: Channels, going: np.ndarray, strength: np.ndarray
+    channels: Channels,
+    going: np.ndarray,
+    strength: np.ndarray,
+    dropped: Collection[int] = (),
 ) -> dict[int, str]:
-    """Take back one channel of every layer that would lose all."""
+    """Take back one channel of every layer that would lose all.
+
+    Args:
+        channels: The channels of the model.
+        going: One boolean per atom, read at the roots; changed in place.
+        strength: By which the best is found.
+        dropped: Ids of layers that go whole: built once more, not called.
+
+    Returns:
+        ``{root: layer}`` of the layers that do not go whole.
+    """
     floored: dict[int, str] = {}
-    for entry in channels.layers.values():
+    for key, entry in channels.layers.items():
         for atoms in [
             *([] if entry.made is None else [entry.made]),
             *(
@@ -175,7 +271,8 @@ def floor(
             if going[roots].all():
                 best = int(roots[np.argmax(strength[roots])])
                 going[best] = False
-                floored[best] = entry.layer.name
+                if key not in dropped:
+                    floored[best] = entry.layer.name
     if floored:
         warnings.warn(
             "Every channel of these layers was to go; each keeps one: "

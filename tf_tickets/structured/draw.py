@@ -135,14 +135,14 @@ class ChannelScores:
         flat = np.concatenate(list(scores.values()))
         keep = max(round((1 - sparsity) * flat.size), 1)
         if self._units is None:
-            kept, undecided = _cut(flat, np.ones(flat.size, np.int64), keep)
+            kept, undecided = cut(flat, np.ones(flat.size, np.int64), keep)
         else:
             units, frozen = self._units
             sizes = np.bincount(units)
             means = np.bincount(units, flat) / sizes
             # What cannot go is kept before anything else is ranked.
             means[frozen] = np.inf
-            kept, undecided = (a[units] for a in _cut(means, sizes, keep))
+            kept, undecided = (a[units] for a in cut(means, sizes, keep))
         ends = np.cumsum([s.size for s in scores.values()])[:-1]
         return (
             Drawing(
@@ -332,7 +332,7 @@ def _scales(model: keras.Model) -> dict[str, keras.Variable]:
     }
 
 
-def _cut(
+def cut(
     scores: np.ndarray, sizes: np.ndarray, keep: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Keep the best scores until ``keep`` is reached; and the ties there."""

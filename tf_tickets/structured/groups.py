@@ -482,6 +482,7 @@ def draw_groups(
     data: Any = None,
     seed: int = 0,
     gone: GroupTicket | None = None,
+    found: WeightGroups | None = None,
 ) -> GroupTicket:
     """Draw heads, widths of feed-forward blocks, or whole blocks.
 
@@ -508,6 +509,7 @@ def draw_groups(
         seed: Of `"random"`.
         gone: A ticket whose groups have gone before, and count among those
             that go.
+        found: The groups of the model, if they are known.
 
     Returns:
         A ticket with the model's present weights and the scores. Its `apply`
@@ -539,7 +541,7 @@ def draw_groups(
     checks.choice("scope", scope, SCOPES)
     if not callable(criterion):
         checks.choice("criterion", criterion, tuple(CRITERIA))
-    found = WeightGroups(model)
+    found = found or WeightGroups(model)
     chosen = found.of(tuple(fractions))
     absent = fractions.keys() - {f.kind for f in chosen.values()}
     if absent or not chosen:

@@ -11,13 +11,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_tickets import masking
 from tf_tickets.network.channels import Channels
 from tf_tickets.network.copier import Copier, Resizing
 from tf_tickets.network.graph import Block, Shape, graphs_of, tensors_of
 from tf_tickets.network.inside import argument_names
 from tf_tickets.network.layer_copy import copy_of, is_saved
 from tf_tickets.network.recorded import by_config, parts_of, recorded
-from tf_tickets.selection import layers_of, view_of
+from tf_tickets.selection import layers_of, named_weights, view_of
+from tf_tickets.structured.branches import Empty
 
 Values = Mapping[int, np.ndarray]
 
@@ -29,6 +31,8 @@ def without(
     *,
     values: Values | None = None,
     biases: Values | None = None,
+    masks: Mapping[str, np.ndarray] | None = None,
+    empty: Empty | None = None,
     inherit_optimizer: bool = False,
     keep_class: bool = True,
     bypassed: Collection[int] = (),
@@ -41,8 +45,11 @@ def without(
         model: The model.
         values: ``{id(variable): value}`` to inherit in place of the
             variable's own, of the full shape.
-        biases: ``{id(layer): bias of full size}`` for layers that have none
-            and get one.
+        biases: ``{id(layer): bias of full size}`` in place of the layer's
+            own, or of none.
+        masks: ``{weight's key: mask of its full size}`` to hold in the copy,
+            beside those of the model.
+        empty: Branches that the copy does without.
         inherit_optimizer: Copy the optimizer's state too, if the copy could
             be compiled.
         keep_class: As in `tf_tickets.network.copier.Copier`.
@@ -58,6 +65,8 @@ def without(
     def connect(layer: Any, copy: Any, args: Any, kwargs: Any) -> Any:
         if id(layer) in bypassed:
             return tensors_of(args, kwargs)[0]
+        if empty is not None and id(layer) in empty.skips:
+            return empty.connect(layer, copy, args, kwargs)
         try:
             return copy(*args, **kwargs)
         except Exception as error:  # numbers in the user's code do not fit
@@ -75,7 +84,7 @@ def without(
         cut = _Cut(channels, removed, biases or {}, configured)
         copier = Copier(
             replace=cut.smaller,
-            connect=connect if entered else None,
+            connect=connect if entered or (empty and empty.skips) else None,
             rewired=rewired,
             values=values,
             resizing=Resizing(
@@ -98,9 +107,30 @@ def without(
             "its layers? Draw groups without those inside it. Received: "
             f"{sorted(wrong)}"
         ) from cause
+    _hold(model, small, masks or {}, copier.keys, cut)
     if inherit_optimizer and small.compiled:
         copier.inherit_optimizer(model, small)
     return small
+
+
+def _hold(
+    model: keras.Model,
+    small: keras.Model,
+    masks: Mapping[str, np.ndarray],
+    keys: Mapping[str, str],
+    cut: _Cut,
+) -> None:
+    """Put masks in force where they prune something of the copy."""
+    named = named_weights(model)
+    before = masking.attached_masks(small) if masks else {}
+    held = {}
+    for key, mask in masks.items():
+        if key in keys:
+            left = cut.part(named[key], np.asarray(mask))
+            if not left.all():
+                held[keys[key]] = left & before.get(keys[key], True)
+    if held:
+        masking.enforce(small, held)
 
 
 class _Unlike(Exception):
@@ -183,7 +213,7 @@ class _Cut:
             for key, (count, lists) in (entry.config if entry else {}).items()
             if any(self.removed[atoms].any() for atoms in lists)
         }
-        if id(layer) in self._biases:
+        if id(layer) in self._biases and not getattr(layer, "use_bias", True):
             changes["use_bias"] = True
         if changes:
             return copy_of(layer, **changes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, overload
 
 import keras
@@ -13,18 +14,33 @@ from tf_tickets.network.channels import Atoms, Channels, follow, owners
 from tf_tickets.network.inside import look_inside
 from tf_tickets.selection import named_weights, values_of
 from tf_tickets.structured.decide import Decision, ShrinkReport, decide
+from tf_tickets.structured.draw import Criterion
 from tf_tickets.structured.groups import GroupTicket
 from tf_tickets.structured.rebuild import without
 from tf_tickets.structured.shrink_groups import shrink_groups
+from tf_tickets.structured.target import (
+    STEPS,
+    TIMED_STEPS,
+    Target,
+    latencies,
+    macs,
+    ranking,
+    rounded,
+    search,
+)
 from tf_tickets.structured.ticket import ChannelTicket, channel_axis
 
 
 @overload
 def shrink(
     model: keras.Model,
-    channels: ChannelTicket | Mapping[str, Any],
+    channels: ChannelTicket | Mapping[str, Any] | None = ...,
     *,
     weights: Literal["keep", "start"] = ...,
+    flops: float | None = ...,
+    latency: float | None = ...,
+    round_to: int | None = ...,
+    criterion: Criterion = ...,
     inherit_optimizer: bool = ...,
     return_report: Literal[False] = ...,
 ) -> keras.Model: ...
@@ -33,9 +49,13 @@ def shrink(
 @overload
 def shrink(
     model: keras.Model,
-    channels: ChannelTicket | Mapping[str, Any],
+    channels: ChannelTicket | Mapping[str, Any] | None = ...,
     *,
     weights: Literal["keep", "start"] = ...,
+    flops: float | None = ...,
+    latency: float | None = ...,
+    round_to: int | None = ...,
+    criterion: Criterion = ...,
     inherit_optimizer: bool = ...,
     return_report: Literal[True],
 ) -> tuple[keras.Model, ShrinkReport]: ...
@@ -43,38 +63,60 @@ def shrink(
 
 def shrink(
     model: keras.Model,
-    channels: ChannelTicket | Mapping[str, Any],
+    channels: ChannelTicket | Mapping[str, Any] | None = None,
     *,
     weights: Literal["keep", "start"] = "keep",
+    flops: float | None = None,
+    latency: float | None = None,
+    round_to: int | None = None,
+    criterion: Criterion = "auto",
     inherit_optimizer: bool = False,
     return_report: bool = False,
 ) -> keras.Model | tuple[keras.Model, ShrinkReport]:
     """A smaller model without the channels that a ticket prunes.
 
     The result is an ordinary Keras model of the same layers and names. Its
-    outputs are those of the big model in which everything that belongs to a
-    pruned channel is zero: scale and offset of its normalization layers, and
-    all that follows from them. A channel goes only when every mask that names
-    it prunes it: an addition makes the channels of its two sides one. Where a
-    mask prunes a channel that has to stay, its scale and offset (or filter
-    and bias) are zero in the smaller model.
+    outputs are those of the big model under ``channels.apply``, in which scale
+    and offset of a pruned channel (or its filter, its bias, and scale and
+    offset of the normalization behind it) are zero, up to rounding. What
+    follows from that need not be zero: where an activation is not zero at
+    zero, the constant moves into the biases of the layers that read it.
 
-    Layers that cannot be followed keep all channels that reach them; the
-    report names them. A layer that would lose every channel keeps the best
-    one, with a warning.
+    A channel goes only when every mask that names it prunes it: an addition
+    makes the channels of its two sides one. It stays where something unknown
+    reads it, or where no bias can say what it says: where a constant that is
+    not zero meets a convolution that pads with zeros. Such channels are held
+    at zero in the smaller model by masks, as `ChannelTicket.apply` holds them;
+    `tf_tickets.release` lets them train. The report says which and why.
+
+    A branch of an addition that would only add zeros goes whole. Any other
+    layer that would lose every channel keeps the best one as it is, with a
+    warning.
 
     Args:
         model: A functional model or a built sequential one, nested or not. It
             is not changed.
         channels: A ticket, or ``{key: mask}`` with the path of a
             normalization layer's scale or of a kernel as key and one boolean
-            per channel, `True` = kept. Of a `GroupTicket`, heads, widths and
+            per channel, `True` = kept. With a target, a ticket with scores,
+            whose masks are drawn anew by these; or `None`, the default:
+            channels are ranked by ``criterion``, those that can only go
+            together as one. Of a `GroupTicket`, heads, widths and
             blocks go, all of whose weights are zero in the big model.
         weights: `"keep"` inherits the weights that the model has; `"start"`
             those of the ticket.
+        flops: A target: at most this fraction of the model's multiplications.
+            The sparsity that reaches it is searched for.
+        latency: A target: at most this fraction of the time that the model
+            takes to predict a batch of 32 on this machine, measured in turns.
+        round_to: Whole number: every layer keeps a multiple of so many
+            channels, or all; 8 or 16 for vector units. The best of those that
+            were to go stay.
+        criterion: As in `draw_channels`, where there is a target and no
+            ticket.
         inherit_optimizer: Also hand on the optimizer's state (momentum and
-            the like). A compiled model's copy is compiled with the same
-            settings in either case.
+            the like); no branch goes whole then. A compiled model's copy is
+            compiled with the same settings in either case.
         return_report: Also return what went and what stopped the rest.
 
     Returns:
@@ -85,8 +127,9 @@ def shrink(
 
     Raises:
         ValueError: If the model is subclassed, a key or a mask does not fit
-            it, a layer cannot be copied, there is no optimizer to inherit, or
-            a training step that the model's class has would be lost.
+            it, a layer cannot be copied, there is no optimizer to inherit, a
+            training step that the model's class has would be lost, or a target
+            cannot be reached.
 
     Reference:
         You et al., "Drawing Early-Bird Tickets", ICLR 2020, section 4.
@@ -106,20 +149,31 @@ def shrink(
     >>> small = tt.structured.shrink(model, {scale: [True, False, False, True]})
     >>> small.get_layer("conv").filters
     2
+    >>> small, report = tt.structured.shrink(
+    ...     model, flops=0.6, return_report=True)
+    >>> small.get_layer("conv").filters, report.macs
+    (2, (3896, 1948))
     """
     checks.choice("weights", weights, ("keep", "start"))
+    target = Target.of(flops, latency, round_to)
     ticket = (
         channels
-        if isinstance(channels, ChannelTicket)
+        if channels is None or isinstance(channels, ChannelTicket)
         else ChannelTicket(channels)
     )
-    if weights == "start" and ticket.weights is None:
+    if weights == "start" and (ticket is None or ticket.weights is None):
         raise ValueError(
             "This ticket has no weights to start from. "
             "Received: weights='start'"
         )
     _check_optimizer(model, inherit_optimizer)
     if isinstance(ticket, GroupTicket):
+        if target or target.round_to > 1:
+            raise ValueError(
+                "A target is for channels; groups go as their ticket says. "
+                f"Received: flops={flops}, latency={latency}, "
+                f"round_to={round_to} with a GroupTicket"
+            )
         return shrink_groups(
             model,
             ticket,
@@ -127,36 +181,170 @@ def shrink(
             inherit_optimizer=inherit_optimizer,
             return_report=return_report,
         )
-    walked = follow(look_inside(model))
-    named = named_weights(model)
-    values = values_of(named)
-    if weights == "start":
-        values.update(ticket.weights_for(model))
-    masks, keys = _masks_by_atoms(ticket, model, walked)
-    scores = ticket.scores or {}
-    decision = decide(
-        walked,
-        masks,
-        {
+    start = (
+        ticket.weights_for(model)
+        if weights == "start" and ticket is not None
+        else {}
+    )
+    shrinking = _Shrinking(
+        model, start, target.round_to, inherit_optimizer=inherit_optimizer
+    )
+    reached: dict[str, Any] = {}
+    if target:
+        draw = ranking(model, ticket, criterion)
+        reached["sparsity"], ticket = shrinking.search(draw, target)
+    elif ticket is None:
+        raise ValueError(
+            "Say which channels go: by a ticket, by masks, or by a target, "
+            "`flops` or `latency`. Received: channels=None"
+        )
+    decision = shrinking.decide(ticket)
+    small = shrinking.build(decision)
+    if not return_report:
+        return small
+    if target.latency is not None:
+        before, after = latencies(model, small)
+        reached["latency"] = before.median, after.median
+    report = decision.report(shrinking.walked, model, small)
+    return small, dataclasses.replace(
+        report, macs=shrinking.macs(decision), **reached
+    )
+
+
+class _Shrinking:
+    """One model, shrunk by one ticket or another.
+
+    Args:
+        model: The model.
+        start: Weights to take in place of the model's own.
+        multiple: Of which every layer keeps channels.
+        inherit_optimizer: Whether copies inherit the optimizer's state.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        start: Mapping[str, np.ndarray],
+        multiple: int,
+        *,
+        inherit_optimizer: bool,
+    ) -> None:
+        self.model = model
+        self.multiple = multiple
+        self.inherit_optimizer = inherit_optimizer
+        self.walked = follow(look_inside(model))
+        self.named = named_weights(model)
+        self.values = {**values_of(self.named), **start}
+        self.elements: dict[str, np.ndarray] = {}
+
+    def decide(self, ticket: ChannelTicket) -> Decision:
+        """What goes."""
+        if self.multiple == 1:
+            return self._decide(ticket)
+        masks, keys = _masks_by_atoms(ticket, self.model, self.walked)
+        strength = np.zeros(self.walked.size)
+        for key, scores in self._scores(ticket, keys).items():
+            roots = self.walked.roots(masks[key][0])
+            np.add.at(strength, roots, np.abs(scores).astype(float))
+        found = rounded(
+            self.walked,
+            ticket.masks,
+            {key: masks[keys[key]][0] for key in ticket.masks},
+            lambda masks: self._decide(_with(ticket, masks)).removed,
+            strength,
+            self.multiple,
+        )
+        return self._decide(_with(ticket, found))
+
+    def build(self, decision: Decision) -> keras.Model:
+        """The smaller model; right after its decision."""
+        return without(
+            self.walked,
+            decision.removed,
+            self.model,
+            values=self.walked.values,
+            biases=decision.biases,
+            masks=self.elements,
+            empty=decision.empty,
+            inherit_optimizer=self.inherit_optimizer,
+        )
+
+    def macs(self, decision: Decision) -> tuple[int, int] | None:
+        """Multiply-accumulates ``(before, after)``."""
+        none = np.zeros(self.walked.size, bool)
+        before = macs(self.walked, none)
+        after = macs(self.walked, decision.removed, decision.empty.dropped)
+        return None if before is None or after is None else (before, after)
+
+    def search(
+        self, draw: Callable[[float], ChannelTicket], target: Target
+    ) -> tuple[float, ChannelTicket]:
+        """``(sparsity, ticket)`` that reach a target."""
+
+        def operations(ticket: ChannelTicket) -> float:
+            counted = self.macs(self.decide(ticket))
+            if counted is None or not counted[0]:
+                raise ValueError(
+                    "The model's operations are not known: its input leaves "
+                    "sizes open, or it has no layer that is counted. "
+                    f"Received: model={self.model.name!r}"
+                )
+            return counted[1] / counted[0]
+
+        def seconds(ticket: ChannelTicket) -> float:
+            small = self.build(self.decide(ticket))
+            before, after = latencies(self.model, small)
+            return after.median / before.median
+
+        if target.flops is not None:
+            return search(draw, operations, target.flops, STEPS)
+        return search(draw, seconds, target.latency or 0.0, TIMED_STEPS)
+
+    def _decide(self, ticket: ChannelTicket) -> Decision:
+        masks, keys = _masks_by_atoms(ticket, self.model, self.walked)
+
+        def zeroed(spared: Collection[int]) -> dict[int, np.ndarray]:
+            self.elements = _spared(ticket, self.walked, spared, masks, keys)(
+                self.model
+            )
+            return {
+                id(self.named[key]): np.where(
+                    self.elements[key], value, 0
+                ).astype(value.dtype)
+                if key in self.elements
+                else value
+                for key, value in self.values.items()
+            }
+
+        return decide(
+            self.walked,
+            masks,
+            self._scores(ticket, keys),
+            zeroed,
+            whole=not self.inherit_optimizer,
+        )
+
+    def _scores(
+        self, ticket: ChannelTicket, keys: Mapping[str, str]
+    ) -> dict[str, np.ndarray]:
+        """By which the best channel of a layer is found."""
+        scores = ticket.scores or {}
+        return {
             keys[k]: scores[k]
             if k in scores
             else _magnitudes(
-                values[keys[k]], channel_axis(model, named[keys[k]])
+                self.values[keys[k]],
+                channel_axis(self.model, self.named[keys[k]]),
             )
             for k in ticket.masks
-        },
+        }
+
+
+def _with(ticket: ChannelTicket, masks: Mapping[str, Any]) -> ChannelTicket:
+    """A ticket with other masks."""
+    return ChannelTicket(
+        masks, ticket.weights, ticket.metadata, scores=ticket.scores
     )
-    _zero_what_stays(ticket, model, walked, decision, values, masks, keys)
-    small = without(
-        walked,
-        decision.removed,
-        model,
-        values={id(named[key]): value for key, value in values.items()},
-        inherit_optimizer=inherit_optimizer,
-    )
-    if return_report:
-        return small, decision.report(walked, model, small)
-    return small
 
 
 def _check_optimizer(model: keras.Model, inherit_optimizer: bool) -> None:
@@ -195,23 +383,19 @@ def _magnitudes(value: np.ndarray, axis: int) -> np.ndarray:
     return np.abs(value.astype(np.float64)).max(axis=others)
 
 
-def _zero_what_stays(
+def _spared(
     ticket: ChannelTicket,
-    model: keras.Model,
     walked: Channels,
-    decision: Decision,
-    values: dict[str, np.ndarray],
+    spared: Collection[int],
     masks: Mapping[str, tuple[Atoms, np.ndarray]],
     keys: Mapping[str, str],
-) -> None:
-    """Zero the pruned channels that are not removed, but for floored ones."""
-    floored = np.array(sorted(decision.floored), np.int64)
-    spared = ChannelTicket(
+) -> Callable[[keras.Model], dict[str, np.ndarray]]:
+    """What the ticket holds at zero, but for some roots."""
+    floored = np.array(sorted(spared), np.int64)
+    return ChannelTicket(
         {
             key: mask | np.isin(walked.roots(masks[keys[key]][0]), floored)
             for key, mask in ticket.masks.items()
         },
         ticket.weights,
-    )
-    for key, mask in spared.element_masks(model).items():
-        values[key] = np.where(mask, values[key], 0).astype(values[key].dtype)
+    ).element_masks

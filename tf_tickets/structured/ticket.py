@@ -10,8 +10,13 @@ import numpy as np
 
 from tf_tickets.masks import Masks
 from tf_tickets.network.attention import made_axis
+from tf_tickets.network.channels import Channels, follow
+from tf_tickets.network.channels import owners as owners_of_channels
+from tf_tickets.network.constants import entering, propagate
+from tf_tickets.network.graph import is_graph
+from tf_tickets.network.inside import look_inside
 from tf_tickets.network.kinds import kind_of
-from tf_tickets.selection import named_weights, owners
+from tf_tickets.selection import named_weights, owners, view_of
 
 
 class ChannelTicket(Masks):
@@ -87,9 +92,11 @@ class ChannelTicket(Masks):
     def element_masks(self, model: keras.Model) -> dict[str, np.ndarray]:
         """``{weight's key: mask of its shape}``: what `apply` enforces.
 
-        Scale and offset of a normalization layer, or kernel and bias where
-        the key names a kernel. The model keeps its size;
-        `tf_tickets.structured.shrink` makes it small.
+        Scale and offset of a normalization layer; or kernel and bias where
+        the key names a kernel, and scale and offset of the normalizations
+        that only such channels reach, where the calls inside the model are
+        known. The model keeps its size; `tf_tickets.structured.shrink` makes
+        it small.
 
         Raises:
             ValueError: If the ticket is of another architecture.
@@ -111,7 +118,78 @@ class ChannelTicket(Masks):
             offset = f"{stem}/{'beta' if vector else 'bias'}{mark}{number}"
             if offset in named:
                 masks[offset] = mask
+        if any(len(mask.shape) > 1 for mask in masks.values()):
+            if is_graph(model):
+                _add_behind(model, named, masks)
         return masks
+
+
+def _add_behind(
+    model: keras.Model,
+    named: Mapping[str, keras.Variable],
+    masks: dict[str, np.ndarray],
+) -> None:
+    """Also mask the normalizations that pruned filters reach, and only these.
+
+    A normalization makes something of zeros: it moves them by its mean.
+    """
+    channels = follow(look_inside(model))
+    kernels = [k for k in masks if len(masks[k].shape) > 1]
+    known_as = owners_of_channels(channels, model)
+    pruned: set[int] = set()
+    for key in kernels:
+        if key in known_as:
+            axis = channel_axis(model, named[key])
+            kept = np.moveaxis(masks[key], axis, 0).reshape(
+                masks[key].shape[axis], -1
+            )[:, 0]
+            pruned.update(channels.roots(known_as[key][~kept]).tolist())
+    keys = {id(variable): key for key, variable in named.items()}
+    norms = _normalizations(channels)
+    changed = bool(pruned)
+    while changed:
+        changed = False
+        channels.values = {
+            id(named[key]): np.where(mask, view_of(named[key]), 0)
+            for key, mask in masks.items()
+        }
+        constants = propagate(channels)
+        for calls, atoms, variables in norms:
+            gone = np.isin(channels.roots(atoms), list(pruned))
+            for call in calls:
+                gone = gone & ~np.isnan(
+                    entering(channels, call, constants, call.operation.axis)
+                )
+            for variable in variables:
+                key = keys[id(variable)]
+                before = masks.get(key, np.ones(gone.shape, bool))
+                if (gone & before).any():
+                    masks[key] = before & ~gone
+                    changed = True
+
+
+def _normalizations(
+    channels: Channels,
+) -> list[tuple[list[Any], np.ndarray, list[keras.Variable]]]:
+    """``(calls, channels, scale and offset)`` of each that has some."""
+    found = []
+    for entry in channels.layers.values():
+        variables = [
+            v
+            for v in getattr(entry.layer, "weights", ())
+            if v.name in ("gamma", "beta")
+            and len(v.shape) == 1
+            and 0 in entry.slices.get(v.name, {})
+        ]
+        if variables:
+            calls = [
+                call
+                for call in channels.graph.calls
+                if call.operation is entry.layer
+            ]
+            atoms = entry.slices[variables[0].name][0]
+            found.append((calls, atoms, variables))
+    return found
 
 
 def channel_axis(model: keras.Model, variable: keras.Variable) -> int:

@@ -1,0 +1,69 @@
+"""Several small cuts in one training end where one draw would begin."""
+
+import keras
+import numpy as np
+import pytest
+
+import tf_tickets as tt
+from tests import gallery
+from tests.conftest import compiled
+
+
+def tokens(count=12):
+    rng = np.random.default_rng(0)
+    words = rng.integers(0, gallery.VOCABULARY, (count, 6)).astype("int32")
+    x = {"token_ids": words, "padding_mask": np.ones_like(words)}
+    return x, rng.integers(0, 4, count)
+
+
+def test_cuts_are_nested_exact_and_zero_after_every_step():
+    model = compiled(gallery.bert(dropout=0.1), "adam", jit_compile=True)
+    x, y = tokens()
+    pruning = tt.callbacks.GroupPruning(
+        {"heads": 0.5, "widths": 0.75},
+        cuts=3,
+        every=2,
+        criterion="taylor",
+        data=(x, y),
+    )
+    before = dict.fromkeys(range(8), 0)
+
+    class Counts(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            kernel = model.get_layer("block_0")._intermediate.kernel.numpy()
+            before[self.epoch] = int((~kernel.any(0)).sum())
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.epoch = epoch
+
+    model.fit(
+        x, y, batch_size=4, epochs=8, verbose=0, callbacks=[pruning, Counts()]
+    )
+    assert list(pruning.tickets) == [1, 3, 5]
+    assert list(before.values()) == [0, 6, 6, 12, 12, 18, 18, 18]
+    first, second, last = pruning.tickets.values()
+    for one, other in ((first, second), (second, last)):
+        for key, mask in other.masks.items():
+            assert not (mask & ~one.masks[key]).any()
+    assert pruning.ticket is last
+    small = tt.structured.shrink(model, last)
+    np.testing.assert_allclose(model(x), small(x), atol=1e-5)
+    assert small.get_layer("block_1")._attention.num_heads == 2
+
+
+def test_errors_come_before_training():
+    model = compiled(gallery.bert(depth=1))
+    x, y = tokens()
+
+    def fit(**options):
+        pruning = tt.callbacks.GroupPruning(0.5, **options)
+        model.fit(x, y, epochs=3, verbose=0, callbacks=[pruning])
+
+    with pytest.raises(ValueError, match="No epoch is left"):
+        fit(cuts=3)
+    with pytest.raises(ValueError, match="data=None"):
+        fit(cuts=1, criterion="taylor")
+    with pytest.raises(ValueError, match="no such groups"):
+        fit(cuts=1, groups=["blocks"])
+    with pytest.raises(ValueError, match="cuts"):
+        fit(cuts=0)
