@@ -26,7 +26,7 @@ from keras import layers
 from sklearn.datasets import load_digits
 
 import tf_tickets as tt
-from tf_tickets.export.timing import interleaved
+from tf_tickets.timing import interleaved
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("epochs", 30, "Epochs of the dense model.")
