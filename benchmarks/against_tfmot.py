@@ -38,10 +38,10 @@ FLAGS = script.define(
     output=(None, "Page whose tables to replace."),
     seeds=(3, "Runs of each."),
     epochs=(20, "Epochs of a run.", 2),
+    sparsities=(["0.5", "0.8", "0.9", "0.95"], "To prune to."),
     rounds=(200, "Timed steps of each side."),
 )
 
-SPARSITIES = (0.5, 0.8, 0.9, 0.95)
 LEARNING_RATE = 2e-3
 
 
@@ -216,7 +216,8 @@ def lines_of(function: Callable[..., Any]) -> int:
 def main(argv: Sequence[str]) -> None:
     """Train, time, count."""
     del argv
-    sparsities = SPARSITIES[2:3] if FLAGS.smoke else SPARSITIES
+    sparsities = [float(text) for text in FLAGS.sparsities]
+    sparsities = sparsities[-2:][:1] if FLAGS.smoke else sparsities
     seeds = 1 if FLAGS.smoke else FLAGS.seeds
     epochs = 2 if FLAGS.smoke else FLAGS.epochs
     found = accuracies(sparsities, seeds, epochs)

@@ -16,6 +16,7 @@ from tf_tickets.figures import Path, bars, save
 from tf_tickets.loss.batches import batches as read
 from tf_tickets.loss.objective import Loss, call
 from tf_tickets.loss.over_data import LossOverData
+from tf_tickets.network.inputs import replaced_call
 from tf_tickets.selection import layers_of
 from tf_tickets.ticket import Ticket
 
@@ -180,10 +181,8 @@ def _recording(
                 not isinstance(operation, keras.layers.Layer)
                 and type(operation).__name__.lower() in _FUNCTIONS
             ):
-                undo.callback(delattr, operation, "call")
-                operation.call = _watched(
-                    operation.call, operation.name, record
-                )
+                seen = _watched(operation.call, operation.name, record)
+                undo.enter_context(replaced_call(operation, seen))
             elif (
                 callable(activation)
                 and activation not in _NEVER

@@ -34,9 +34,6 @@ from tf_tickets.network.graph import Call
 from tf_tickets.network.kinds import kind_of, register
 from tf_tickets.network.weighted import (
     check_weights,
-    einsum_kernels,
-    einsum_outputs,
-    einsum_uses,
 )
 from tf_tickets.network.weightless import (
     axis_set,
@@ -469,11 +466,9 @@ def _unless_arrays(rule: Any) -> Any:
 
 register(
     keras.layers.EinsumDense,
+    like=keras.layers.EinsumDense,
     channels=einsum_dense,
     constants=einsum_made,
-    flops=einsum_uses,
-    kernels=einsum_kernels,
-    outputs=einsum_outputs,
 )
 register(keras.ops.einsum, channels=einsum)
 register(keras.ops.dot_product_attention, channels=attend)
