@@ -11,7 +11,7 @@ small networks, against what is computed (`benchmarks.web_variants`).
 
     python -m benchmarks.web                   # everything, some minutes
     python -m benchmarks.web --part=variants
-    python -m benchmarks.web --file=model.tflite --file=other.tflite
+    python -m benchmarks.web --files=model.tflite,other.tflite
 
 It takes Node 20 and npm, which fetches ``@litertjs/core`` once; without them it
 says so and does nothing.
@@ -54,7 +54,7 @@ FLAGS = script.define(
     size=(224, "Of the image."),
     rounds=(20, "Timed rounds."),
     heads=(True, "Whether the dense heads are pruned, too."),
-    file=([], "LiteRT files to time against the first, in place of all that."),
+    files=([], "LiteRT files to time against the first, in place of all that."),
     modules=(None, "A node_modules that holds @litertjs/core."),
 )
 
@@ -409,8 +409,8 @@ def main(_: list[str]) -> None:
         return
     notes: dict[str, str] = {}
     rows: list[timing.Row] = []
-    if FLAGS.file:
-        rows = given(FLAGS.file)
+    if FLAGS.files:
+        rows = given(FLAGS.files)
     else:
         if "variants" in FLAGS.part:
             names = [*VARIANTS][: 3 if FLAGS.smoke else None]

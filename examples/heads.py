@@ -24,9 +24,9 @@ from absl import app, flags
 from harness import write_csv
 from keras import layers
 from sklearn.datasets import load_digits
-from tf_tickets.export.timing import interleaved
 
 import tf_tickets as tt
+from tf_tickets.timing import interleaved
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("epochs", 30, "Epochs of the dense model.")

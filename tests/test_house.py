@@ -38,9 +38,14 @@ FLOORS = [
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-# Processes of their own, which must set the environment first, and a machine
-# that makes thousands of the smallest models.
-ALONE = {"distributed_worker.py", "serve_artifacts.py", "machine.py"}
+# Processes of their own, which must set the environment first, and what makes
+# thousands of the smallest models or graphs.
+ALONE = {
+    "distributed_worker.py",
+    "graphs.py",
+    "machine.py",
+    "serve_artifacts.py",
+}
 # What is tested through every room, or through the whole of one.
 WHOLE = {
     "test_at_home.py",
@@ -59,6 +64,7 @@ WHOLE = {
     "test_web_example.py",
     "callbacks/test_beside.py",
     "export/test_networks.py",
+    "stress/test_graphs.py",
     "stress/test_machine.py",
 }
 

@@ -17,6 +17,7 @@ UNTESTABLE = "cannot be tested at this scale"
 NOT_YET = "not measured yet"
 # What counts as level: no more than this below.
 MARGIN = 0.02
+CHANCE = 0.1
 # The first is what the verdicts are of, the others tell whether they last.
 MEASURED = ("digits", "mnist1d")
 
@@ -46,6 +47,7 @@ class Claim:
             are too few seeds.
         rule: When it counts as reproduced.
         why: What is known of why it is not, where it is not.
+        note: What must be known beside the numbers.
     """
 
     document: str
@@ -54,6 +56,7 @@ class Claim:
     judge: Callable[[Rows], Finding | None]
     rule: str
     why: str = ""
+    note: str = ""
 
 
 # Rules.
@@ -127,19 +130,30 @@ def judged(
     return Finding("; ".join(texts), verdict)
 
 
-def survives(rows: Rows, name: str, controls: Sequence[str]) -> Finding | None:
-    """No control lies more than the margin below the ticket."""
-    return judged(
-        [
-            (
-                control,
-                plan.values(rows, name, control=control),
-                plan.values(rows, name),
+def survives(
+    rows: Rows, name: str, controls: Sequence[str] = ("shuffle", "reinitialize")
+) -> Finding | None:
+    """No control lies more than the margin below the ticket.
+
+    Where the ticket itself has learned nothing, no control could be below it:
+    there is nothing to judge.
+    """
+    pairs, silent = [], ""
+    for density in CLAIMED:
+        ticket = plan.values(rows, name, density=density)
+        if len(ticket) < len(SEEDS):
+            return None
+        if plan.spread(ticket)[0] < 2 * CHANCE:
+            silent += (
+                f". At density {density:.3g} the ticket itself ends at "
+                f"{percent(ticket)}: not judged"
             )
-            for control in controls
-        ],
-        least=-MARGIN,
-    )
+            continue
+        for control in controls:
+            own = plan.values(rows, name, density=density, control=control)
+            pairs.append((f"{control} at {density:.3g}", own, ticket))
+    found = judged(pairs, least=-MARGIN) if pairs else None
+    return found and Finding(found.text + silent, found.verdict)
 
 
 def falls(rows: Rows, name: str, controls: Sequence[str]) -> Finding | None:
@@ -147,7 +161,7 @@ def falls(rows: Rows, name: str, controls: Sequence[str]) -> Finding | None:
     return judged(
         [
             (
-                f"ticket and {control}",
+                control,
                 plan.values(rows, name),
                 plan.values(rows, name, control=control),
             )
@@ -400,7 +414,8 @@ def _chance(rows: Rows) -> Finding | None:
         return None
     text = "; ".join(f"density {d:.3g}: {percent(gem[d])}" for d in sorted(gem))
     far = [
-        difference(found, dict.fromkeys(found, 0.2)) for found in gem.values()
+        difference(found, dict.fromkeys(found, 2 * CHANCE))
+        for found in gem.values()
     ]
     holds = [d is not None and d.mean > d.half for d in far]
     verdict = REPRODUCED if all(holds) else NOT_HERE
@@ -599,6 +614,11 @@ _LEVEL = (
 )
 _EVERYWHERE = f"at both densities, {_ABOVE}"
 
+_BY_LAYER = (
+    "Edge-Popup keeps the same share of every layer, at the lower density 1 of "
+    "the 144 weights of the digits' stem"
+)
+
 CLAIMS: dict[str, Claim] = {
     "gems_before": Claim(
         GEMS,
@@ -614,6 +634,7 @@ CLAIMS: dict[str, Claim] = {
         _players("gem", "edge_popup", densities=CLAIMED),
         lambda rows: judged(over(rows, "gem", "edge_popup", number="before")),
         _EVERYWHERE,
+        note=_BY_LAYER,
     ),
     "gems_edge_popup": Claim(
         GEMS,
@@ -621,6 +642,7 @@ CLAIMS: dict[str, Claim] = {
         _players("gem", "edge_popup", densities=CLAIMED),
         lambda rows: judged(over(rows, "gem", "edge_popup")),
         _EVERYWHERE,
+        note=_BY_LAYER,
     ),
     "gems_imp": Claim(
         GEMS,
@@ -636,6 +658,8 @@ CLAIMS: dict[str, Claim] = {
         _players("gem", "random", densities=CLAIMED),
         lambda rows: judged(over(rows, "gem", "random")),
         _EVERYWHERE,
+        "the higher density is too easy: there random masks train almost as "
+        "well as the dense network",
     ),
     "gems_snip": Claim(
         GEMS,
@@ -650,6 +674,9 @@ CLAIMS: dict[str, Claim] = {
         _players("gem", "smart_ratio", densities=CLAIMED),
         lambda rows: judged(over(rows, "gem", "smart_ratio")),
         _EVERYWHERE,
+        note="Smart-Ratio's classifier, at its published density of 0.3, which "
+        "the search chose too, takes more than half of the weights at the "
+        "lower density",
     ),
     "gems_sanity": Claim(
         GEMS,
@@ -663,16 +690,18 @@ CLAIMS: dict[str, Claim] = {
         GEMS,
         "Smart-Ratio does not pass them: random positions do as well "
         "(section 2)",
-        _players("smart_ratio"),
-        lambda rows: survives(rows, "smart_ratio", ("shuffle", "reinitialize")),
-        f"for every control, {_LEVEL}",
+        _players("smart_ratio", densities=CLAIMED),
+        lambda rows: survives(rows, "smart_ratio"),
+        f"for every control at both densities, {_LEVEL}",
     ),
     "snip_sanity": Claim(
         GEMS,
         "SNIP does not pass them (section 2, after Frankle et al.)",
-        _players("snip"),
-        lambda rows: survives(rows, "snip", ("shuffle", "reinitialize")),
-        f"for every control, {_LEVEL}",
+        _players("snip", densities=CLAIMED),
+        lambda rows: survives(rows, "snip"),
+        f"for every control at both densities, {_LEVEL}",
+        "no control is below the ticket in the mean, but at the lower density "
+        "seeds differ too much for the rule",
     ),
     "winning_tickets": Claim(
         LOTTERY,
@@ -793,9 +822,9 @@ CLAIMS: dict[str, Claim] = {
     "table_2_sanity": Claim(
         GEMS,
         "ProsPr does not pass the sanity checks (Table 2)",
-        _players("prospr"),
-        lambda rows: survives(rows, "prospr", ("shuffle", "reinitialize")),
-        f"for both, {_LEVEL}",
+        _players("prospr", densities=CLAIMED),
+        lambda rows: survives(rows, "prospr"),
+        f"for every control at both densities, {_LEVEL}",
     ),
     "table_16": Claim(
         GEMS,

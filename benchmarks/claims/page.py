@@ -107,9 +107,9 @@ it was typed in.
   whose neighbours in the grid are better. What is chosen holds at all
   densities. Variants of a method take that method's choice.
 - **Densities**: claims over densities are judged at {CLAIMED[0]:.3g} and
-  {CLAIMED[1]:.3g}, sanity checks and all else at {LOW:.3g}: where a random mask
-  trains almost as well as the dense network, no method can show what it is
-  worth.
+  {CLAIMED[1]:.3g}, that a ticket passes sanity checks, and all else, at
+  {LOW:.3g}: where a random mask trains almost as well as the dense network, no
+  method can show what it is worth. That it survives them is asked at both.
 - **Runs**: {len(SEEDS)} seeds that no choice has seen, on test data. All of one
   seed start from the same weights and see the same batches.
 - **Verdicts**: differences are taken seed by seed; in brackets stands their
@@ -154,6 +154,8 @@ def _verdicts(rows: Rows) -> str:
             left.append(f"`{name}`{_so_far(rows, claim)}")
             continue
         measured, verdict = finding.text, finding.verdict
+        if claim.note:
+            measured += f". ({claim.note}.)"
         if claim.why and verdict.startswith(NOT_HERE):
             verdict = f"{verdict}: {claim.why}"
         kind = next(
@@ -457,6 +459,7 @@ def draw(rows: Rows, path: pathlib.Path) -> None:
             axes=panel,
         )
         panel.set_ylim(0, 1)
+    axes[1].get_legend().remove()  # that of the left panel has them all
     figures.save(figure, path)
 
 

@@ -4,10 +4,10 @@ import platform
 from pathlib import Path
 
 import pytest
-from tf_tickets.export.timing import Latency
 
 import tf_tickets as tt
 from tf_tickets.export.places import PLACES
+from tf_tickets.timing import Latency
 
 
 def report(path, dense, export):

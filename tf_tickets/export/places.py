@@ -20,7 +20,7 @@ PLACES = (*_MACHINES, "browser")
 _HOW = {
     "server x86": "run tt.export.litert on such a machine",
     "ARM": "run tt.export.litert there, or LiteRT's benchmark_model",
-    "browser": "python -m benchmarks.web --file=... times files in WebAssembly",
+    "browser": "python -m benchmarks.web --files=... times files in WebAssembly",
 }
 
 
@@ -69,8 +69,8 @@ def best_files(
     >>> import tf_tickets as tt
     >>> made = tt.export.Report(
     ...     "sparse.tflite", "litert", [], 0, latencies={1: {
-    ...         "dense": tt.export.timing.Latency(2e-3, 2e-3, 2e-3, 9),
-    ...         "export": tt.export.timing.Latency(1e-3, 1e-3, 1e-3, 9)}})
+    ...         "dense": tt.timing.Latency(2e-3, 2e-3, 2e-3, 9),
+    ...         "export": tt.timing.Latency(1e-3, 1e-3, 1e-3, 9)}})
     >>> found = tt.export.best_files(
     ...     [made], measured={"browser": {"sparse.tflite": 0.5e-3}})
     >>> print(found["browser"])

@@ -193,8 +193,12 @@ class _Entering:
 def _may_be_entered(layer: keras.layers.Layer) -> bool:
     if kind_of(layer).channels is not None or isinstance(layer, keras.Model):
         return False
-    home = type(layer).__module__.partition(".")[0]
-    return type(layer) in _ENTERED or home not in ("keras", "tf_tickets")
+    if type(layer).__module__.partition(".")[0] == "keras":
+        return type(layer) in _ENTERED
+    package, _, name = keras.saving.get_registered_name(type(layer)).rpartition(
+        ">"
+    )
+    return package != "tf_tickets" or name == "Recorded"
 
 
 def _static(layer: Any, args: Any, kwargs: Any) -> dict[int, Any]:

@@ -7,9 +7,11 @@ input: what a reader's kernel makes of that constant moves into its bias.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
+from tf_tickets import masking
 from tf_tickets.network.channels import Channels, Read
 from tf_tickets.network.constants import (
     Constants,
@@ -43,7 +45,17 @@ class Reader:
     def folds(self) -> np.ndarray:
         """Whether the bias can say what an input says."""
         constant = ~np.isnan(self.values)
-        return (self.values == 0) | (constant & self.uniform)
+        # A layer inside another one is not given a bias.
+        takes = not self.read.call.within or has_free_bias(self.read.layer)
+        return (self.values == 0) | (constant & (self.uniform and takes))
+
+
+def has_free_bias(layer: Any) -> bool:
+    """Whether a layer has a bias, and no mask says what it may be."""
+    bias = getattr(layer, "bias", None)
+    return bias is not None and not isinstance(
+        bias.constraint, masking.MaskConstraint
+    )
 
 
 class Readers:

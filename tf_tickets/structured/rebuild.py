@@ -20,6 +20,7 @@ from tf_tickets.network.layer_copy import copy_of, is_saved
 from tf_tickets.network.recorded import by_config, parts_of, recorded
 from tf_tickets.selection import layers_of, named_weights, view_of
 from tf_tickets.structured.branches import Empty
+from tf_tickets.structured.readers import has_free_bias
 
 Values = Mapping[int, np.ndarray]
 
@@ -60,6 +61,12 @@ def without(
         ValueError: If a layer, or the model's class, cannot be copied.
     """
 
+    values, biases = dict(values or {}), dict(biases or {})
+    for entry in channels.layers.values():
+        layer: Any = entry.layer
+        if id(layer) in biases and has_free_bias(layer):
+            bias = biases.pop(id(layer))
+            values[id(layer.bias)] = bias.astype(view_of(layer.bias).dtype)
     entered = {id(block.layer) for block in channels.graph.blocks}
 
     def connect(layer: Any, copy: Any, args: Any, kwargs: Any) -> Any:
@@ -81,7 +88,7 @@ def without(
     ]
     cause: BaseException | None = None
     for configured in (True, False):
-        cut = _Cut(channels, removed, biases or {}, configured)
+        cut = _Cut(channels, removed, biases, configured)
         copier = Copier(
             replace=cut.smaller,
             connect=connect if entered or (empty and empty.skips) else None,
@@ -95,7 +102,7 @@ def without(
         # What a configuration says beside sizes is seen by what it computes.
         try:
             small = copier.copy(model)
-            wrong = cut.unlike(copier, values or {})
+            wrong = cut.unlike(copier, values)
         except _Unlike as error:
             wrong, cause = {str(error)}, error.__cause__
         if not wrong:
