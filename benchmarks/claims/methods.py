@@ -501,7 +501,9 @@ def _spent_as(
         + ticket.kept,
     }
     if way in ("vanilla", "activations"):
-        batches = list(bench.task.data.validation)[:1]
+        batches = list(
+            (bench.task.data.validation or bench.task.data.test).take(1)
+        )
         found = tt.analysis.activation_sparsity(traced.model, batches)
         row["zeros"] = round(float(found.total), 5)
         if unit.split == "final":

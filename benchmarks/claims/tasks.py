@@ -42,7 +42,7 @@ def resnet1d_short(
         widths: Filters of the blocks.
     """
     blocks: Any = SequenceBlocks(
-        input_shape=input_shape,  # type: ignore[arg-type]
+        input_shape=input_shape,
         classes=classes,
         bias=bias,
         affine=affine,
