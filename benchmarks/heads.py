@@ -31,16 +31,19 @@ FLAGS = script.define(
         "twice.",
     ),
     batches=(["1", "32"], "Examples in a batch."),
+    width=(256, "Of the residual stream; a block is four times as wide."),
     length=(128, "Tokens of an example."),
     rounds=(60, "Timed runs of each side."),
 )
-SIZES = {"width": 512, "heads": 8, "inner": 2048, "depth": 4}
 SMALL = {"width": 16, "heads": 4, "inner": 32, "depth": 2}
 
 
 def build(name: str) -> keras.Model:
-    """The dense network: of the sizes of the published small BERT."""
-    sizes = SMALL if FLAGS.smoke else SIZES
+    """The dense network: of 512, it has the sizes of the small BERT."""
+    width = FLAGS.width
+    sizes = {"width": width, "heads": 8, "inner": 4 * width, "depth": 4}
+    if FLAGS.smoke:
+        sizes = SMALL
     if name == "hub":
         import keras_hub
 

@@ -283,7 +283,8 @@ def networks(notes: dict[str, str]) -> list[timing.Row]:
                         )
                     print(table[-1], flush=True)
             keras.backend.clear_session()
-    notes["table"] = "\n".join(table)
+    if FLAGS.output is not None:
+        notes["table"] = "\n".join(table)
     return rows
 
 

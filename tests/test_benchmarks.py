@@ -18,6 +18,7 @@ from benchmarks import (
     compile_for,
     demo,
     dynamic_sparse,
+    heads,
     masked_step,
     readme,
     retraces,
@@ -257,6 +258,14 @@ def paged(script, tmp_path, *arguments):
     script.FLAGS.output = str(page)
     script.main([])
     return page.read_text()
+
+
+def test_heads(run):
+    table, written = run(heads, "--model=local", "--batches=2")
+    sound(table, written)
+    assert written["notes"]["local: largest difference"] < 1e-5
+    assert written["notes"]["local: largest difference when loaded"] == 0
+    assert written["notes"]["local: trains"]
 
 
 def test_dynamic_sparse(tmp_path):

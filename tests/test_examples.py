@@ -65,6 +65,15 @@ RUNS = {
         ["--smoke", "--sparsities=0.6"],
         ["results.csv", "errors.csv", "bits.png"],
     ),
+    "heads": (
+        [
+            "--epochs=1",
+            "--finetune_epochs=2",
+            "--seeds=0",
+            "--timing_rounds=2",
+        ],
+        ["results.csv", "taylor.keras"],
+    ),
     "export_and_serve": (
         ["--units=64", "--rounds=1", "--epochs_per_round=1", "--sparsity=0.8"],
         [],

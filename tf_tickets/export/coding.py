@@ -271,8 +271,7 @@ def group_of(array: np.ndarray, itemsize: int) -> Group | Tiles | None:
 
     Example:
 
-    >>> weight = np.tile([[1.0], [0.0], [2.0], [0.0], [0.0], [0.0], [3.0],
-    ...                   [4.0]], 50)
+    >>> weight = np.kron(np.ones((50, 25)), [[1, 4], [0, 2], [3, 0], [0, 0]])
     >>> group_of(weight, 4)
     (2, 4, 50)
     """

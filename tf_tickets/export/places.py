@@ -20,7 +20,7 @@ PLACES = (*_MACHINES, "browser")
 _HOW = {
     "server x86": "run tt.export.litert on such a machine",
     "ARM": "run tt.export.litert there, or LiteRT's benchmark_model",
-    "browser": "python -m benchmarks.web --files=... times files in WebAssembly",
+    "browser": "python -m benchmarks.web --files=... times them in WebAssembly",
 }
 
 

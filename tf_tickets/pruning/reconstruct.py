@@ -522,7 +522,8 @@ def _refined(
     left = times(dense - w)
     towards = ahead = left / diagonal
     size = (left * ahead).sum(1, keepdims=True)
-    for _ in range(steps):
+    # As many steps as rows reach it, but for rounding.
+    for _ in range(min(steps, 2 * dense.shape[1])):
         curved = times(towards)
         bend = (towards * curved).sum(1, keepdims=True)
         # An output that is where it should be stays there.
