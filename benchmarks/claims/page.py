@@ -203,7 +203,9 @@ def _cell(found: dict[int, float]) -> str:
     if not found:
         return "–"
     few = len(found) < len(SEEDS)
-    return percent(found) + (f" ({len(found)} seeds)" if few else "")
+    return percent(found) + (
+        f" ({len(found)} seed{'s'[: len(found) > 1]})" if few else ""
+    )
 
 
 def _over_densities(rows: Rows) -> list[str]:
