@@ -95,7 +95,9 @@ class Builder:
         for _ in range(steps):
             x = self.pick(self.pool[-4:])
             made = self.pick(moves)(x)
-            if made is not None and 0 < np.prod(made.shape[1:]) <= 2500:
+            if made is None or None in made.shape[1:]:
+                continue
+            if 0 < np.prod(made.shape[1:]) <= 2500:
                 self.pool.append(made)
         ends = [self.flat(x) for x in self.pool[-3:]]
         x = layers.Concatenate()(ends) if len(ends) > 1 else ends[0]

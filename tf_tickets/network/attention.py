@@ -472,7 +472,9 @@ register(
 )
 register(keras.ops.einsum, channels=einsum)
 register(keras.ops.dot_product_attention, channels=attend)
-register(keras.layers.Softmax, channels=softmax_layer)
+register(
+    keras.layers.Softmax, like=keras.layers.Softmax, channels=softmax_layer
+)
 for function in those_of(keras.ops, "add subtract multiply divide"):
     kind = kind_of(function)
     register(
