@@ -314,6 +314,10 @@ def values(
 ) -> dict[int, float]:
     """``{seed: number}`` of a player at a density."""
     wanted: dict[str, Any] = {} if density is None else {"asked": density}
+    choice = chosen(rows, name)
+    if choice is not None:
+        # Not with what an earlier state of the search had chosen.
+        wanted["setting"] = choice[0]
     return rows.values(
         number,
         label=PLAYERS[name].label,
