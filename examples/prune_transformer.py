@@ -1,6 +1,6 @@
 r"""Prune a trained transformer without training it again.
 
-    python examples/prune_transformer.py     # about a quarter of an hour
+    python examples/prune_transformer.py     # up to an hour: --steps
     python examples/prune_transformer.py --smoke
 
 A small GPT learns the sources of Python's standard library, character by
