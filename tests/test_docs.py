@@ -51,7 +51,8 @@ def run_blocks(page, tmp_path, monkeypatch):
     blocks = re.findall(
         r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL
     )
-    tables = (tt.pruning.CRITERIA, tt.pruning.SCOPES, tt.export.FORMATS)
+    tables: tuple = (tt.pruning.CRITERIA, tt.pruning.SCOPES)
+    tables += (tt.pruning.PATTERNS, tt.export.FORMATS)
     before = [dict(table) for table in tables]
     session = {"__name__": "page"}
     try:

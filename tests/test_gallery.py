@@ -34,6 +34,8 @@ def test_an_entry_is_what_its_tags_say(name):
     outputs = keras.tree.flatten(model(x))
     assert all(len(y) == 3 for y in outputs)
     assert all(np.isfinite(np.asarray(y, "float32")).all() for y in outputs)
+    if tags == {"blocks"}:
+        return  # what is inside their layers is what these are for
 
     kind = {keras.Sequential: "sequential"}.get(type(model))
     kind = kind or ("functional" if hasattr(model, "inputs") else "subclassed")

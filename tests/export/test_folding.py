@@ -232,9 +232,11 @@ def test_a_mask_on_a_kernel_stays_in_force():
 def test_a_mask_on_a_bias_says_nothing_about_a_folded_one():
     model = model_of(layers.Dense(4, name="dense"), norm(), shape=(3,))
     x = settle(model)
-    key = model.get_layer("dense").kernel.path
-    tt.structured.ChannelTicket({key: [1, 0, 1, 1]}).apply(
-        model, weights="keep"
+    held = model.get_layer("dense")
+    kept = np.array([1, 0, 1, 1], bool)
+    masking.enforce(
+        model,
+        {held.kernel.path: np.tile(kept, (3, 1)), held.bias.path: kept},
     )
     folded, _ = check(model, x)
     (dense,) = folded.layers

@@ -139,7 +139,7 @@ def _as_batch(item: Any, needed_by: str) -> Batch:
         raise ValueError(
             f"{needed_by} needs batches (x, y) or (x, y, sample_weight). "
             f"Received: a batch of {len(parts)} parts"
-            + (", the first of which is None" if parts[:1] == (None,) else "")
+            + (", the first of which is None" if 1 <= len(parts) <= 3 else "")
         )
     return Batch(
         *(

@@ -72,6 +72,16 @@ class WeightGroups:
 
     Raises:
         ValueError: If the model is subclassed.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((2,)),
+    ...     keras.layers.Dense(3, name="wide"),
+    ...     keras.layers.Dense(1, name="narrow"),
+    ... ])
+    >>> [family.kind for family in WeightGroups(model).families.values()]
+    ['widths']
     """
 
     def __init__(self, model: keras.Model) -> None:
@@ -541,7 +551,16 @@ def draw_groups(
     checks.choice("scope", scope, SCOPES)
     if not callable(criterion):
         checks.choice("criterion", criterion, tuple(CRITERIA))
-    found = found or WeightGroups(model)
+    for name, given, wanted in (
+        ("gone", gone, GroupTicket),
+        ("found", found, WeightGroups),
+    ):
+        if given is not None and not isinstance(given, wanted):
+            raise ValueError(
+                f"`{name}` must be a {wanted.__name__} or None. "
+                f"Received: {name}={given!r}"[:500]
+            )
+    found = WeightGroups(model) if found is None else found
     chosen = found.of(tuple(fractions))
     absent = fractions.keys() - {f.kind for f in chosen.values()}
     if absent or not chosen:

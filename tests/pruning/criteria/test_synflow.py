@@ -262,7 +262,7 @@ def test_scores_of_a_shared_trace_are_those_of_single_calls():
         )
     half = tt.prune(model, 0.9, criterion=option, iterations=7)
     assert {s.dtype for s in half.scores.values()} == {np.dtype("float32")}
-    assert half.metadata["criterion"] == "synflow"
+    assert half.metadata["criterion"] == "synflow(dtype='float32')"
 
 
 def test_a_shape_that_is_not_known_comes_from_the_data():
