@@ -128,6 +128,20 @@ def test_the_example_for_keras_io_is_in_its_format_and_runs(tmp_path):
     assert "sparsity 0.9500" in done.stdout and "kB shipped" in done.stdout
 
 
+def lines_of(script, *arguments):
+    """What a script prints in a process of its own, beside the examples."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.splitlines()
+
+
 _ON_CIFAR = """
 import sys
 sys.path.insert(0, "examples")
@@ -157,17 +171,9 @@ print(made.output_shape, bool(same))
 
 
 def test_the_miner_takes_the_recipes_of_the_network(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", _ON_CIFAR, str(tmp_path / "dense.keras")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    lines = lines_of(_ON_CIFAR, str(tmp_path / "dense.keras"))
     # Table 15: VGG-16 is finetuned at 0.05; the flag is of the scores.
-    assert done.stdout.splitlines() == [
+    assert lines == [
         "imp vgg16 vgg16 0.05 False None",
         "gem_miner vgg16 vgg16 0.05 False 0.5",
         "gem_miner_inverted vgg16 vgg16 0.05 False 0.5",
@@ -207,17 +213,9 @@ print(found == own, found.label_smoothing)
 
 
 def test_examples_take_the_recipes_of_their_networks():
-    done = subprocess.run(
-        [sys.executable, "-c", _OWN_RECIPES],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    lines = lines_of(_OWN_RECIPES)
     # Pruned at the rate of training, not at that of finetuning.
-    assert done.stdout.splitlines() == [
+    assert lines == [
         "True 0.1 True True",
         "True 0.0001",
         "True 0.1",
