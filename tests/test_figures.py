@@ -335,3 +335,20 @@ def test_without_matplotlib_one_is_told_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="pip install 'matplotlib"):
         tt.Ticket(MASKS).plot()
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_a_notebook_shows_what_is_drawn(kernel, monkeypatch):
+    """Pyplot knows of it there, and of nothing elsewhere."""
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline")
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    if kernel:
+        monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    pyplot.close("all")
+    figure, _ = figures.new_axes()
+    assert [pyplot.figure(n) for n in pyplot.get_fignums()] == [figure][:kernel]
+    pyplot.close("all")
