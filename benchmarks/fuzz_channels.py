@@ -4,11 +4,12 @@ r"""Random graphs over every kind of layer: what shrinks says the same.
 
 The graphs are those of `tests/stress/graphs.py`, of which `make test` checks a
 few. Of each seed one graph is built, channels of it pruned at random, and
-`shrink`, `ChannelTicket.apply`, `remove_dead_channels` and `tt.export.fold`
-are held against the graph itself, in float64 to 1e-9 of the largest output
-(blocks, which TensorFlow cannot pool in float64, in float32 to 1e-4); and no
-channel may go that something unknown reads. Each graph becomes a line of the
-progress file; the same command goes on where it was.
+`shrink` (with and without selections, and once more of what it made),
+`ChannelTicket.apply`, `remove_dead_channels` and `tt.export.fold` are held
+against the graph itself, in float64 to 1e-9 of the largest output (blocks,
+which TensorFlow cannot pool in float64, in float32 to 1e-4); and no channel may
+go that something unknown reads. Each graph becomes a line of the progress file;
+the same command goes on where it was.
 """
 
 from __future__ import annotations
@@ -74,14 +75,22 @@ def summary(rows: list[dict[str, Any]]) -> str:
     kinds: collections.Counter[str] = collections.Counter()
     worst = 0.0
     for row in rows:
-        for name in ("pruned", "removed", "dead", "folded", "compared"):
+        for name in (
+            "pruned",
+            "removed",
+            "selects",
+            "dead",
+            "folded",
+            "compared",
+        ):
             total[name] += int(row.get(name, 0))
         kinds.update(row.get("kinds", ()))
         worst = max(worst, row.get("worst", 0.0))
     faults = sum(bool(row.get("fault")) for row in rows)
     return (
         f"{len(rows)} graphs of {len(kinds)} kinds of operations: "
-        f"{total['removed']} of {total['pruned']} pruned channels went "
+        f"{total['removed']} of {total['pruned']} pruned channels went, "
+        f"{total['selects']} selections put in "
         f"({total['compared']} graphs compared with `apply`), "
         f"{total['dead']} dead channels, {total['folded']} normalizations "
         f"folded, {faults} faults, largest difference {worst:.1e}"

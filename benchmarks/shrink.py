@@ -5,16 +5,21 @@ ratio of times is to be read beside the ratio of FLOPs, which is in the notes:
 the gain in time over the gain in FLOPs says how much of the saving arrives.
 The mode `served` predicts with and without normalizations folded
 (`tf_tickets.export.fold`), as the exports `auto` and `litert` do, all four in
-turns. The mode `convolution` times the 3x3 convolutions of ResNet-20 alone,
-which says what bounds the network.
+turns. The mode `selection` has masks at random, each normalization its own, and
+sets what `select=True` makes of them beside what a residual stream keeps for
+all its readers, and two other ways to select channels beside the one that is
+used: a matrix product and a 1x1 convolution. The mode `convolution` times the
+3x3 convolutions of ResNet-20 alone, which says what bounds the network.
 
     python -m benchmarks.shrink
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
@@ -23,6 +28,7 @@ from absl import app
 
 import tf_tickets as tt
 from benchmarks import networks, script, timing
+from tf_tickets.layers import SelectChannels
 from tf_tickets.zoo import models
 
 FLAGS = script.define(
@@ -32,11 +38,12 @@ FLAGS = script.define(
         "What to shrink; may be given more than once.",
     ),
     mode=(
-        ("inference", "served", "training", "convolution"),
+        ("inference", "served", "training", "selection", "convolution"),
         "What to time; may be given more than once.",
     ),
     jit_compile=script.JIT_COMPILE,
     sparsity=(0.5, "Share of the channels of each layer that go."),
+    round_to=(1, "Every layer keeps a multiple of so many channels."),
     rounds=(50, "Timed runs of each side."),
     batch=(128, "Images in a batch."),
 )
@@ -62,7 +69,7 @@ def shrunk(model: keras.Model, sparsity: float) -> keras.Model:
             # Spread evenly: one in two, for a sparsity of a half.
             steps = np.floor(np.arange(channels + 1) * (1 - sparsity))
             masks[key] = np.diff(steps) > 0
-    return tt.structured.shrink(model, masks)
+    return tt.structured.shrink(model, masks, round_to=FLAGS.round_to)
 
 
 def side(
@@ -146,23 +153,84 @@ def served(
     return [*rows, alike], notes
 
 
+# Networks that normalize the residual stream in front of every block.
+PREACTIVATED = ("preresnet101", "wide_resnet_28_2")
+
+
+def _matrix(layer: SelectChannels, x: Any) -> np.ndarray:
+    matrix = np.zeros((x.shape[-1], len(layer.indices)), x.dtype)
+    matrix[list(layer.indices), np.arange(len(layer.indices))] = 1
+    return matrix
+
+
+# Other ways to select channels than the layer's own.
+WAYS: dict[str, Callable[..., Any]] = {
+    "product": lambda layer, x: keras.ops.matmul(x, _matrix(layer, x)),
+    "1x1": lambda layer, x: keras.ops.conv(
+        x, _matrix(layer, x)[None, None], padding="valid"
+    ),
+}
+
+
+def selection(
+    name: str, jit_compile: bool
+) -> tuple[list[timing.Row], dict[str, Any]]:
+    """Masks at random: the whole stream, its union, and selections."""
+    dense = models.get(name)
+    rng = np.random.default_rng(0)
+    masks = {}
+    for key, variable in tt.selection.named_weights(dense).items():
+        if variable.name == "gamma":
+            count = variable.shape[0]
+            order = rng.permutation(count)
+            masks[key] = order >= round(FLAGS.sparsity * count)
+    small = {
+        "union": tt.structured.shrink(dense, masks),
+        "select": tt.structured.shrink(dense, masks, select=True),
+    }
+    run = functools.partial(
+        side, mode="inference", jit_compile=jit_compile, batch=FLAGS.batch
+    )
+    sides = {"dense": run(dense)}
+    sides |= {which: run(model) for which, model in small.items()}
+    for which, way in WAYS.items():
+        sides[which] = run(small["select"])
+        with mock.patch.object(SelectChannels, "call", way):
+            sides[which]()  # traced with it
+    times = timing.interleaved(sides, rounds=2 if FLAGS.smoke else FLAGS.rounds)
+    case = f"{name}, selection{', XLA' if jit_compile else ''}"
+    rows = [timing.compare(times, which, "dense", case=case) for which in sides]
+    macs = tt.analysis.flops(dense).macs
+    notes: dict[str, Any] = {}
+    for row in rows[1:]:
+        model = small["union" if row.name == "union" else "select"]
+        promised = macs / tt.analysis.flops(model).macs
+        notes[f"{case}, {row.name}: gain in FLOPs"] = round(promised, 3)
+        notes[f"{case}, {row.name}: gain in time"] = round(1 / row.ratio, 3)
+    return rows, notes
+
+
 def convolutions() -> list[timing.Row]:
     """3x3 convolutions with all their channels and with half of them."""
     rows = []
     stages = [(32, 16), (16, 32), (8, 64)]
-    for pixels, channels in stages[:1] if FLAGS.smoke else stages:
+    stages = stages[:1] if FLAGS.smoke else stages
+    cases = [(one, jit) for jit in FLAGS.jit_compile for one in stages]
+    for (pixels, channels), jit_compile in cases:
         sides = {}
         for which, count in (("dense", channels), ("shrunk", channels // 2)):
             x = tf.random.normal((FLAGS.batch, pixels, pixels, count))
             kernel = tf.Variable(tf.random.normal((3, 3, count, count)))
             run = tf.function(
-                lambda x=x, kernel=kernel: tf.nn.conv2d(x, kernel, 1, "SAME")
+                lambda x=x, kernel=kernel: tf.nn.conv2d(x, kernel, 1, "SAME"),
+                jit_compile=jit_compile == "true",
             )
             sides[which] = lambda run=run: run().numpy()
         times = timing.interleaved(
             sides, rounds=2 if FLAGS.smoke else FLAGS.rounds
         )
         case = f"3x3, {channels} to {channels // 2} channels, {pixels} pixels"
+        case += ", XLA" if jit_compile == "true" else ""
         rows.append(timing.compare(times, "shrunk", "dense", case=case))
     return rows
 
@@ -174,7 +242,8 @@ def main(argv: Sequence[str]) -> None:
         "sparsity": FLAGS.sparsity,
         "batch": FLAGS.batch,
     }
-    modes = [m for m in FLAGS.mode if m not in ("convolution", "served")]
+    alone = ("convolution", "selection", "served")
+    modes = [m for m in FLAGS.mode if m not in alone]
     for name in FLAGS.network:
         for mode in modes:
             for jit_compile in FLAGS.jit_compile:
@@ -184,6 +253,12 @@ def main(argv: Sequence[str]) -> None:
         if "served" in FLAGS.mode:
             for jit_compile in FLAGS.jit_compile:
                 more, found = served(name, jit_compile == "true")
+                rows += more
+                notes |= found
+    if "selection" in FLAGS.mode:
+        for name in PREACTIVATED[-1:] if FLAGS.smoke else PREACTIVATED:
+            for jit_compile in FLAGS.jit_compile:
+                more, found = selection(name, jit_compile == "true")
                 rows += more
                 notes |= found
     if "convolution" in FLAGS.mode:

@@ -806,6 +806,31 @@ def resnet(
 
 
 @tagged("functional", "convolutional", "normalized")
+def preactivated(widths: tuple[int, ...] = (4, 6)) -> keras.Model:
+    """Bottlenecks that normalize the residual stream, two to each width."""
+
+    def convolve(x: Any, filters: int, size: int, stride: int = 1) -> Any:
+        x = layers.ReLU()(layers.BatchNormalization()(x))
+        return layers.Conv2D(
+            filters, size, stride, padding="same", use_bias=False
+        )(x)
+
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, padding="same", use_bias=False)(image)
+    for width in widths:
+        for index in range(2):
+            y = convolve(x, width, 1)
+            y = convolve(y, width, 3, stride=1 if index else 2)
+            y = convolve(y, 2 * width, 1)
+            if not index:
+                x = layers.Conv2D(2 * width, 1, 2, use_bias=False)(x)
+            x = layers.Add()([x, y])
+    x = layers.ReLU()(layers.BatchNormalization()(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(image, layers.Dense(3)(x))
+
+
+@tagged("functional", "convolutional", "normalized")
 def block(activation: Any = "relu") -> keras.Model:
     """A stem and one basic block, with strides and padding as in ResNets."""
     image = keras.Input((8, 8, 3), name="image")

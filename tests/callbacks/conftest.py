@@ -59,10 +59,13 @@ def drawing(kind, directory=None):
         "gradual": lambda: C.GradualPruning(
             target_sparsity=0.5, end_step=12, every=1, directory=directory
         ),
+        "groups": lambda: C.GroupPruning(
+            0.5, cuts=2, groups=["widths"], directory=directory
+        ),
         "early_bird": lambda: C.EarlyBird(
             [0.5], stop=False, epsilon=1.0, window=2, directory=directory
         ),
     }[kind]()
 
 
-KINDS = ["rounds", "gradual", "freezing", "early_bird"]
+KINDS = ["rounds", "gradual", "freezing", "early_bird", "groups"]

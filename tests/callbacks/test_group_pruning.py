@@ -3,10 +3,12 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tf_tickets as tt
 from tests import gallery
 from tests.conftest import compiled
+from tf_tickets import masking
 
 
 def tokens(count=12):
@@ -67,3 +69,75 @@ def test_errors_come_before_training():
         fit(cuts=1, groups=["blocks"])
     with pytest.raises(ValueError, match="cuts"):
         fit(cuts=0)
+
+
+def test_a_run_that_died_ends_like_one_that_lived(tmp_path):
+    x, y = tokens()
+    data = tt.data.shuffled((x, y), seed=0).batch(4)
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    data = data.with_options(options)
+
+    class Die(keras.callbacks.Callback):
+        def __init__(self, at):
+            super().__init__()
+            self.at = at
+
+        def on_train_batch_begin(self, batch, logs=None):
+            if (self.epoch, batch) == self.at:
+                raise KeyboardInterrupt
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.epoch = epoch
+
+    def run(name, die_at=None):
+        keras.utils.set_random_seed(1)
+        model = compiled(gallery.bert(depth=1, dropout=0.2), "adam")
+        # What is pruned before is pruned after.
+        ticket = tt.prune(model, 0.2)
+        ticket.apply(model)
+        pruning = tt.callbacks.GroupPruning(
+            {"heads": 0.5, "widths": 0.75},
+            cuts=3,
+            criterion="taylor",
+            data=(x, y),
+            directory=tmp_path / name,
+        )
+        try:
+            history = model.fit(
+                data, epochs=5, verbose=0, callbacks=[pruning, Die(die_at)]
+            )
+        except KeyboardInterrupt:
+            return None
+        return model, pruning, history.epoch
+
+    # Before the first cut, between two, and after the last.
+    for die_at in ((0, 2), (2, 1), (4, 0)):
+        assert run("killed", die_at) is None
+    resumed, pruning, epochs = run("killed")
+    assert epochs == [4]
+    whole, expected, _ = run("whole")
+    assert list(pruning.tickets) == list(expected.tickets) == [1, 2, 3]
+    assert pruning.ticket is pruning.tickets[3]
+    for one, other in zip(
+        pruning.tickets.values(), expected.tickets.values(), strict=True
+    ):
+        for mine, theirs in (
+            (one.masks, other.masks),
+            (one.scores, other.scores),
+            (one.weights, other.weights),
+        ):
+            for a, b in zip(mine.values(), theirs.values(), strict=True):
+                np.testing.assert_array_equal(a, b)
+    for a, b in zip(resumed.variables, whole.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(
+        masking.attached_masks(resumed).values(),
+        masking.attached_masks(whole).values(),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(
+        resumed.optimizer.variables, whole.optimizer.variables, strict=True
+    ):
+        np.testing.assert_array_equal(a, b)

@@ -17,6 +17,7 @@ import numpy as np
 from keras import layers, ops
 
 from tf_tickets.export import fold
+from tf_tickets.layers import SelectChannels
 from tf_tickets.network.channels import follow, owners
 from tf_tickets.network.graph import trace
 from tf_tickets.network.kinds import kind_of
@@ -46,6 +47,7 @@ class Found:
         kinds: Names of the classes of its operations.
         pruned: Channels that the masks asked for.
         removed: Those that went.
+        selects: Selections that `shrink` put in front of normalizations.
         dead: Dead channels that went.
         folded: Normalizations that were folded.
         compared: Whether `apply` could be compared, too: not where a layer
@@ -57,6 +59,7 @@ class Found:
     kinds: list[str]
     pruned: int = 0
     removed: int = 0
+    selects: int = 0
     dead: int = 0
     folded: int = 0
     compared: bool = False
@@ -415,6 +418,11 @@ class Builder:
             return layers.Concatenate()([x, y])
         return layers.Concatenate(axis=1)([x, self.like(x)])
 
+    def do_selection(self, x: Any) -> Any:
+        size = x.shape[-1]
+        indices = self.rng.integers(0, size, int(self.rng.integers(1, 7)))
+        return SelectChannels(indices.tolist())(x)
+
     # --- what is shared, nested or unknown -----------------------------------
 
     def do_shared(self, x: Any) -> Any:
@@ -569,6 +577,9 @@ def _check(seed: int, tolerance: float) -> Found:
         ticket = ChannelTicket(masks)
         small, shrunk = shrink(model, ticket, return_report=True)
         _check_account(seed, model, small, shrunk)
+        picky, picked = shrink(model, ticket, select=True, return_report=True)
+        _check_account(seed, model, picky, picked)
+        found.selects = selections(picky) - selections(model)
         found.pruned, found.removed = shrunk.asked, shrunk.removed
         found.compared = not shrunk.floored
         for old, new in zip(start, model.get_weights(), strict=True):
@@ -589,6 +600,12 @@ def _check(seed: int, tolerance: float) -> Found:
             truth = said(model, x)
             compare("the shrunk model", small, truth)
             compare("the folded shrunk model", fold(small), truth)
+            if not picked.floored:
+                compare("the model with selections", picky, truth)
+                compare("it, folded", fold(picky), truth)
+                again = _again(picky, seed)
+                if again is not None:
+                    compare("what is shrunk again", *again)
             model.set_weights(start)
             for variable in layers_of(model):
                 for weight in variable.weights:
@@ -601,6 +618,26 @@ def _check(seed: int, tolerance: float) -> Found:
     found.dead = shrunk.removed
     compare("what dead channels left", smaller, truth)
     return found
+
+
+def _again(model: Any, seed: int) -> tuple[Any, np.ndarray] | None:
+    """A shrunk model, shrunk once more, and what it should say."""
+    masks = masks_for(model, seed + 1)
+    if not masks:
+        return None
+    ticket = ChannelTicket(masks)
+    small, report = shrink(
+        model, ticket, select=bool(seed % 2), return_report=True
+    )
+    if report.floored:
+        return None
+    ticket.apply(model, weights="keep")
+    return small, said(model, inputs_for(model, seed))
+
+
+def selections(model: keras.Model) -> int:
+    """How many layers select channels."""
+    return sum(isinstance(one, SelectChannels) for one in layers_of(model))
 
 
 def _hold_by_hand(model: keras.Model, masks: dict[str, np.ndarray]) -> None:

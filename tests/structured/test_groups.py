@@ -1,5 +1,6 @@
 """Heads, widths and blocks go, and the model computes what it did without."""
 
+import importlib
 import subprocess
 import sys
 
@@ -609,3 +610,94 @@ def test_backbones_of_kerashub(name, tmp_path):
     ):
         np.testing.assert_allclose(one, other, atol=1e-5)
         np.testing.assert_allclose(one, third, atol=1e-5)
+
+
+def counted(model, length):
+    """Multiply-accumulates of all kernels, from their shapes alone."""
+    return sum(
+        int(np.prod(w.shape))
+        * (1 if "pooled" in w.path or "logits" in w.path else length)
+        for w in model.weights
+        if w.name == "kernel"
+    )
+
+
+@pytest.mark.parametrize("flops", [0.7, 0.4])
+def test_a_target_takes_as_many_groups_as_it_needs(flops, float64):
+    model = filled(gallery.bert(length=6))
+    drawn = draw_groups(model, {"heads": 0.25, "widths": 0.5})
+    small, report = shrink(model, drawn, flops=flops, return_report=True)
+    assert report.macs == (counted(model, 6), counted(small, 6))
+    assert report.macs[1] <= flops * report.macs[0]
+    assert f"pruning {report.sparsity:.4f}" in str(report)
+    # The proportions stay: it is the draw at that sparsity.
+    again = draw_groups(
+        model, {"heads": report.sparsity / 2, "widths": report.sparsity}
+    )
+    x, expected = silenced(model, again)
+    np.testing.assert_allclose(outputs(small, x), expected, atol=1e-9)
+    # One group less would be too much.
+    less = {
+        k: max(v - 0.05, 0)
+        for k, v in again.metadata["requested_sparsity"].items()
+    }
+    _, other = shrink(model, draw_groups(model, less), return_report=True)
+    assert other.macs[1] > flops * report.macs[0]
+    assert other.sparsity is None
+
+
+def test_widths_stay_in_multiples_and_heads_as_they_are(float64):
+    model = filled(gallery.bert(length=6))
+    drawn = draw_groups(model, {"heads": 0.25, "widths": 0.5})
+    small, report = shrink(model, drawn, round_to=8, return_report=True)
+    sizes = {
+        name.rpartition("/")[2]: after
+        for name, (_, after) in report.layers.items()
+    }
+    assert sizes["intermediate"] == 16  # 12 of 24 were to stay
+    assert sizes["query"] == 3
+    # The best come back: those with the highest scores.
+    kept = {}
+    for key, scores in drawn.scores.items():
+        size = 8 if "pooled" in key else 16 if scores.size > 4 else 3
+        kept[key] = np.isin(np.arange(scores.size), np.argsort(-scores)[:size])
+    x, expected = silenced(model, GroupTicket(kept))
+    np.testing.assert_allclose(outputs(small, x), expected, atol=1e-9)
+
+
+def test_blocks_count_as_what_they_compute():
+    model = filled(gallery.bert(length=6, depth=4, normalize_first=True))
+    drawn = draw_groups(model, 0.5, groups=["blocks"])
+    small, report = shrink(model, drawn, flops=0.6, return_report=True)
+    assert report.macs == (counted(model, 6), counted(small, 6))
+    assert report.removed == 2
+
+
+def test_a_target_of_time_is_of_groups_too(monkeypatch):
+    from tf_tickets.structured import target
+
+    def latencies(model, small):
+        times = [1e-6 * one.count_params() for one in (model, small)]
+        return tuple(target.Latency(t, t, t, 1) for t in times)
+
+    monkeypatch.setattr(target, "latencies", latencies)
+    module = importlib.import_module("tf_tickets.structured.shrink")
+    monkeypatch.setattr(module, "latencies", latencies)
+    model = gallery.bert(length=6)
+    drawn = draw_groups(model, 0.5)
+    _, report = shrink(model, drawn, latency=0.8, return_report=True)
+    before, after = report.latency
+    assert after <= 0.8 * before
+    assert after == 1e-6 * report.parameters[1]
+
+
+def test_what_a_target_of_groups_needs():
+    model = gallery.bert(length=6)
+    drawn = draw_groups(model, 0.5)
+    bare = GroupTicket(drawn.masks)
+    with pytest.raises(ValueError, match="needs the scores"):
+        shrink(model, bare, flops=0.5)
+    with pytest.raises(ValueError, match="not selected"):
+        shrink(model, drawn, select=True)
+    with pytest.raises(ValueError, match="is the least"):
+        shrink(model, drawn, flops=0.01)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from tf_tickets import checks, masking
-from tf_tickets.callbacks.base import Logs, TicketCallback
+from tf_tickets.callbacks.base import Logs, ResumableCallback
+from tf_tickets.callbacks.directory import Directory
 from tf_tickets.structured.groups import (
     Criterion,
     GroupTicket,
@@ -17,7 +18,7 @@ from tf_tickets.structured.groups import (
 )
 
 
-class GroupPruning(TicketCallback):
+class GroupPruning(ResumableCallback):
     """Prunes groups of weights a few at a time while the model trains.
 
     Each cut ranks what is left anew and holds what goes at zero; the model
@@ -35,6 +36,10 @@ class GroupPruning(TicketCallback):
         scope: As in `draw_groups`.
         data: As in `draw_groups`.
         seed: As in `draw_groups`.
+        directory: Where to keep the run; by default nowhere. Every epoch is
+            saved there; the same call after a kill goes on after the last
+            whole epoch. List the callback after
+            `keras.callbacks.BackupAndRestore` then.
 
     Attributes:
         ticket: The last one drawn, or `None`.
@@ -62,8 +67,6 @@ class GroupPruning(TicketCallback):
     4
     """
 
-    keeps_masks = True
-
     def __init__(
         self,
         target_sparsity: float | Mapping[str, float],
@@ -76,6 +79,7 @@ class GroupPruning(TicketCallback):
         scope: str = "layer",
         data: Any = None,
         seed: int = 0,
+        directory: Directory | None = None,
     ) -> None:
         super().__init__()
         if isinstance(target_sparsity, Mapping):
@@ -96,6 +100,19 @@ class GroupPruning(TicketCallback):
         self.seed = seed
         self.ticket: GroupTicket | None = None
         self.tickets: dict[int, GroupTicket] = {}
+        self._keep_in(
+            directory,
+            {
+                "source": "GroupPruning",
+                "target_sparsity": self.target_sparsity,
+                "cuts": self.cuts,
+                "every": self.every,
+                "begin": self.start,
+                "criterion": checks.word_for(criterion),
+                "scope": scope,
+                "seed": seed,
+            },
+        )
 
     def begin(self) -> None:
         self.ticket = None
@@ -109,19 +126,28 @@ class GroupPruning(TicketCallback):
                 f"{last}"
             )
         self._groups = WeightGroups(self.model)
-        self._held = masking.attached_masks(self.model)
         first = self._draw(1)  # every error, before time is spent
+        # Drawn before: what a run goes on from is not touched by a draw.
+        remembered = self._resume()
+        if self._run is not None:
+            for done in remembered.get("cut_after", ()):
+                file = self._run.path / _file(done)
+                self.ticket = self.tickets[done] = GroupTicket.load(file)
+        # Of a run that goes on, these prune what its cuts have pruned.
+        self._held = masking.attached_masks(self.model)
         # A mask that is there from the start costs no new trace later.
         kept = {k: np.ones_like(m) for k, m in first.masks.items()}
         self._hold(GroupTicket(kept))
 
     def epoch_end(self, epoch: int, logs: Logs) -> None:
         done, rest = divmod(epoch + 1 - self.start, self.every)
-        if rest or not 0 <= done < self.cuts:
-            return
-        ticket = self._draw(done + 1)
-        self.ticket = self.tickets[epoch + 1] = ticket
-        self._hold(ticket)
+        files = {}
+        if not rest and 0 <= done < self.cuts:
+            ticket = self._draw(done + 1)
+            self.ticket = self.tickets[epoch + 1] = ticket
+            files[_file(epoch + 1)] = ticket
+            self._hold(ticket)
+        self._save(epoch + 1, {"cut_after": [*self.tickets]}, files)
 
     def _hold(self, ticket: GroupTicket) -> None:
         """Hold what is pruned at zero, beside what was held before."""
@@ -142,3 +168,7 @@ class GroupPruning(TicketCallback):
             gone=self.ticket,
             found=self._groups,
         )
+
+
+def _file(epochs: int) -> str:
+    return f"groups_{epochs:05d}.safetensors"

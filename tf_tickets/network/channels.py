@@ -79,6 +79,29 @@ class Read:
     axes: tuple[int, int] | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Channels that a layer takes from those that it reads.
+
+    They are channels of their own, so that one may go which others still read;
+    but what is taken must be there.
+
+    Attributes:
+        read: Atoms of all that it reads.
+        indices: Which of these it takes.
+        made: Atoms of what it makes of them, one for each index.
+    """
+
+    read: Atoms
+    indices: np.ndarray
+    made: Atoms
+
+    @property
+    def taken(self) -> Atoms:
+        """Atoms of what is taken."""
+        return self.read[self.indices]
+
+
 @dataclasses.dataclass
 class LayerChannels:
     """How one layer depends on channels.
@@ -88,6 +111,7 @@ class LayerChannels:
         slices: ``{variable name: {axis: atoms}}``.
         config: ``{config key: (kept counts -> new value, lists of atoms)}``.
         made: The atoms that the layer itself makes, or `None`.
+        choice: What it takes from what it reads, or `None`.
     """
 
     layer: keras.layers.Layer
@@ -98,6 +122,7 @@ class LayerChannels:
         default_factory=dict
     )
     made: Atoms | None = None
+    choice: Choice | None = None
 
 
 class Channels:
@@ -282,6 +307,34 @@ class Channels:
             entry.made = self.fresh(count)
         return entry.made
 
+    def choose(
+        self, layer: keras.layers.Layer, read: Atoms, indices: Sequence[int]
+    ) -> Atoms:
+        """``layer`` takes some of the channels that it reads.
+
+        Args:
+            layer: The layer, whose configuration says ``indices``.
+            read: The atoms of all that it reads.
+            indices: Which of these it takes.
+
+        Returns:
+            New atoms, the same ones at every call.
+
+        Raises:
+            Unfollowed: If it read another number of them in another call.
+        """
+        made = self.make(layer, len(indices))
+        entry = self.of(layer)
+        if entry.choice is None:
+            entry.choice = Choice(read, np.asarray(indices, np.int64), made)
+        elif entry.choice.read.size == read.size:
+            self.tie(entry.choice.read, read)
+        else:
+            why = f"{layer.name} is called on other numbers of channels"
+            self.freeze(entry.choice.read, why)
+            raise Unfollowed("is called on different numbers of channels")
+        return made
+
     # --- what is asked afterwards ----------------------------------------
 
     def roots(self, atoms: Atoms) -> Atoms:
@@ -298,6 +351,31 @@ class Channels:
             *self._frozen,
             *(root for atoms, *_ in self._held for root in self.roots(atoms)),
         ]
+
+    def choices(self) -> list[tuple[str, Choice]]:
+        """``[(name of the layer, what it takes)]``, in the order of calls."""
+        return [
+            (entry.layer.name, entry.choice)
+            for entry in self.layers.values()
+            if entry.choice is not None
+        ]
+
+    def keep_taken(self, going: np.ndarray) -> dict[int, str]:
+        """Take back the channels that a layer takes for what stays.
+
+        Args:
+            going: One boolean per atom, read at the roots; changed in place.
+
+        Returns:
+            ``{root: why it stays}``.
+        """
+        reasons = {}
+        for name, choice in reversed(self.choices()):
+            taken = self.roots(choice.taken)[~going[self.roots(choice.made)]]
+            for root in taken[going[taken]].tolist():
+                reasons[root] = f"{name} takes them for what stays"
+                going[root] = False
+        return reasons
 
     def together(self) -> list[tuple[Atoms, int, str]]:
         """``[(channels, the tensor in which they are read, why it matters)]``

@@ -185,6 +185,7 @@ def decide(
     zeroed: Zeroed | None = None,
     *,
     whole: bool = True,
+    spared: Collection[int] = (),
 ) -> Decision:
     """Remove a channel when every mask that names it prunes it.
 
@@ -201,9 +202,11 @@ def decide(
         zeroed: What the weights are when the masks are applied; `None` where
             zeros are known to stay zeros until something reads them.
         whole: Whether branches may go whole.
+        spared: Roots that stay whatever the masks say.
     """
     wanted = np.zeros(channels.size, bool)
     kept = np.zeros(channels.size, bool)
+    kept[list(spared)] = True
     strength = np.zeros(channels.size)
     for key, (atoms, mask) in masks.items():
         roots = channels.roots(atoms)
@@ -211,8 +214,11 @@ def decide(
         wanted[roots[~mask]] = True
         if key in scores:
             np.add.at(strength, roots, np.abs(scores[key]).astype(float))
-    asked = set(np.flatnonzero(wanted).tolist())
-    going = wanted & ~kept
+    shared = _through_choices(channels, wanted, kept, strength)
+    going = (wanted | shared) & ~kept
+    # What only other channels are taken from is asked for if all of them go.
+    shared &= going & ~wanted
+    asked = set(np.flatnonzero(wanted | shared).tolist())
     going[list(channels.frozen())] = False
     stayed = dict.fromkeys(
         np.flatnonzero(wanted & kept).tolist(),
@@ -220,6 +226,7 @@ def decide(
     )
     if zeroed is None:
         floored = floor(channels, going, strength)
+        stayed |= channels.keep_taken(going)
         removed = going[channels.roots(np.arange(channels.size))]
         return Decision(removed, asked, stayed, floored)
     channels.values = zeroed(())
@@ -236,8 +243,47 @@ def decide(
     removed = going[channels.roots(np.arange(channels.size))]
     biases = readers.biases(removed)
     gone = set(np.flatnonzero(going).tolist())
-    held = len((set(stayed) | asked & set(channels.frozen())) - gone)
-    return Decision(removed, asked, stayed, floored, empty, biases, held)
+    held = (set(stayed) | asked & set(channels.frozen())) - gone
+    held &= set(np.flatnonzero(wanted).tolist())
+    return Decision(removed, asked, stayed, floored, empty, biases, len(held))
+
+
+def _through_choices(
+    channels: Channels,
+    wanted: np.ndarray,
+    kept: np.ndarray,
+    strength: np.ndarray,
+) -> np.ndarray:
+    """What masks say of channels that layers take from others.
+
+    Of a channel that no mask names they say what they say of the one that it
+    is taken from. That one stays for each that stays, and may go when all go.
+
+    Args:
+        channels: The channels of the model.
+        wanted: By root, whether a mask prunes it; changed in place, as the
+            following ones.
+        kept: By root, whether a mask keeps it.
+        strength: By root.
+
+    Returns:
+        By root, whether what is taken from it may go.
+    """
+    shared = np.zeros(channels.size, bool)
+    choices = [
+        (channels.roots(choice.taken), channels.roots(choice.made))
+        for _, choice in channels.choices()
+    ]
+    for taken, made in choices:
+        unnamed = ~wanted[made] & ~kept[made]
+        wanted[made[unnamed & wanted[taken]]] = True
+        kept[made[unnamed & kept[taken]]] = True
+    for taken, made in reversed(choices):
+        going = (wanted | shared)[made] & ~kept[made]
+        shared[taken[going]] = True
+        kept[taken[~going]] = True
+        np.maximum.at(strength, taken, strength[made])
+    return shared
 
 
 def floor(

@@ -19,6 +19,7 @@ from tf_tickets import checks
 from tf_tickets.network.channels import Channels, follow, owners
 from tf_tickets.network.graph import trace
 from tf_tickets.selection import layers_of, named_weights, values_of
+from tf_tickets.structured.selects import selectable, with_selects
 from tf_tickets.structured.ticket import ChannelTicket, channel_axis
 from tf_tickets.tracing import retrace
 
@@ -67,13 +68,20 @@ class ChannelScores:
         coupled: Score channels that can only go together as one, by the mean
             of their scores, and leave out those that cannot go. Needs a
             functional or sequential model.
+        select: Whether a normalization can lose channels of a tensor that
+            others read: it counts as coupled to what comes behind it only.
 
     Raises:
         ValueError: On an unknown criterion, or where nothing is scored.
     """
 
     def __init__(
-        self, model: keras.Model, criterion: Criterion, coupled: bool = False
+        self,
+        model: keras.Model,
+        criterion: Criterion,
+        coupled: bool = False,
+        *,
+        select: bool = False,
     ) -> None:
         checks.choice("criterion", criterion, CRITERIA)
         self.model = model
@@ -84,7 +92,11 @@ class ChannelScores:
         self._channels: Channels | None = None
         self._atoms: dict[str, np.ndarray] = {}
         if coupled or criterion == "filter_norm":
-            self._channels = follow(trace(model))
+            graph = trace(model)
+            if select:
+                norms = {id(call.operation) for call in selectable(graph)}
+                graph, _ = with_selects(graph, norms)
+            self._channels = follow(graph)
             self._atoms = owners(self._channels, model)
         if criterion == "gamma":
             self._variables = scales

@@ -584,16 +584,7 @@ def draw_groups(
     if gone is not None:
         keys = gone._fitting(found)
         before = {keys[k]: m for k, m in gone.masks.items()}
-    masks: dict[str, np.ndarray] = {}
-    for kind, fraction in fractions.items():
-        families = {k: f for k, f in chosen.items() if f.kind == kind}
-        parts = (
-            [families]
-            if scope == "global" or kind == "blocks"
-            else [{k: f} for k, f in families.items()]
-        )
-        for part in parts:
-            masks |= _kept(part, scores, fraction, before)
+    masks = _masks(chosen, scores, fractions, scope, before)
     return GroupTicket(
         masks,
         values_of(named_weights(model)),
@@ -605,6 +596,72 @@ def draw_groups(
         },
         scores=scores,
     )
+
+
+def drawn_anew(
+    model: keras.Model, ticket: GroupTicket
+) -> Callable[[float], GroupTicket]:
+    """``sparsity -> ticket``, by the scores and in the scope of a ticket.
+
+    Args:
+        model: The model.
+        ticket: Whose kinds keep the proportions of their sparsities: the
+            sparsity is that of the kind that loses most.
+
+    Raises:
+        ValueError: If the ticket has no scores.
+    """
+    scores = ticket.scores
+    if not scores or not scores.keys() >= ticket.masks.keys():
+        raise ValueError(
+            "To be cut to a target, a ticket needs the scores that its masks "
+            "were drawn by, as those of `draw_groups` have. "
+            "Received: a ticket without scores"
+        )
+    groups = WeightGroups(model)
+    keys = ticket._fitting(groups)
+    kinds = sorted({groups.families[keys[key]].kind for key in ticket.masks})
+    asked = ticket.metadata.get("requested_sparsity", {})
+    shares = {kind: float(asked.get(kind, 1.0)) for kind in kinds}
+    most = max(shares.values())
+    shares = {k: v / most if most else 1.0 for k, v in shares.items()}
+    rated = {keys[key]: np.asarray(scores[key]) for key in ticket.masks}
+    back = {there: here for here, there in keys.items()}
+    scope = str(ticket.metadata.get("scope", "layer"))
+
+    def draw(sparsity: float) -> GroupTicket:
+        chosen = {key: groups.families[key] for key in rated}
+        fractions = {kind: sparsity * share for kind, share in shares.items()}
+        masks = _masks(chosen, rated, fractions, scope, {})
+        return GroupTicket(
+            {back[key]: mask for key, mask in masks.items()},
+            ticket.weights,
+            {**ticket.metadata, "requested_sparsity": fractions},
+            scores=scores,
+        )
+
+    return draw
+
+
+def _masks(
+    families: Mapping[str, Family],
+    scores: Mapping[str, np.ndarray],
+    fractions: Mapping[str, float],
+    scope: str,
+    before: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Masks at a sparsity for each kind."""
+    masks: dict[str, np.ndarray] = {}
+    for kind, fraction in fractions.items():
+        alike = {k: f for k, f in families.items() if f.kind == kind}
+        parts = (
+            [alike]
+            if scope == "global" or kind == "blocks"
+            else [{k: f} for k, f in alike.items()]
+        )
+        for part in parts:
+            masks |= _kept(part, scores, fraction, before)
+    return masks
 
 
 def _kept(

@@ -100,7 +100,10 @@ class Readers:
         reasons = self._read_together(going)
         changed = True
         while changed:
-            changed = False
+            taken = self.channels.keep_taken(going)
+            changed = bool(taken)
+            for root, why in taken.items():
+                reasons.setdefault(root, (why, False))
             for reader, row, column in zip(
                 self.readers, rows, columns, strict=True
             ):

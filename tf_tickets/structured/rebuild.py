@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_tickets import masking
+from tf_tickets.layers.selecting import SelectChannels
 from tf_tickets.network.channels import Channels
 from tf_tickets.network.copier import Copier, Resizing
 from tf_tickets.network.graph import Block, Shape, graphs_of, tensors_of
@@ -37,6 +38,7 @@ def without(
     inherit_optimizer: bool = False,
     keep_class: bool = True,
     bypassed: Collection[int] = (),
+    selects: Mapping[int, SelectChannels] | None = None,
 ) -> keras.Model:
     """A copy of ``model`` without some of its channels.
 
@@ -56,6 +58,8 @@ def without(
         keep_class: As in `tf_tickets.network.copier.Copier`.
         bypassed: Ids of layers in whose place the copy has what they read
             first.
+        selects: ``{id(layer): what takes channels in front of it}`` in the
+            graph of ``channels``, as `tf_tickets.structured.selects` put it.
 
     Raises:
         ValueError: If a layer, or the model's class, cannot be copied.
@@ -68,10 +72,17 @@ def without(
             bias = biases.pop(id(layer))
             values[id(layer.bias)] = bias.astype(view_of(layer.bias).dtype)
     entered = {id(block.layer) for block in channels.graph.blocks}
+    selects = selects or {}
 
     def connect(layer: Any, copy: Any, args: Any, kwargs: Any) -> Any:
         if id(layer) in bypassed:
             return tensors_of(args, kwargs)[0]
+        if id(layer) in selects:
+            (x,) = tensors_of(args, kwargs)
+            chosen: Any = cut.smaller(selects[id(layer)])
+            args, kwargs = keras.tree.map_structure(
+                lambda given: chosen(x) if given is x else given, (args, kwargs)
+            )
         if empty is not None and id(layer) in empty.skips:
             return empty.connect(layer, copy, args, kwargs)
         try:
@@ -84,14 +95,16 @@ def without(
     rewired = [
         id(graph)
         for graph in graphs_of(model)
-        if any(id(layer) in bypassed for layer in graph.layers)
+        if any(id(x) in bypassed or id(x) in selects for x in graph.layers)
     ]
     cause: BaseException | None = None
     for configured in (True, False):
         cut = _Cut(channels, removed, biases, configured)
         copier = Copier(
             replace=cut.smaller,
-            connect=connect if entered or (empty and empty.skips) else None,
+            connect=connect
+            if entered or selects or (empty and empty.skips)
+            else None,
             rewired=rewired,
             values=values,
             resizing=Resizing(
@@ -220,6 +233,12 @@ class _Cut:
             for key, (count, lists) in (entry.config if entry else {}).items()
             if any(self.removed[atoms].any() for atoms in lists)
         }
+        choice = entry.choice if entry else None
+        if choice and self.removed[[*choice.read, *choice.made]].any():
+            # Of a layer that goes whole, what it takes may be gone.
+            places = (np.cumsum(~self.removed[choice.read]) - 1).clip(0)
+            stay = choice.indices[~self.removed[choice.made]]
+            changes["indices"] = places[stay].tolist()
         if id(layer) in self._biases and not getattr(layer, "use_bias", True):
             changes["use_bias"] = True
         if changes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, overload
 
@@ -10,23 +11,23 @@ import keras
 import numpy as np
 
 from tf_tickets import checks
+from tf_tickets.layers.selecting import SelectChannels
 from tf_tickets.network.channels import Atoms, Channels, follow, owners
 from tf_tickets.network.inside import look_inside
 from tf_tickets.selection import named_weights, values_of
 from tf_tickets.structured.decide import Decision, ShrinkReport, decide
 from tf_tickets.structured.draw import Criterion
-from tf_tickets.structured.groups import GroupTicket
+from tf_tickets.structured.groups import GroupTicket, drawn_anew
 from tf_tickets.structured.rebuild import without
-from tf_tickets.structured.shrink_groups import shrink_groups
+from tf_tickets.structured.selects import useful, wanting, with_selects
+from tf_tickets.structured.shrink_groups import GroupShrinking
 from tf_tickets.structured.target import (
-    STEPS,
-    TIMED_STEPS,
+    Shrinking,
     Target,
     latencies,
     macs,
     ranking,
     rounded,
-    search,
 )
 from tf_tickets.structured.ticket import ChannelTicket, channel_axis
 
@@ -41,6 +42,7 @@ def shrink(
     latency: float | None = ...,
     round_to: int | None = ...,
     criterion: Criterion = ...,
+    select: bool = ...,
     inherit_optimizer: bool = ...,
     return_report: Literal[False] = ...,
 ) -> keras.Model: ...
@@ -56,6 +58,7 @@ def shrink(
     latency: float | None = ...,
     round_to: int | None = ...,
     criterion: Criterion = ...,
+    select: bool = ...,
     inherit_optimizer: bool = ...,
     return_report: Literal[True],
 ) -> tuple[keras.Model, ShrinkReport]: ...
@@ -70,6 +73,7 @@ def shrink(
     latency: float | None = None,
     round_to: int | None = None,
     criterion: Criterion = "auto",
+    select: bool = False,
     inherit_optimizer: bool = False,
     return_report: bool = False,
 ) -> keras.Model | tuple[keras.Model, ShrinkReport]:
@@ -102,18 +106,26 @@ def shrink(
             whose masks are drawn anew by these; or `None`, the default:
             channels are ranked by ``criterion``, those that can only go
             together as one. Of a `GroupTicket`, heads, widths and
-            blocks go, all of whose weights are zero in the big model.
+            blocks go, all of whose weights are zero in the big model; with a
+            target its kinds keep the proportions of their sparsities.
         weights: `"keep"` inherits the weights that the model has; `"start"`
             those of the ticket.
-        flops: A target: at most this fraction of the model's multiplications.
-            The sparsity that reaches it is searched for.
+        flops: A target: at most this fraction of the model's multiplications
+            by kernels (what attention multiplies besides is not counted). The
+            sparsity that reaches it is searched for.
         latency: A target: at most this fraction of the time that the model
             takes to predict a batch of 32 on this machine, measured in turns.
         round_to: Whole number: every layer keeps a multiple of so many
             channels, or all; 8 or 16 for vector units. The best of those that
-            were to go stay.
+            were to go stay. Of groups, it is widths that are counted so, not
+            heads.
         criterion: As in `draw_channels`, where there is a target and no
             ticket.
+        select: Whether a normalization takes its own channels from a tensor
+            that keeps more, by a `tf_tickets.layers.SelectChannels` in front
+            of it: in a pre-activation network every block then reads what its
+            own mask keeps, as in the published code, and not what any block
+            needs of the residual stream.
         inherit_optimizer: Also hand on the optimizer's state (momentum and
             the like); no branch goes whole then. A compiled model's copy is
             compiled with the same settings in either case.
@@ -167,57 +179,66 @@ def shrink(
             "Received: weights='start'"
         )
     _check_optimizer(model, inherit_optimizer)
+    shrinking: Shrinking
+    chosen: Any = ticket
     if isinstance(ticket, GroupTicket):
-        if target or target.round_to > 1:
+        if select:
             raise ValueError(
-                "A target is for channels; groups go as their ticket says. "
-                f"Received: flops={flops}, latency={latency}, "
-                f"round_to={round_to} with a GroupTicket"
+                "Groups are not selected: what reads a group loses it, too. "
+                "Received: select=True with a GroupTicket"
             )
-        return shrink_groups(
+        shrinking = GroupShrinking(
             model,
             ticket,
-            weights=weights,
+            target.round_to,
+            start=weights == "start",
             inherit_optimizer=inherit_optimizer,
-            return_report=return_report,
         )
-    start = (
-        ticket.weights_for(model)
-        if weights == "start" and ticket is not None
-        else {}
-    )
-    shrinking = _Shrinking(
-        model, start, target.round_to, inherit_optimizer=inherit_optimizer
-    )
+    else:
+        start = (
+            ticket.weights_for(model)
+            if weights == "start" and ticket is not None
+            else {}
+        )
+        shrinking = _Shrinking(
+            model,
+            start,
+            target.round_to,
+            select=select,
+            inherit_optimizer=inherit_optimizer,
+        )
     reached: dict[str, Any] = {}
     if target:
-        draw = ranking(model, ticket, criterion)
-        reached["sparsity"], ticket = shrinking.search(draw, target)
+        draw = (
+            drawn_anew(model, ticket)
+            if isinstance(ticket, GroupTicket)
+            else ranking(model, ticket, criterion, select)
+        )
+        reached["sparsity"], chosen = shrinking.reach(draw, target)
     elif ticket is None:
         raise ValueError(
             "Say which channels go: by a ticket, by masks, or by a target, "
             "`flops` or `latency`. Received: channels=None"
         )
-    decision = shrinking.decide(ticket)
+    decision = shrinking.decide(chosen)
     small = shrinking.build(decision)
     if not return_report:
         return small
     if target.latency is not None:
         before, after = latencies(model, small)
         reached["latency"] = before.median, after.median
-    report = decision.report(shrinking.walked, model, small)
-    return small, dataclasses.replace(
-        report, macs=shrinking.macs(decision), **reached
-    )
+    report = shrinking.report(decision, small)
+    return small, dataclasses.replace(report, **reached)
 
 
-class _Shrinking:
+class _Shrinking(Shrinking):
     """One model, shrunk by one ticket or another.
 
     Args:
         model: The model.
         start: Weights to take in place of the model's own.
         multiple: Of which every layer keeps channels.
+        select: Whether a normalization may take channels from those it reads.
         inherit_optimizer: Whether copies inherit the optimizer's state.
     """
 
@@ -227,18 +248,24 @@ class _Shrinking:
         start: Mapping[str, np.ndarray],
         multiple: int,
         *,
+        select: bool,
         inherit_optimizer: bool,
     ) -> None:
-        self.model = model
+        super().__init__(model)
         self.multiple = multiple
+        self.select = select
         self.inherit_optimizer = inherit_optimizer
-        self.walked = follow(look_inside(model))
+        self.graph = look_inside(model)
+        self.walked = follow(self.graph)
+        self.selects: Mapping[int, SelectChannels] = {}
         self.named = named_weights(model)
         self.values = {**values_of(self.named), **start}
         self.elements: dict[str, np.ndarray] = {}
 
     def decide(self, ticket: ChannelTicket) -> Decision:
         """What goes."""
+        if self.select:
+            self._choose(ticket)
         if self.multiple == 1:
             return self._decide(ticket)
         masks, keys = _masks_by_atoms(ticket, self.model, self.walked)
@@ -246,15 +273,17 @@ class _Shrinking:
         for key, scores in self._scores(ticket, keys).items():
             roots = self.walked.roots(masks[key][0])
             np.add.at(strength, roots, np.abs(scores).astype(float))
-        found = rounded(
+        found, spared = rounded(
             self.walked,
             ticket.masks,
             {key: masks[keys[key]][0] for key in ticket.masks},
-            lambda masks: self._decide(_with(ticket, masks)).removed,
+            lambda masks, spared: (
+                self._decide(_with(ticket, masks), spared).removed
+            ),
             strength,
             self.multiple,
         )
-        return self._decide(_with(ticket, found))
+        return self._decide(_with(ticket, found), spared)
 
     def build(self, decision: Decision) -> keras.Model:
         """The smaller model; right after its decision."""
@@ -267,6 +296,7 @@ class _Shrinking:
             masks=self.elements,
             empty=decision.empty,
             inherit_optimizer=self.inherit_optimizer,
+            selects=self.selects,
         )
 
     def macs(self, decision: Decision) -> tuple[int, int] | None:
@@ -276,31 +306,36 @@ class _Shrinking:
         after = macs(self.walked, decision.removed, decision.empty.dropped)
         return None if before is None or after is None else (before, after)
 
-    def search(
-        self, draw: Callable[[float], ChannelTicket], target: Target
-    ) -> tuple[float, ChannelTicket]:
-        """``(sparsity, ticket)`` that reach a target."""
+    def report(self, decision: Decision, small: keras.Model) -> ShrinkReport:
+        """The account of a decision; right after it."""
+        return dataclasses.replace(
+            decision.report(self.walked, self.model, small),
+            macs=self.macs(decision),
+        )
 
-        def operations(ticket: ChannelTicket) -> float:
-            counted = self.macs(self.decide(ticket))
-            if counted is None or not counted[0]:
-                raise ValueError(
-                    "The model's operations are not known: its input leaves "
-                    "sizes open, or it has no layer that is counted. "
-                    f"Received: model={self.model.name!r}"
-                )
-            return counted[1] / counted[0]
+    def _choose(self, ticket: ChannelTicket) -> None:
+        """Find the normalizations that need less than what they read keeps."""
+        self.selects, self.walked = {}, follow(self.graph)
+        keys = ticket.match(self.model)
+        masks = {
+            id(self.named[keys[key]]): mask
+            for key, mask in ticket.masks.items()
+        }
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Every channel of these layers")
+            found = wanting(self.walked, masks, self._decide(ticket))
+            while found:
+                graph, self.selects = with_selects(self.graph, found)
+                self.walked = follow(graph)
+                used = useful(self.walked, self.selects, self._decide(ticket))
+                if len(used) == len(found):
+                    return
+                found = used
+        self.selects, self.walked = {}, follow(self.graph)
 
-        def seconds(ticket: ChannelTicket) -> float:
-            small = self.build(self.decide(ticket))
-            before, after = latencies(self.model, small)
-            return after.median / before.median
-
-        if target.flops is not None:
-            return search(draw, operations, target.flops, STEPS)
-        return search(draw, seconds, target.latency or 0.0, TIMED_STEPS)
-
-    def _decide(self, ticket: ChannelTicket) -> Decision:
+    def _decide(
+        self, ticket: ChannelTicket, spared: Collection[int] = ()
+    ) -> Decision:
         masks, keys = _masks_by_atoms(ticket, self.model, self.walked)
 
         def zeroed(spared: Collection[int]) -> dict[int, np.ndarray]:
@@ -322,6 +357,7 @@ class _Shrinking:
             self._scores(ticket, keys),
             zeroed,
             whole=not self.inherit_optimizer,
+            spared=spared,
         )
 
     def _scores(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,13 +16,14 @@ import tensorflow as tf
 from tf_tickets import checks
 from tf_tickets.network.channels import Channels
 from tf_tickets.network.kinds import kind_of
+from tf_tickets.structured.decide import Decision, ShrinkReport
 from tf_tickets.structured.draw import ChannelScores, Criterion, Drawing, cut
 from tf_tickets.structured.ticket import ChannelTicket
 from tf_tickets.timing import Latency, interleaved
 
 Masks = Mapping[str, np.ndarray]
-# masks -> which atoms would go
-Removed = Callable[[Masks], np.ndarray]
+# (masks, roots that stay whatever these say) -> which atoms would go
+Removed = Callable[[Masks, Collection[int]], np.ndarray]
 
 # Halvings of the sparsity: one channel of sixteen thousand.
 STEPS = 14
@@ -67,8 +70,62 @@ class Target:
         return self.flops is not None or self.latency is not None
 
 
+class Shrinking(abc.ABC):
+    """One model, shrunk by one ticket or another.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self.model = model
+
+    @abc.abstractmethod
+    def decide(self, ticket: Any) -> Decision:
+        """What goes."""
+
+    @abc.abstractmethod
+    def build(self, decision: Decision) -> keras.Model:
+        """The smaller model; right after its decision."""
+
+    @abc.abstractmethod
+    def macs(self, decision: Decision) -> tuple[int, int] | None:
+        """Multiply-accumulates ``(before, after)``; `None`: not known."""
+
+    @abc.abstractmethod
+    def report(self, decision: Decision, small: keras.Model) -> ShrinkReport:
+        """The account of a decision; right after it."""
+
+    def reach(
+        self, draw: Callable[[float], Any], target: Target
+    ) -> tuple[float, Any]:
+        """``(sparsity, ticket)`` that reach a target."""
+
+        def operations(ticket: Any) -> float:
+            counted = self.macs(self.decide(ticket))
+            if counted is None or not counted[0]:
+                raise ValueError(
+                    "The model's operations are not known: its input leaves "
+                    "sizes open, or it has no layer that is counted. "
+                    f"Received: model={self.model.name!r}"
+                )
+            return counted[1] / counted[0]
+
+        def seconds(ticket: Any) -> float:
+            small = self.build(self.decide(ticket))
+            before, after = latencies(self.model, small)
+            return after.median / before.median
+
+        if target.flops is not None:
+            return search(draw, operations, target.flops, STEPS)
+        return search(draw, seconds, target.latency or 0.0, TIMED_STEPS)
+
+
 def ranking(
-    model: keras.Model, ticket: ChannelTicket | None, criterion: Criterion
+    model: keras.Model,
+    ticket: ChannelTicket | None,
+    criterion: Criterion,
+    select: bool = False,
 ) -> Callable[[float], ChannelTicket]:
     """``sparsity -> ticket``, always by the same scores.
 
@@ -77,12 +134,13 @@ def ranking(
         ticket: One with scores, or `None` to score the model's channels,
             those that can only go together as one.
         criterion: Of the scores.
+        select: Whether each normalization has its own say on what it reads.
 
     Raises:
         ValueError: If the ticket has no scores.
     """
     if ticket is None:
-        scores = ChannelScores(model, criterion, coupled=True)
+        scores = ChannelScores(model, criterion, coupled=True, select=select)
 
         def draw(sparsity: float) -> ChannelTicket:
             drawing, values = scores.draw(sparsity)
@@ -114,11 +172,11 @@ def ranking(
 
 
 def search(
-    draw: Callable[[float], ChannelTicket],
-    cost: Callable[[ChannelTicket], float],
+    draw: Callable[[float], Any],
+    cost: Callable[[Any], float],
     most: float,
     steps: int,
-) -> tuple[float, ChannelTicket]:
+) -> tuple[float, Any]:
     """The fewest channels that have to go so that a cost is reached.
 
     Args:
@@ -201,7 +259,8 @@ def rounded(
     removed: Removed,
     strength: np.ndarray,
     multiple: int,
-) -> dict[str, np.ndarray]:
+    lists: Sequence[np.ndarray] | None = None,
+) -> tuple[dict[str, np.ndarray], set[int]]:
     """Masks that leave every layer a multiple of channels, or all.
 
     Channels come back, the best first; none goes that would have stayed.
@@ -213,18 +272,26 @@ def rounded(
         removed: What would go.
         strength: By root, by which the best is found.
         multiple: Of which.
+        lists: Atoms of which a multiple stays. Default: those that each layer
+            makes.
+
+    Returns:
+        The masks, and the roots that came back: what others are taken from
+        may be named by no mask.
     """
     found = {key: np.array(mask) for key, mask in masks.items()}
+    spared: set[int] = set()
     if multiple == 1:
-        return found
+        return found, spared
+    if lists is None:
+        made = [entry.made for entry in channels.layers.values()]
+        lists = [atoms for atoms in made if atoms is not None]
     while True:
-        going = removed(found)
+        going = removed(found, spared)
         back: set[int] = set()
-        for entry in channels.layers.values():
-            if entry.made is None:
-                continue
-            roots = channels.roots(entry.made)
-            gone = going[entry.made] & ~np.isin(roots, list(back))
+        for atoms in lists:
+            roots = channels.roots(atoms)
+            gone = going[atoms] & ~np.isin(roots, list(back))
             order = np.unique(roots[gone])
             order = order[np.argsort(-strength[order], kind="stable")]
             for root in order.tolist():
@@ -233,7 +300,8 @@ def rounded(
                 back.add(root)
                 gone &= roots != root
         if not back:
-            return found
+            return found, spared
+        spared |= back
         for key, mask in found.items():
             mask |= np.isin(channels.roots(atoms_of[key]), list(back))
 
