@@ -28,6 +28,7 @@ from absl import app
 
 import tf_tickets as tt
 from benchmarks import networks, script, timing
+from tests import gallery
 from tf_tickets.layers import SelectChannels
 from tf_tickets.zoo import models
 
@@ -158,7 +159,8 @@ PREACTIVATED = ("preresnet101", "wide_resnet_28_2")
 
 
 def _matrix(layer: SelectChannels, x: Any) -> np.ndarray:
-    matrix = np.zeros((x.shape[-1], len(layer.indices)), x.dtype)
+    dtype = keras.backend.standardize_dtype(x.dtype)
+    matrix = np.zeros((x.shape[-1], len(layer.indices)), dtype)
     matrix[list(layer.indices), np.arange(len(layer.indices))] = 1
     return matrix
 
@@ -176,7 +178,7 @@ def selection(
     name: str, jit_compile: bool
 ) -> tuple[list[timing.Row], dict[str, Any]]:
     """Masks at random: the whole stream, its union, and selections."""
-    dense = models.get(name)
+    dense = gallery.preactivated() if FLAGS.smoke else models.get(name)
     rng = np.random.default_rng(0)
     masks = {}
     for key, variable in tt.selection.named_weights(dense).items():

@@ -494,6 +494,9 @@ def test_the_benchmark_reports_gains(tmp_path, capsys):
     assert "resnet20, training: time over FLOPs" in said
     assert "resnet20, served: both folded, time over FLOPs" in said
     assert "shrunk, folded" in said
+    case = "wide_resnet_28_2, selection"
+    assert notes[f"{case}, select: gain in FLOPs"] > 1.2
+    assert f"{case}, product: gain in time" in notes
 
 
 def test_a_subclassed_model_is_refused():
