@@ -394,11 +394,13 @@ def _channel_table(rows: Rows) -> str:
 
 def _search(rows: Rows) -> str:
     lines = []
+    edge = 0
     for name, player in PLAYERS.items():
         found = plan.searched(rows, name)
         if not found or player.like:
             continue
         setting, rate = plan.best_of(found)
+        edge += rate == max(TASKS[rows.task].rates)
         best = max(found.values())
         lines.append(
             [
@@ -422,7 +424,9 @@ def _search(rows: Rows) -> str:
     return (
         "### What the search chose\n\n"
         f"At density {MIDDLE:.3g}, with seed {plan.SEARCH_SEED}. Learning "
-        f"rates of the last training: {rates}.\n\n{_table(head, lines)}"
+        f"rates of the last training: {rates}. {edge} of {len(lines)} methods "
+        "take the largest: what a still larger one would give them, this page "
+        f"does not know.\n\n{_table(head, lines)}"
     )
 
 
