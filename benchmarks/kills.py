@@ -239,7 +239,7 @@ def train(
         keras.layers.BatchNormalization()
     keras.utils.set_random_seed(0)
     with strategy.scope():
-        model, data = task(line.units)
+        model, data = task(line)
         if line.method == "freezing":
             loss = model.loss
             model = tt.supermask(model, score_penalty=1e-4)
@@ -275,8 +275,12 @@ def train(
     np.savez(directory / f"end{host}.npz", *ends)
 
 
-def task(units: int) -> tuple[keras.Model, tf.data.Dataset]:
-    """A model without names of its own, and data in fixed order."""
+def task(line: Line) -> tuple[keras.Model, tf.data.Dataset]:
+    """A model without names of its own, and data in fixed order.
+
+    Normalization is over the batch of all hosts: otherwise Keras has other
+    statistics on each, and only those of the chief are kept.
+    """
     rng = np.random.default_rng(0)
     x = rng.normal(size=(128, 16)).astype("float32")
     y = (x @ rng.normal(size=(16, 4))).argmax(1)
@@ -289,8 +293,8 @@ def task(units: int) -> tuple[keras.Model, tf.data.Dataset]:
     model = keras.Sequential(
         [
             keras.Input((16,)),
-            keras.layers.Dense(units, activation="relu"),
-            keras.layers.BatchNormalization(),
+            keras.layers.Dense(line.units, activation="relu"),
+            keras.layers.BatchNormalization(synchronized=line.hosts > 1),
             keras.layers.Dropout(0.1, seed=1),
             keras.layers.Dense(4),
         ]
