@@ -28,15 +28,18 @@ from sklearn.datasets import load_digits
 import tf_tickets as tt
 from tf_tickets.timing import interleaved
 
+WIDTH, HEADS, INNER = 64, 8, 256
+WAYS = ["magnitude", "taylor", "random"]
+
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("epochs", 30, "Epochs of the dense model.")
 flags.DEFINE_integer("finetune_epochs", 8, "Epochs of what is left.")
 flags.DEFINE_float("sparsity", 0.5, "Share of heads and widths that go.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "One run for each.")
+flags.DEFINE_list("ways", WAYS, "To choose what goes at once.")
+flags.DEFINE_integer("depth", 2, "Blocks.")
 flags.DEFINE_integer("timing_rounds", 50, "Timed calls of each model.")
 flags.DEFINE_string("output_dir", "out/heads", "Where results go.")
-
-WIDTH, HEADS, INNER, DEPTH = 64, 8, 256, 2
 
 
 @keras.saving.register_keras_serializable("examples")
@@ -79,7 +82,7 @@ def transformer() -> keras.Model:
     x = layers.Dense(WIDTH, name="tokens")(rows)
     places = layers.Embedding(8, WIDTH, name="places")
     x = x + places(np.arange(8)[None])
-    for i in range(DEPTH):
+    for i in range(FLAGS.depth):
         x = Block(HEADS, INNER, name=f"block_{i}")(x)
     x = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x))
     return keras.Model(rows, layers.Dense(10, name="logits")(x))
@@ -115,7 +118,7 @@ def run(seed: int, train: Any, test: Any) -> list[dict[str, Any]]:
     options = {"batch_size": 64, "verbose": 0}
     models = {"dense": dense}
     cut = {"dense": accuracy(dense, test)}
-    for way in ("magnitude", "taylor", "random"):
+    for way in FLAGS.ways:
         ticket = tt.structured.draw_groups(
             dense, FLAGS.sparsity, criterion=way, data=train, seed=seed
         )
@@ -145,7 +148,7 @@ def run(seed: int, train: Any, test: Any) -> list[dict[str, Any]]:
         rounds=FLAGS.timing_rounds,
     )
     output = Path(FLAGS.output_dir)
-    for way in ("taylor", "random"):
+    for way in FLAGS.ways:
         models[way].save(output / f"{way}.keras")
     return [
         {

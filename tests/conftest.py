@@ -4,6 +4,9 @@ import collections
 import contextlib
 import gc
 import os
+import pathlib
+import runpy
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -12,6 +15,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl.testing import flagsaver
 from keras import layers
 
 from tests.gallery import mlp as mlp  # what most tests train
@@ -27,6 +31,8 @@ tf.config.set_logical_device_configuration(
 # No bar appears because a machine is slow.
 progress._PATIENCE = float("inf")
 
+
+EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 # Minutes in few tests: with two workers these must not be the last to begin.
 _LONG = ("test_examples.py", "test_at_home.py", "test_benchmarks.py")
@@ -181,6 +187,26 @@ def only_read(model, metrics=True):
     assert len(before["variables"]) == len(after["variables"])
     for name in ("policies", "activations", "calls", "autocast", "constraints"):
         assert before[name] == after[name], name
+
+
+@pytest.fixture
+def example(monkeypatch, capsys):
+    """``example(name, *arguments)``: what a script of examples/ prints.
+
+    It is run as a shell runs it, but for TensorFlow, which is imported.
+    """
+
+    def run(name, *arguments):
+        path = EXAMPLES / f"{name}.py"
+        monkeypatch.syspath_prepend(str(EXAMPLES))
+        monkeypatch.delitem(sys.modules, "harness", raising=False)
+        monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+        with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(path), run_name="__main__")
+        assert not ended.value.code
+        return capsys.readouterr().out
+
+    return run
 
 
 class ZerosHold(keras.callbacks.Callback):

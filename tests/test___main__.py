@@ -1,7 +1,7 @@
 """The command line, as a person calls it."""
 
+import importlib
 import json
-import subprocess
 import sys
 
 import keras
@@ -118,32 +118,29 @@ def test_what_is_wrong_is_said_in_one_line(
     assert not list(tmp_path.glob("OUT*"))
 
 
-def test_layers_of_ones_own_are_imported_first(tmp_path):
+def test_layers_of_ones_own_are_imported_first(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(
         "import keras\n"
         "@keras.saving.register_keras_serializable('mine')\n"
         "class Mine(keras.layers.Dense):\n"
         "    pass\n"
-        "if __name__ == '__main__':\n"
-        "    keras.Sequential([keras.Input((4,)), Mine(8)]).save('m.keras')\n"
     )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    known = keras.saving.get_custom_objects()
+    layer = importlib.import_module("mine").Mine(8)
+    keras.Sequential([keras.Input((4,)), layer]).save("m.keras")
 
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-        )
+    def as_in_another_process():
+        known.pop("mine>Mine", None)
+        sys.modules.pop("mine", None)
 
-    assert run("-c", "import mine; import keras; keras.Sequential("
-               "[keras.Input((4,)), mine.Mine(8)]).save('m.keras')"
-               ).returncode == 0  # fmt: skip
-    command = ("-m", "tf_tickets", "prune", "m.keras", "--sparsity=0.5", "-o",
-               "out.keras")  # fmt: skip
-    without = run(*command)
-    assert without.returncode == 1 and "--import" in without.stderr
-    assert run(*command, "--import=mine").returncode == 0
+    as_in_another_process()
+    command = ["prune", "m.keras", "--sparsity=0.5", "-o", "out.keras"]
+    assert main(command) == 1
+    assert "--import" in capsys.readouterr().err
+    assert main([*command, "--import=mine"]) == 0
+    as_in_another_process()
 
 
 def test_help_names_every_command(capsys):

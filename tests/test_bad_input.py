@@ -214,8 +214,15 @@ FAST = {
     for name, thing in public().items()
     if name.rpartition(".")[2] not in SLOW and not re.search(RESULTS, name)
 }
-# Of each parameter's odd values, chosen anew for every parameter.
-TRIED = 9
+# Of each parameter's odd values, chosen anew for every parameter; and where
+# each value that is taken is a trace.
+TRIED, TRIED_SLOWLY = 9, 3
+TRACED = {
+    "hessian_top_eigenvalue",
+    "instability",
+    "linear_connectivity",
+    "loss_landscape",
+}
 
 
 @pytest.mark.parametrize("name", FAST)
@@ -223,10 +230,11 @@ def test_odd_arguments_are_taken_or_refused(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _model.cache_clear()
     thing, rng, wrong = FAST[name], random.Random(name), {}
+    tried = TRIED_SLOWLY if name.rpartition(".")[2] in TRACED else TRIED
     for parameter in inspect.signature(thing).parameters.values():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
-        for odd in rng.sample(sorted(ODD), TRIED):
+        for odd in rng.sample(sorted(ODD), tried):
             found = verdict(thing, base(name, thing), parameter.name, ODD[odd])
             if found not in ("taken", "refused"):
                 wrong[f"{parameter.name}={odd}"] = found

@@ -93,10 +93,44 @@ def test_every_claim_has_a_verdict_when_all_is_measured(whole):
     }
     assert untested == {"numbers"}
     for name, claim in claims.CLAIMS.items():
-        assert claim.judge(whole) is not None, name
+        assert claims.settled(claim, whole) is not None, name
     text = page.text_of(whole)
     assert all(f"`{name}`" in text for name in claims.CLAIMS)
     assert "Not measured yet" in text  # on the other task
+
+
+def test_what_few_seeds_leave_open_gets_more_once():
+    claim = claims.CLAIMS["penalty"]  # level: above -2 points
+
+    def after(draw):
+        rows = Rows()
+        for _ in range(3):  # search, what it finds, nothing
+            left = [u for u in claim.units(rows) if u not in rows]
+            for unit in left:
+                l1 = "l1" in dict(unit.options).values()
+                shift = draw(unit.seed) if l1 else 0.0
+                row = {**made_up(unit)[0], "asked": plan.LOW}
+                row["after"] = 0.5 + shift
+                rows.add(unit, [row])
+        return rows
+
+    # Level in the mean, but seeds differ by far more than the margin.
+    rows = after(lambda seed: 0.1 * (-1) ** seed)
+    assert claim.judge(rows).open
+    asked = claims.more(claim, rows)
+    assert {unit.seed for unit in asked} == {*plan.MORE}
+    assert claims.settled(claim, rows).verdict.endswith("5 seeds to come")
+    for unit in asked:
+        l1 = "l1" in dict(unit.options).values()
+        row = {**made_up(unit)[0], "asked": plan.LOW, "after": 0.5 + 0.3 * l1}
+        rows.add(unit, [row])
+    found = claims.settled(claim, rows)
+    assert found.verdict == claims.REPRODUCED
+    assert found.text.startswith("10 seeds: ")
+    # What is clear, either way, gets none.
+    for shift in (0.1, -0.1):
+        rows = after(lambda seed, shift=shift: shift + 1e-3 * seed)
+        assert not claims.more(claim, rows)
 
 
 def test_nothing_is_said_of_four_seeds(whole):
@@ -104,7 +138,7 @@ def test_nothing_is_said_of_four_seeds(whole):
         {u: r for u, r in whole.found.items() if u.seed != plan.SEEDS[0]}
     )
     for name, claim in claims.CLAIMS.items():
-        assert name == "numbers" or claim.judge(few) is None, name
+        assert name == "numbers" or claims.settled(claim, few) is None, name
     assert "(4 seeds)" in page.text_of(few)
     assert "pictures/" not in page.text_of(few)
 

@@ -68,24 +68,33 @@ def test_zeros_hold_under_every_optimizer(optimizer, data):
 
 
 @pytest.mark.parametrize("options", COMPILE)
-@pytest.mark.parametrize("optimizer", ["adamw", "ema", "accumulation"])
+@pytest.mark.parametrize("optimizer", ["ema", "accumulation"])
 def test_zeros_hold_however_the_step_is_compiled(optimizer, options, data):
     model = compiled(mlp(), OPTIMIZERS[optimizer](), **COMPILE[options])
     train_with_ticket(model, data)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("optimizer", ["momentum", "ema"])
+# Each pair of two occurs.
+@pytest.mark.parametrize(
+    ("policy", "optimizer", "jit_compile"),
+    [
+        ("mixed_bfloat16", "momentum", True),
+        ("mixed_bfloat16", "ema", False),
+        ("mixed_float16", "momentum", False),
+        ("mixed_float16", "ema", True),
+    ],
+)
 def test_zeros_hold_in_mixed_precision(policy, optimizer, jit_compile, data):
     keras.mixed_precision.set_global_policy(policy)
     model = compiled(mlp(), OPTIMIZERS[optimizer](), jit_compile=jit_compile)
     train_with_ticket(model, data)
 
 
-@pytest.mark.parametrize("swap_on_epoch", [False, True])
-@pytest.mark.parametrize("strategy", ["none", "mirrored"])
-def test_zeros_hold_when_averages_are_swapped_in(swap_on_epoch, strategy, data):
+@pytest.mark.parametrize(
+    ("strategy", "swap_on_epoch"),
+    [("none", False), ("none", True), ("mirrored", True)],
+)
+def test_zeros_hold_when_averages_are_swapped_in(strategy, swap_on_epoch, data):
     scope = two_replicas().scope if strategy == "mirrored" else tf.init_scope
     with scope():
         model = compiled(mlp(), OPTIMIZERS["ema"]())

@@ -174,7 +174,7 @@ def test_two_weights_with_one_path_stay_two():
 
 
 @pytest.mark.parametrize(
-    "name", ["lstm", "attention", "MobileNetV2", "nested", "subclassed"]
+    "name", ["lstm", "attention", "assorted", "nested", "subclassed"]
 )
 def test_one_code_prunes_trains_and_holds_every_kind_of_model(name):
     model = gallery.GALLERY[name]()

@@ -1,7 +1,6 @@
 """The page shows two files of one network in a real browser."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -135,26 +134,18 @@ def test_the_server_stays_in_its_directories(tmp_path, serve):
         serve.modules(str(tmp_path))
 
 
-def test_the_example_leaves_a_site(tmp_path):
+def test_the_example_leaves_a_site(tmp_path, example):
     pytest.importorskip("ai_edge_litert")
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "examples/mobilenet_web.py"),
-            "--noserve",
-            "--epochs=1",
-            "--pruning_epochs=1",
-            "--size=32",
-            "--width=0.25",
-            f"--output_dir={tmp_path}",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    said = example(
+        "mobilenet_web",
+        "--noserve",
+        "--epochs=1",
+        "--pruning_epochs=1",
+        "--size=32",
+        "--width=0.25",
+        f"--output_dir={tmp_path}",
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "80% zeros: computed sparsely" in done.stdout
+    assert "80% zeros: computed sparsely" in said
     site = json.loads((tmp_path / "site.json").read_text())
     for side in ("dense", "sparse"):
         assert (tmp_path / f"{side}.tflite").stat().st_size == (

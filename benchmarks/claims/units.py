@@ -85,6 +85,16 @@ class Rows:
         """The same, asked about another task."""
         return Rows(self.found, task)
 
+    def only(self, seeds: Iterable[int]) -> Rows:
+        """The same, of some seeds; searches stay."""
+        kept = {*seeds}
+        found = {
+            unit: rows
+            for unit, rows in self.found.items()
+            if unit.split == SEARCH or unit.seed in kept
+        }
+        return Rows(found, self.task)
+
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Rows:
         """What a file has; nothing if there is none.

@@ -326,6 +326,23 @@ def test_a_penalty_that_kills_every_weight_is_caught(exact, data):
         tt.Ticket.from_supermask(miner)
 
 
+@pytest.mark.parametrize("scores", ["zeros", keras.initializers.Constant(0.5)])
+def test_a_mask_without_a_weight_is_met_before_training(scores, data):
+    with pytest.raises(ValueError, match="No score is above the threshold"):
+        mine(data, 4, IterativeFreezing(0.5, every=1), scores=scores)
+
+
+def test_scores_that_are_all_alike_part_in_the_first_steps(data):
+    """Just above ½: every weight is in the mask, and every score moves."""
+    freezing = IterativeFreezing(0.5, every=2)
+    miner, watch, history = mine(
+        data, 6, freezing, scores="constant", score_penalty="auto"
+    )
+    assert not freezing.collapsed
+    for mask in tt.Ticket.from_supermask(miner).masks.values():
+        assert 0 < mask.mean() < 1
+
+
 def test_a_tie_of_all_scores_freezes_everything_and_is_caught(data):
     with pytest.warns(UserWarning, match="keeps no weight"):
         _, watch, _ = mine(

@@ -18,10 +18,7 @@ NETWORKS = {
     "vgg16": lambda: zoo.vgg16(),
     "mobilenet_v1": lambda: zoo.mobilenet_v1(input_shape=(32, 32, 3)),
     "MobileNetV2": lambda: applications.MobileNetV2(
-        weights=None, input_shape=(32, 32, 3), classes=10
-    ),
-    "ResNet50": lambda: applications.ResNet50(
-        weights=None, input_shape=(32, 32, 3), classes=10
+        weights=None, input_shape=(32, 32, 3), classes=10, alpha=0.35
     ),
 }
 
@@ -51,7 +48,7 @@ def test_packed_networks_are_close_to_the_entropy(name, tmp_path):
         model = zoo.vgg16()
     start = [np.array(w) for w in model.get_weights()]
     dense = tt.export.saved_model(model, tmp_path / "dense").path
-    for density in (0.2, 0.05, 0.014, 0.005):
+    for density in (0.2, 0.014):
         model.set_weights(start)
         prune_at_random(model, density)
         path = tt.export.saved_model(

@@ -122,12 +122,6 @@ def test_a_turned_window_reads_the_same_from_the_other_end(window, stride):
             "Conv1",
         ),
         (
-            lambda s: keras.applications.MobileNetV3Small(
-                s, 0.75, weights=None, minimalistic=True
-            ),
-            "conv",
-        ),
-        (
             lambda s: keras.applications.MobileNetV3Small(s, weights=None),
             "conv",
         ),

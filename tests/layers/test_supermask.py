@@ -142,10 +142,14 @@ def test_statistics_and_seeds_move_on_two_replicas(data):
 
 
 @pytest.mark.parametrize(
-    "name, kind",
-    [*(("subclassed", kind) for kind in MASKS), ("convolutional", "threshold")],
+    "name, kind, suffix",
+    [
+        *(("subclassed", kind, ".keras") for kind in MASKS),
+        ("convolutional", "threshold", ".keras"),
+        ("convolutional", "threshold", ".weights.h5"),
+        ("subclassed", "top_k", ".weights.h5"),
+    ],
 )
-@pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
 def test_files_hold_scores_masks_weights_and_statistics(
     name, kind, suffix, data, tmp_path
 ):

@@ -84,11 +84,8 @@ def test_shrinking_is_exact_in_float32(name):
 
 
 APPLICATIONS = {
-    "ResNet50": 32,
-    "MobileNetV2": 32,
     "MobileNetV3Small": 64,
     "DenseNet121": 32,
-    "EfficientNetB0": 32,
 }
 
 

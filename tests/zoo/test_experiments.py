@@ -194,37 +194,11 @@ def test_a_killed_ray_worker_is_started_again(tmp_path, monkeypatch):
         ray.shutdown()
 
 
-def test_failures_are_told_after_all_others_are_done(tmp_path):
-    good, held = one(seed=0), one(seed=1)
-    place = tmp_path / held.name
-    place.mkdir()
-    lock = hold(place)  # by this process, not by the one that will try
-    try:
-        with pytest.raises(
-            RuntimeError, match=r"(?s)1 of 2 .*-s1-.*Another process"
-        ) as raised:
-            experiments.run([held, good], tmp_path, workers=1)
-    finally:
-        lock.release()
-    assert "Traceback" not in str(raised.value)
-    assert whole(good.result(tmp_path / good.name), good)
-
-
-def test_the_example_runs(tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "examples/experiments.py"),
-            "--smoke",
-            "--workers=0",
-            f"--output_dir={tmp_path}",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+def test_the_example_runs(tmp_path, example):
+    said = example(
+        "experiments", "--smoke", "--workers=0", f"--output_dir={tmp_path}"
     )
-    assert "2 runs" in done.stdout and "magnitude" in done.stdout
+    assert "2 runs" in said and "magnitude" in said
     for path in tmp_path.glob("*/result.json"):
         assert json.loads(path.read_text())["epochs"] == 1
 
@@ -336,18 +310,31 @@ def test_methods_prune_by_the_criterion_and_in_the_scope(method, tmp_path):
     assert follows(tmp_path, {**found, "twice": 2 * found["density"]})
 
 
-def test_functions_and_additions_go_to_other_processes(tmp_path, monkeypatch):
+def test_another_process_has_what_was_added_and_failures_are_told_last(
+    tmp_path, monkeypatch
+):
     """Nothing but a module has to be there; a table of ours is not."""
     monkeypatch.setitem(METHODS, "mine", twice)
     monkeypatch.setitem(SCOPES, "half", half_of_the_head)
     others = {**OWN, "method": "mine", "scope": "half"}
     others["model"] = Named("partial", functools.partial(tiny))
-    unit = Experiment(density=0.1, seed=0, **others)
-    assert unit.identity["method"] == "mine"
-    assert unit.name.startswith("mine-partial-few-")
-    [found] = experiments.run([unit], tmp_path, workers=1)
-    assert found["experiment"] == unit.identity
-    assert follows(tmp_path / unit.name, found)
+    good, held = Experiment(density=0.1, seed=0, **others), one(seed=1)
+    assert good.identity["method"] == "mine"
+    assert good.name.startswith("mine-partial-few-")
+    place = tmp_path / held.name
+    place.mkdir()
+    lock = hold(place)  # by this process, not by the one that will try
+    try:
+        with pytest.raises(
+            RuntimeError, match=r"(?s)1 of 2 .*-s1-.*Another process"
+        ) as raised:
+            experiments.run([held, good], tmp_path, workers=1)
+    finally:
+        lock.release()
+    assert "Traceback" not in str(raised.value)
+    found = good.result(tmp_path / good.name)
+    assert found["experiment"] == good.identity
+    assert follows(tmp_path / good.name, found)
 
 
 def test_what_the_zoo_has_goes_by_its_name():

@@ -272,6 +272,13 @@ class IterativeFreezing(ResumableCallback):
                 "first_density": self._density("frozen"),
                 "first_effective": self._density("effective"),
             }
+            if not self._top_k and not self._remembered["first_effective"]:
+                raise ValueError(
+                    "No score is above the threshold ½, so no weight is in the "
+                    "mask: nothing comes out of the model, and no score gets a "
+                    "gradient. Begin with other scores. Received: "
+                    f"model={self.model.name!r}, whose effective density is 0"
+                )
             if self._helm:
                 self._helm.start(self._density("effective"), self._goal(epoch))
         self._make_plan(

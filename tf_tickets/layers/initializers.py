@@ -165,7 +165,9 @@ SCORES: dict[str, Any] = {
     "kaiming_uniform": keras.initializers.VarianceScaling(
         1 / 3, "fan_in", "uniform"
     ),
-    "constant": keras.initializers.Constant(0.5),
+    # ½ itself is outside of a threshold mask: no weight would be in it, and no
+    # score would ever get a gradient. The next number that bfloat16 has is not.
+    "constant": keras.initializers.Constant(0.5 + 2**-8),
     "bernoulli": Bernoulli(0.5),
     "bimodal": Beta(0.1, 0.1),
     "skew": Beta(1.0, 5.0),

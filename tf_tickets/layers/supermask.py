@@ -64,8 +64,9 @@ class Supermask(keras.layers.Wrapper):
         layer: A layer or a whole model. A layer that takes several inputs must
             be built.
         scores: How scores start: `"uniform"` in [0, 1], `"kaiming_uniform"` in
-            ±1/√fan_in, `"constant"` (½), `"bernoulli"` (0 or 1), `"bimodal"`
-            (Beta(0.1, 0.1)), `"skew"` (Beta(1, 5)) or a Keras initializer.
+            ±1/√fan_in, `"constant"` (just above ½), `"bernoulli"` (0 or 1),
+            `"bimodal"` (Beta(0.1, 0.1)), `"skew"` (Beta(1, 5)) or a Keras
+            initializer.
             `None`, the default, is `"kaiming_uniform"` for top-k masks, else
             `"uniform"`.
         weights: The frozen weights: `"signed_constant"`, the default
