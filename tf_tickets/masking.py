@@ -132,7 +132,8 @@ def enforce(
 def attached_masks(model: keras.Model) -> dict[str, np.ndarray]:
     """The masks that `enforce` attached, by key; empty if there are none."""
     return {
-        key: constraint.mask.numpy().astype(bool)
+        # Converted from what the mask holds, without a copy of that.
+        key: np.array(tf.convert_to_tensor(constraint.mask), bool)
         for key, variable in _masked_weights(model).items()
         if isinstance(constraint := variable.constraint, MaskConstraint)
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -18,6 +18,36 @@ from tf_tickets.version import __version__
 
 Arrays = Mapping[str, np.ndarray]
 AnyMasks = TypeVar("AnyMasks", bound="Masks")
+
+
+class Each(Mapping[str, np.ndarray]):
+    """Scores of each weight by its value alone, computed when asked for.
+
+    Args:
+        score: From an array to one of its shape, element by element.
+        weights: ``{key: array}``; they are held, and not copied.
+
+    Example:
+
+    >>> dict(Each(np.abs, {"kernel": np.array([[-2.0], [1.0]])}))
+    {'kernel': array([[2.],
+           [1.]])}
+    """
+
+    def __init__(
+        self, score: Callable[[np.ndarray], np.ndarray], weights: Arrays
+    ) -> None:
+        self.score = score
+        self.weights = dict(weights)
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return _given(self.score(self.weights[key]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
 
 
 class Masks(abc.ABC):
@@ -154,7 +184,9 @@ class Masks(abc.ABC):
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled and copied: plain dictionaries, not views of them."""
         return {
-            name: dict(value) if isinstance(value, Mapping) else value
+            name: dict(value)
+            if isinstance(value, Mapping) and not isinstance(value, Each)
+            else value
             for name, value in self.__dict__.items()
         }
 
@@ -393,17 +425,36 @@ def _as_mask(key: str, mask: Any) -> np.ndarray:
 
 
 def _as_arrays(arrays: Arrays | None) -> Arrays | None:
-    if arrays is None:
-        return None
+    if arrays is None or isinstance(arrays, Each):
+        return arrays
     return MappingProxyType(
         {str(k): _read_only(np.asarray(a)) for k, a in arrays.items()}
     )
+
+
+def given(arrays: Arrays) -> dict[str, np.ndarray]:
+    """Arrays that their maker gives away: a ticket holds them, not copies.
+
+    Args:
+        arrays: ``{key: array}``, which nobody can write any more.
+
+    Example:
+
+    >>> masks = given({"kernel": np.eye(2, dtype=bool)})
+    >>> ticket_holds = _read_only(masks["kernel"])
+    >>> ticket_holds is masks["kernel"]
+    True
+    """
+    return {key: _given(array) for key, array in arrays.items()}
+
+
+def _given(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
     """A copy; an array that nobody can write, another ticket's, is shared."""
     if not array.flags.writeable and array.flags.owndata:
         return array
-    copy = np.array(array)
-    copy.flags.writeable = False
-    return copy
+    return _given(np.array(array))

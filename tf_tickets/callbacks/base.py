@@ -26,10 +26,10 @@ from tf_tickets.distribute import is_chief
 from tf_tickets.loss.batches import batches
 from tf_tickets.pruning import criteria, patterns, scopes
 from tf_tickets.pruning.prune import (
+    check_finite,
     current_masks,
     describe,
     draw_masks,
-    finite_weights,
 )
 from tf_tickets.selection import Filters, check_keras, named_weights
 from tf_tickets.ticket import Ticket
@@ -586,7 +586,7 @@ class DrawingCallback(ResumableCallback):
                 criterion needs data and there is none that it could read.
         """
         self._check_beside()
-        finite_weights(self.model, self.filters)
+        check_finite(self.model, self.filters)
         if criteria.needs_data(self.criterion):
             name = describe(None, self.criterion, self.scope, 0)["criterion"]
             next(
