@@ -336,14 +336,16 @@ class Masks(abc.ABC):
             FileExistsError: If ``path`` exists and ``overwrite`` is false.
             OSError: If it cannot be written; an old file stays as it was.
         """
+        metadata, scores = self._metadata, self._scores
+        if _are_magnitudes(scores, self._weights):
+            # As they are held: to be computed from the weights.
+            metadata, scores = {**metadata, _SCORES: "magnitude"}, None
         parts = {
             "masks": self._masks,
             "weights": self._weights,
-            "scores": self._scores,
+            "scores": scores,
         }
-        archive.write(
-            path, self.kind, self._metadata, parts, overwrite=overwrite
-        )
+        archive.write(path, self.kind, metadata, parts, overwrite=overwrite)
 
     @classmethod
     def load(cls: type[AnyMasks], path: str | os.PathLike[str]) -> AnyMasks:
@@ -358,12 +360,34 @@ class Masks(abc.ABC):
                 or not such a ticket.
         """
         with archive.reading(path, cls.kind) as (metadata, parts):
-            return cls(
+            scores = metadata.pop(_SCORES, None)
+            loaded = cls(
                 parts["masks"] or {},
                 parts["weights"],
                 metadata,
                 scores=parts["scores"],
             )
+            if scores is not None:
+                if scores != "magnitude" or loaded._weights is None:
+                    raise ValueError(f"it has the scores {scores!r} of nothing")
+                loaded._scores = Each(
+                    np.abs, {key: loaded._weights[key] for key in loaded._masks}
+                )
+            return loaded
+
+
+# What a file calls scores that are not in it.
+_SCORES = "scores of the weights"
+
+
+def _are_magnitudes(scores: Arrays | None, weights: Arrays | None) -> bool:
+    """Whether scores are those of just these weights."""
+    return (
+        isinstance(scores, Each)
+        and scores.score is np.abs
+        and weights is not None
+        and all(weights.get(k) is one for k, one in scores.weights.items())
+    )
 
 
 def shapes_of(arrays: Arrays) -> dict[str, tuple[int, ...]]:

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from tf_tickets import checks, foreign, initialization, masking
-from tf_tickets.masks import Each, Masks, shapes_of
+from tf_tickets.masks import Each, Masks, given, shapes_of
 from tf_tickets.selection import (
     Filters,
     layers_of,
@@ -119,7 +119,11 @@ class Ticket(Masks):
                 key: attached.get(key, values[key] != 0)
                 for key in prunable_weights(model, filters)
             }
-        return cls(masks, values, {"source": "model", **(metadata or {})})
+        return cls(
+            given(masks),
+            given(values),
+            {"source": "model", **(metadata or {})},
+        )
 
     @classmethod
     def from_weights(

@@ -620,7 +620,11 @@ class DrawingCallback(ResumableCallback):
         seed: int,
     ) -> dict[str, np.ndarray]:
         """Draw masks from the weights of the moment and enforce them."""
-        before = current_masks(self.model, self.filters)
+        before = (
+            {}
+            if self._sums is None
+            else current_masks(self.model, self.filters)
+        )
         with progress.shown(progress.of_fit(self.params)):
             masks, _ = draw_masks(
                 self.model,

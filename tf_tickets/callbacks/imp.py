@@ -22,6 +22,7 @@ from tf_tickets.callbacks.rounds import (
     RoundPlan,
     history_row,
 )
+from tf_tickets.masks import given
 from tf_tickets.pruning import criteria, patterns, scopes
 from tf_tickets.pruning.prune import (
     budget,
@@ -457,7 +458,9 @@ class IterativeMagnitudePruning(DrawingCallback):
         self._round.end(self._last_logs)
         masking.project(self.model)  # weights may have been restored
         trained_sparsity = sparsity_of(current_masks(self.model, self.filters))
-        weights = self._start_weights() or values_of(named_weights(self.model))
+        weights = self._start_weights() or given(
+            values_of(named_weights(self.model))
+        )
         sparsity, scope = self.plan.demand(done, self._initial_sparsity)
         masks = self._draw(sparsity, scope, self.seed + done - 1)
         self._round.unswap()
@@ -465,7 +468,7 @@ class IterativeMagnitudePruning(DrawingCallback):
             self._point.rewind()
         masking.project(self.model)
         ticket = Ticket(
-            masks,
+            given(masks),
             weights,
             {
                 "source": "IterativeMagnitudePruning",
