@@ -5,7 +5,10 @@
 Every measurement is a process of its own: it builds a stack of dense layers,
 notes how much memory it has, does one thing once and tells how much more there
 was at most and how much stays. Memory is counted in models, the bytes of all
-weights: +1.0 is a second copy of the model. Times are of a first call.
+weights: +1.0 is a second copy of the model. Times are of a first call; those of
+the processor do not count what other processes took.
+
+What TensorFlow has freed it keeps for itself, and it counts as if it stayed.
 
 Before the first measurement of a size as much memory as it may take is touched
 once, so that a virtual machine has it from its host.
@@ -54,6 +57,7 @@ class Row:
         weights: Of the model, in millions.
         what: Was done.
         seconds: It took.
+        cpu: Seconds of the processor, over all threads.
         peak: Memory at most, over what there was before, in models.
         stays: Memory after it, over what there was before, in models.
         kept: Kept weights of the ticket, where there is one.
@@ -62,6 +66,7 @@ class Row:
     weights: float
     what: str
     seconds: float
+    cpu: float
     peak: float
     stays: float
     kept: int | None
@@ -239,14 +244,16 @@ def measure(size: float, what: str) -> Row:
     with tempfile.TemporaryDirectory(dir=".") as place:
         work = MEASURES[what](model, pathlib.Path(place))
         with watched() as memory:
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             result = work()
             seconds = time.perf_counter() - start
+            cpu = time.process_time() - cpu
     result = getattr(result, "ticket", result)
     return Row(
         weights / 1e6,
         what,
         seconds,
+        cpu,
         memory["peak"] / one,
         memory["stays"] / one,
         result.kept if isinstance(result, tt.Ticket) else None,
@@ -295,13 +302,14 @@ def _status(name: str) -> float:
 def table(rows: Sequence[Row]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| weights | what | seconds | ns a weight | peak | stays |",
-        "|---:|---|---:|---:|---:|---:|",
+        "| weights | what | seconds | CPU seconds | CPU ns a weight | peak "
+        "| stays |",
+        "|---:|---|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         lines.append(
             f"| {row.weights:.0f} M | {row.what} | {row.seconds:.2f} "
-            f"| {1e3 * row.seconds / row.weights:.1f} "
+            f"| {row.cpu:.2f} | {1e3 * row.cpu / row.weights:.1f} "
             f"| {row.peak:+.2f} | {row.stays:+.2f} |"
         )
     return "\n".join(lines)

@@ -43,12 +43,14 @@ class MaskConstraint(keras.constraints.Constraint):
 
     def __init__(
         self,
-        mask: np.ndarray,
+        mask: np.ndarray | tf.Tensor,
         inner: Callable[..., tf.Tensor] | None = None,
         variable: keras.Variable | None = None,
         dtype: str = "bool",
     ) -> None:
-        self.mask = tf.Variable(mask, trainable=False, dtype=dtype, name="mask")
+        # Cast there: NumPy would make a copy in between.
+        mask = tf.cast(mask, dtype)
+        self.mask = tf.Variable(mask, trainable=False, name="mask")
         self.inner = inner
         # The variable holds the constraint: no circle.
         self.variable = None if variable is None else weakref.ref(variable)
@@ -112,7 +114,7 @@ def enforce(
             variable = weights[key]
             constraint = variable.constraint
             if isinstance(constraint, MaskConstraint):
-                constraint.mask.assign(mask)
+                constraint.mask.assign(tf.cast(mask, constraint.mask.dtype))
             else:
                 dtype = str(variable.dtype)
                 variable.constraint = MaskConstraint(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
@@ -50,6 +51,35 @@ class Each(Mapping[str, np.ndarray]):
         return len(self.weights)
 
 
+class Bits(Mapping[str, np.ndarray]):
+    """Masks of one bit an element, which become arrays when asked for.
+
+    Args:
+        masks: ``{key: boolean array}``.
+
+    Example:
+
+    >>> bits = Bits({"kernel": np.eye(2, dtype=bool)})
+    >>> bits["kernel"].tolist()
+    [[True, False], [False, True]]
+    """
+
+    def __init__(self, masks: Arrays) -> None:
+        self._packed = {key: np.packbits(mask) for key, mask in masks.items()}
+        self._shapes = shapes_of(masks)
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        shape = self._shapes[key]
+        mask = np.unpackbits(self._packed[key], count=math.prod(shape))
+        return _given(mask.view(bool).reshape(shape))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+
 class Masks(abc.ABC):
     """Boolean masks by key, with weights and scores beside them.
 
@@ -95,8 +125,12 @@ class Masks(abc.ABC):
             raise ValueError(
                 f"A ticket needs a mask. Received: masks={masks!r}"
             )
-        self._masks = MappingProxyType(
-            {str(k): _as_mask(str(k), m) for k, m in masks.items()}
+        self._masks: Arrays = (
+            masks
+            if isinstance(masks, Bits)
+            else MappingProxyType(
+                {str(k): _as_mask(str(k), m) for k, m in masks.items()}
+            )
         )
         self._weights = _as_arrays(weights)
         self._scores = _as_arrays(scores)
@@ -185,7 +219,7 @@ class Masks(abc.ABC):
         """What is pickled and copied: plain dictionaries, not views of them."""
         return {
             name: dict(value)
-            if isinstance(value, Mapping) and not isinstance(value, Each)
+            if isinstance(value, Mapping) and not isinstance(value, Bits | Each)
             else value
             for name, value in self.__dict__.items()
         }
@@ -449,11 +483,23 @@ def _as_mask(key: str, mask: Any) -> np.ndarray:
 
 
 def _as_arrays(arrays: Arrays | None) -> Arrays | None:
-    if arrays is None or isinstance(arrays, Each):
+    if arrays is None or isinstance(arrays, Bits | Each):
         return arrays
     return MappingProxyType(
         {str(k): _read_only(np.asarray(a)) for k, a in arrays.items()}
     )
+
+
+def hold_as_bits(ticket: Masks) -> None:
+    """Let the masks of a ticket take an eighth of the memory.
+
+    They are the same, and become arrays whenever they are asked for: for
+    tickets that are kept, as those of earlier rounds, and seldom used.
+
+    Args:
+        ticket: A ticket.
+    """
+    ticket._masks = Bits(ticket._masks)
 
 
 def given(arrays: Arrays) -> dict[str, np.ndarray]:
@@ -479,6 +525,11 @@ def _given(array: np.ndarray) -> np.ndarray:
 
 def _read_only(array: np.ndarray) -> np.ndarray:
     """A copy; an array that nobody can write, another ticket's, is shared."""
-    if not array.flags.writeable and array.flags.owndata:
-        return array
+    base: Any = array
+    while isinstance(base, np.ndarray) and not base.flags.writeable:
+        if base.flags.owndata:
+            return array
+        base = base.base
+    if isinstance(base, memoryview) and isinstance(base.obj, bytearray):
+        return array  # what was read from a file
     return _given(np.array(array))

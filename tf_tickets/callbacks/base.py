@@ -626,7 +626,9 @@ class DrawingCallback(ResumableCallback):
             else current_masks(self.model, self.filters)
         )
         with progress.shown(progress.of_fit(self.params)):
-            masks, _ = draw_masks(
+            # The scores look at weights, which could not be freed when the
+            # masks change them.
+            masks = draw_masks(
                 self.model,
                 sparsity,
                 criterion=self._scored_by(),
@@ -635,7 +637,7 @@ class DrawingCallback(ResumableCallback):
                 data=self.data,
                 filters=self.filters,
                 seed=seed,
-            )
+            )[0]
         if self._sums is not None and any(
             (before[path] & ~mask).any() for path, mask in masks.items()
         ):

@@ -22,7 +22,7 @@ from tf_tickets.callbacks.rounds import (
     RoundPlan,
     history_row,
 )
-from tf_tickets.masks import given
+from tf_tickets.masks import given, hold_as_bits
 from tf_tickets.pruning import criteria, patterns, scopes
 from tf_tickets.pruning.prune import (
     budget,
@@ -476,6 +476,8 @@ class IterativeMagnitudePruning(DrawingCallback):
                 **self._identity(),
             },
         )
+        if self.tickets:
+            hold_as_bits(self.tickets[-1])
         self.tickets.append(ticket)
         row = {
             "round": done,
@@ -589,6 +591,8 @@ class IterativeMagnitudePruning(DrawingCallback):
                 weights = dict(zip(ticket.weights or {}, first, strict=True))
                 ticket = Ticket(ticket.masks, weights, ticket.metadata)
             self.tickets.append(ticket)
+        for ticket in self.tickets[:-1]:
+            hold_as_bits(ticket)
         if self.rewind is not None and self.tickets:
             file = self._run.path / "rewind_point.safetensors"
             self._point.snapshot, _ = Snapshot.load(file)
