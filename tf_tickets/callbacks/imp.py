@@ -462,6 +462,8 @@ class IterativeMagnitudePruning(DrawingCallback):
             values_of(named_weights(self.model))
         )
         sparsity, scope = self.plan.demand(done, self._initial_sparsity)
+        if self.tickets:
+            hold_as_bits(self.tickets[-1])
         masks = self._draw(sparsity, scope, self.seed + done - 1)
         self._round.unswap()
         if self.rewind is not None:
@@ -476,8 +478,6 @@ class IterativeMagnitudePruning(DrawingCallback):
                 **self._identity(),
             },
         )
-        if self.tickets:
-            hold_as_bits(self.tickets[-1])
         self.tickets.append(ticket)
         row = {
             "round": done,
