@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -178,20 +178,21 @@ class _Ranked:
 
     Args:
         path: Of the tensor, for the error; empty for no check.
-        scores: Of it, held, or computed when they are asked for.
+        values: Its scores, or what they are computed from.
         allowed: Which may be kept; `None` for all.
+        score: From values to scores, element by element; `None` if they are.
     """
 
     def __init__(
         self,
         path: str,
-        scores: np.ndarray,
+        values: np.ndarray,
         allowed: np.ndarray | None,
         score: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         self.path = path
-        self.shape, self.size = scores.shape, scores.size
-        self._scores, self._flat = scores, scores.reshape(-1)
+        self.shape, self.size = values.shape, values.size
+        self._values, self._flat = values, values.reshape(-1)
         self._score = score
         self.count = self.size
         self.allowed = None
@@ -228,23 +229,22 @@ class _Ranked:
         rest = ~sure
         if self.allowed is not None:
             rest &= self.allowed.reshape(self.shape)
-        return _Ranked(self.path, self._scores, rest, self._score)
+        return _Ranked(self.path, self._values, rest, self._score)
 
 
 def _best_weights(
     pool: Pool, scores: Arrays, active: Arrays
 ) -> dict[str, np.ndarray]:
     """``{path: mask}`` of a pool whose weights are ranked each for itself."""
+    held: Arrays = scores
+    score = None
+    if isinstance(scores, Each):
+        held, score = scores.weights, scores.score
     parts = []
     for path in pool.paths:
-        computed = isinstance(scores, Each)
-        values = np.asarray((scores.weights if computed else scores)[path])
+        values = np.asarray(held[path])
         _check_shape(path, values.shape, active)
-        parts.append(
-            _Ranked(
-                path, values, active[path], scores.score if computed else None
-            )
-        )
+        parts.append(_Ranked(path, values, active[path], score))
     kept = _largest(parts, pool.keep)
     floors = [min(pool.least, part.count) for part in parts]
     if any(
@@ -301,7 +301,7 @@ def _largest(parts: Sequence[_Ranked], keep: int) -> list[np.ndarray]:
 
 
 def _between(
-    parts: Sequence[_Ranked], keep: int, low: np.generic, high: np.generic
+    parts: Sequence[_Ranked], keep: int, low: Any, high: Any
 ) -> list[np.ndarray] | None:
     """The masks, if the threshold lies in [``low``, ``high``]."""
     masks, above = [], 0
@@ -313,16 +313,16 @@ def _between(
     for number, part in enumerate(parts):
         masks.append(np.empty(part.shape, bool))
         mask = masks[-1].reshape(-1)
-        places = [np.empty(0, np.int64)]
+        places: list[np.ndarray] = [np.empty(0, np.int64)]
         for where, scores in part.pieces(low.dtype):
             kept = part.may(where, np.greater(scores, high, out=mask[where]))
             above += int(np.count_nonzero(kept))
             if above > keep:
                 return None
             if low < high:
-                found = scores > low
-                found &= scores < high
-                found = np.flatnonzero(part.may(where, found))
+                between = scores > low
+                between &= scores < high
+                found = np.flatnonzero(part.may(where, between))
                 values.append(scores[found])
                 places.append(found + where.start)
             for is_high in (True, False) if low < high else (True,):
@@ -350,16 +350,16 @@ def _between(
     missing -= min(missing, tied[True])
     if not missing:
         return masks
-    among = np.concatenate(values or [np.empty(0, low.dtype)])
+    among: np.ndarray = np.concatenate(values or [np.empty(0, low.dtype)])
     del values
     if missing > among.size + tied[False]:
         return None
     [best] = _largest([_Ranked("", among, None)], min(missing, among.size))
     start = 0
     for mask, places in zip(masks, inside, strict=True):
-        found = np.concatenate(places)
-        stop = start + found.size
-        mask.reshape(-1)[found[best[start:stop]]] = True
+        every = np.concatenate(places)
+        stop = start + every.size
+        mask.reshape(-1)[every[best[start:stop]]] = True
         start = stop
     if missing > among.size:
         take_first(missing - among.size, False)
@@ -371,7 +371,7 @@ def _gathered(
 ) -> list[np.ndarray]:
     """As `_largest`, of few scores, or where the sample was misled."""
     pieces = [s for part in parts for _, s in part.pieces(dtype)]
-    scores = np.concatenate([np.empty(0, dtype), *pieces])
+    scores: np.ndarray = np.concatenate(pieces or [np.empty(0, dtype)])
     count = sum(part.count for part in parts)
     if not 0 <= keep <= count:
         raise _impossible(keep, count)
@@ -524,7 +524,7 @@ def _best(scores: np.ndarray, sizes: np.ndarray, keep: int) -> np.ndarray:
 
 def _bracket(
     parts: Sequence[_Ranked], keep: int, dtype: np.dtype
-) -> tuple[np.generic, np.generic]:
+) -> tuple[Any, Any]:
     """Two values between which the ``keep``-th largest score lies, surely
     enough (five standard deviations of its rank in the sample)."""
     info = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
