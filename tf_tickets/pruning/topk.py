@@ -304,7 +304,8 @@ def _between(
     parts: Sequence[_Ranked], keep: int, low: Any, high: Any
 ) -> list[np.ndarray] | None:
     """The masks, if the threshold lies in [``low``, ``high``]."""
-    masks, above = [], 0
+    masks: list[np.ndarray] = []
+    above = 0
     inside: list[list[np.ndarray]] = []
     values: list[np.ndarray] = []
     # Where scores lie that are one of the edges, and how many there are.
@@ -356,10 +357,10 @@ def _between(
         return None
     [best] = _largest([_Ranked("", among, None)], min(missing, among.size))
     start = 0
-    for mask, places in zip(masks, inside, strict=True):
+    for whole, places in zip(masks, inside, strict=True):
         every = np.concatenate(places)
         stop = start + every.size
-        mask.reshape(-1)[every[best[start:stop]]] = True
+        whole.reshape(-1)[every[best[start:stop]]] = True
         start = stop
     if missing > among.size:
         take_first(missing - among.size, False)
