@@ -320,18 +320,21 @@ def _between(
             above += int(np.count_nonzero(kept))
             if above > keep:
                 return None
-            if low < high:
-                between = scores > low
-                between &= scores < high
-                found = np.flatnonzero(part.may(where, between))
-                values.append(scores[found])
-                places.append(found + where.start)
+            found = part.may(where, scores >= low)
+            found ^= kept
+            some = np.flatnonzero(found)
+            if not some.size:
+                continue
+            near = scores[some]
             for is_high in (True, False) if low < high else (True,):
-                equal = scores == (high if is_high else low)
-                more = int(np.count_nonzero(part.may(where, equal)))
+                equal = near == (high if is_high else low)
+                more = int(np.count_nonzero(equal))
                 if more:
                     tied[is_high] += more
                     edges[is_high].append((number, where.start))
+            between = (near > low) & (near < high)
+            values.append(near[between])
+            places.append(some[between] + where.start)
         inside.append(places)
     missing = keep - above
 
@@ -533,19 +536,16 @@ def _bracket(
         (-np.inf, np.inf) if dtype.kind == "f" else (info.min, info.max)
     )
     size = sum(part.size for part in parts)
-    picks = np.random.default_rng(0).integers(0, size, _SAMPLE)
-    picks.sort()
-    ends = np.cumsum([part.size for part in parts])
-    begin, found = 0, []
-    for part, end, stop in zip(
-        parts, ends, np.searchsorted(picks, ends), strict=True
-    ):
-        where = picks[begin:stop] - (end - part.size)
+    rng, end, found = np.random.default_rng(0), 0, []
+    for part in parts:
+        # Every tensor has its share, and all shares add up.
+        begin, end = end, end + part.size
+        share = end * _SAMPLE // size - begin * _SAMPLE // size
+        where = rng.integers(0, max(part.size, 1), share)
         scores = part.at(where).astype(dtype)
         if part.allowed is not None:
             scores[~part.allowed[where]] = least
         found.append(scores)
-        begin = stop
     sample = np.sort(np.concatenate(found))
     fraction = 1 - keep / size
     rank = fraction * _SAMPLE
