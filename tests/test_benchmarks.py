@@ -22,6 +22,7 @@ from benchmarks import (
     masked_step,
     readme,
     retraces,
+    scale,
     score_penalty,
     script,
     selection,
@@ -226,6 +227,24 @@ def test_selection(run):
         "tf.math.top_k, of all (as tfmot)",
     }
     assert sound(table, written)
+
+
+def test_scale(capsys, tmp_path):
+    output = tmp_path / "rows.json"
+    scale.FLAGS.unparse_flags()
+    scale.FLAGS([scale.__name__, "--smoke", f"--output={output}"])
+    scale.main([])
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["what"] for row in rows] == list(scale.MEASURES)
+    assert all(row["seconds"] > 0 and row["cpu"] > 0 for row in rows)
+    # Those that draw have drawn, exactly.
+    kept = {row["what"]: row["kept"] for row in rows if row["kept"]}
+    size = round(1e6 * rows[0]["weights"])
+    assert kept == dict.fromkeys(
+        ("prune", "prune, weights=False", "load", "imp"), round(0.1 * size)
+    )
+    table = capsys.readouterr().out
+    assert all(f"| {what} |" in table for what in scale.MEASURES)
 
 
 def test_retraces(run):

@@ -64,6 +64,7 @@ WHOLE = {
     "test_web_example.py",
     "callbacks/test_beside.py",
     "export/test_networks.py",
+    "pruning/test_golden.py",
     "stress/test_graphs.py",
     "stress/test_machine.py",
 }

@@ -16,6 +16,8 @@ from safetensors.numpy import load_file
 import tf_tickets as tt
 from tests.conftest import batches, compiled, mlp
 from tf_tickets import archive
+from tf_tickets.masking import attached_masks
+from tf_tickets.masks import hold_as_bits
 from tf_tickets.selection import named_weights
 
 
@@ -467,3 +469,102 @@ def test_kernels_without_any_weight_are_no_error(tmp_path):
         assert ticket.hamming_distance(ticket.shuffle()) == 0
         ticket.save(tmp_path / "ticket")
         tt.Ticket.load(tmp_path / "ticket").apply(model)
+
+
+def test_magnitudes_take_no_room_in_a_file_and_come_back(tmp_path):
+    model = mlp(hidden=256)
+    ticket = tt.prune(model, 0.75)
+    ticket.save(tmp_path / "ticket")
+    whole = sum(w.nbytes for w in ticket.weights.values())
+    assert (tmp_path / "ticket").stat().st_size < 1.3 * whole
+    loaded = tt.Ticket.load(tmp_path / "ticket")
+    assert loaded.metadata == ticket.metadata
+    for path, score in ticket.scores.items():
+        np.testing.assert_array_equal(loaded.scores[path], score)
+        np.testing.assert_array_equal(score, np.abs(ticket.weights[path]))
+
+
+def test_scores_of_other_weights_are_kept_as_they_are(tmp_path):
+    """Of a ticket whose start weights were exchanged after the draw."""
+    first = tt.prune(mlp(), 0.75)
+    changed = {key: -2 * value for key, value in first.weights.items()}
+    ticket = tt.Ticket(first.masks, changed, scores=first.scores)
+    ticket.save(tmp_path / "ticket")
+    for loaded in (
+        tt.Ticket.load(tmp_path / "ticket"),
+        pickle.loads(pickle.dumps(ticket)),
+        copy.deepcopy(ticket),
+    ):
+        for path, score in first.scores.items():
+            np.testing.assert_array_equal(loaded.scores[path], score)
+
+
+def test_masks_alone_are_applied_saved_and_refused_in_one_sentence(tmp_path):
+    model = mlp()
+    before = model.get_weights()
+    ticket = tt.prune(model, 0.75, weights=False)
+    with pytest.raises(ValueError, match="no start weights.*weights='keep'"):
+        ticket.apply(model)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    ticket.save(tmp_path / "ticket")
+    loaded = tt.Ticket.load(tmp_path / "ticket")
+    assert loaded.weights is None and loaded.scores is None
+    loaded.apply(model, weights="keep")
+    kernels = [v.numpy() for v in tt.prunable_weights(model).values()]
+    assert sum(int((k != 0).sum()) for k in kernels) == ticket.kept
+
+
+def test_a_ticket_shares_what_nobody_can_write():
+    """Derived tickets, and those from a file, hold no second copy."""
+    ticket = tt.prune(mlp(), 0.75)
+    shuffled = ticket.shuffle()
+    assert all(
+        shuffled.weights[path] is one for path, one in ticket.weights.items()
+    )
+    mine = {path: np.array(mask) for path, mask in ticket.masks.items()}
+    copied = tt.Ticket(mine)
+    for mask in mine.values():
+        mask[:] = False
+    assert copied.kept == ticket.kept
+
+
+def test_a_ticket_from_a_file_is_shared_too(tmp_path):
+    tt.prune(mlp(), 0.75).save(tmp_path / "ticket")
+    loaded = tt.Ticket.load(tmp_path / "ticket")
+    with pytest.raises(ValueError, match="read-only"):
+        next(iter(loaded.weights.values()))[:] = 0
+    shuffled = loaded.shuffle()
+    assert all(
+        shuffled.weights[path] is one for path, one in loaded.weights.items()
+    )
+
+
+def test_masks_held_as_bits_are_the_same_masks(tmp_path):
+    model = mlp()
+    ticket = tt.prune(model, 0.75)
+    masks = {path: np.array(mask) for path, mask in ticket.masks.items()}
+    hold_as_bits(ticket)
+    for one in (ticket, pickle.loads(pickle.dumps(ticket)), ticket.shuffle()):
+        assert one.kept == 96 and one.size == 384
+    for path, mask in ticket.masks.items():
+        assert mask.dtype == bool
+        np.testing.assert_array_equal(mask, masks[path])
+    ticket.save(tmp_path / "ticket")
+    assert tt.Ticket.load(tmp_path / "ticket").hamming_distance(ticket) == 0
+    ticket.apply(model)
+    for path, variable in tt.prunable_weights(model).items():
+        assert not variable.numpy()[~masks[path]].any()
+
+
+def test_the_masks_of_a_model_are_read_as_copies():
+    model = mlp()
+    ticket = tt.prune(model, 0.75)
+    ticket.apply(model)
+    attached = attached_masks(model)
+    for path, mask in attached.items():
+        assert mask.dtype == bool and mask.flags.writeable
+        np.testing.assert_array_equal(mask, ticket.masks[path])
+        mask[:] = True  # a copy: the model's own stay
+    for path, mask in attached_masks(model).items():
+        np.testing.assert_array_equal(mask, ticket.masks[path])

@@ -337,7 +337,19 @@ class _Part(Mapping[str, np.ndarray]):
         if zlib.crc32(data.data) != entry["crc32"]:
             raise ValueError(f"{key} is damaged")
         array = np.unpackbits(data, count=size) if is_bits else data
-        return array.view(dtype).reshape(shape)
+        return _read_only(array.view(dtype).reshape(shape))
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """An array that nobody can write, nor what it is a view of.
+
+    Whoever holds it need not make a copy.
+    """
+    one: Any = array
+    while isinstance(one, np.ndarray):
+        one.flags.writeable = False
+        one = one.base
+    return array
 
 
 def _content(header: Mapping[str, str], kind: str) -> dict[str, Any]:

@@ -43,12 +43,14 @@ class MaskConstraint(keras.constraints.Constraint):
 
     def __init__(
         self,
-        mask: np.ndarray,
+        mask: np.ndarray | tf.Tensor,
         inner: Callable[..., tf.Tensor] | None = None,
         variable: keras.Variable | None = None,
         dtype: str = "bool",
     ) -> None:
-        self.mask = tf.Variable(mask, trainable=False, dtype=dtype, name="mask")
+        # Cast there: NumPy would make a copy in between.
+        mask = tf.cast(mask, dtype)
+        self.mask = tf.Variable(mask, trainable=False, name="mask")
         self.inner = inner
         # The variable holds the constraint: no circle.
         self.variable = None if variable is None else weakref.ref(variable)
@@ -112,7 +114,7 @@ def enforce(
             variable = weights[key]
             constraint = variable.constraint
             if isinstance(constraint, MaskConstraint):
-                constraint.mask.assign(mask)
+                constraint.mask.assign(tf.cast(mask, constraint.mask.dtype))
             else:
                 dtype = str(variable.dtype)
                 variable.constraint = MaskConstraint(
@@ -132,7 +134,8 @@ def enforce(
 def attached_masks(model: keras.Model) -> dict[str, np.ndarray]:
     """The masks that `enforce` attached, by key; empty if there are none."""
     return {
-        key: constraint.mask.numpy().astype(bool)
+        # Converted from what the mask holds, without a copy of that.
+        key: np.array(tf.convert_to_tensor(constraint.mask), bool)
         for key, variable in _masked_weights(model).items()
         if isinstance(constraint := variable.constraint, MaskConstraint)
     }

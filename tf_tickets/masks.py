@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -18,6 +19,65 @@ from tf_tickets.version import __version__
 
 Arrays = Mapping[str, np.ndarray]
 AnyMasks = TypeVar("AnyMasks", bound="Masks")
+
+
+class Each(Mapping[str, np.ndarray]):
+    """Scores of each weight by its value alone, computed when asked for.
+
+    Args:
+        score: From an array to one of its shape, element by element.
+        weights: ``{key: array}``; they are held, and not copied.
+
+    Example:
+
+    >>> dict(Each(np.abs, {"kernel": np.array([[-2.0], [1.0]])}))
+    {'kernel': array([[2.],
+           [1.]])}
+    """
+
+    def __init__(
+        self, score: Callable[[np.ndarray], np.ndarray], weights: Arrays
+    ) -> None:
+        self.score = score
+        self.weights = dict(weights)
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return _given(self.score(self.weights[key]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+
+class Bits(Mapping[str, np.ndarray]):
+    """Masks of one bit an element, which become arrays when asked for.
+
+    Args:
+        masks: ``{key: boolean array}``.
+
+    Example:
+
+    >>> bits = Bits({"kernel": np.eye(2, dtype=bool)})
+    >>> bits["kernel"].tolist()
+    [[True, False], [False, True]]
+    """
+
+    def __init__(self, masks: Arrays) -> None:
+        self._packed = {key: np.packbits(mask) for key, mask in masks.items()}
+        self._shapes = shapes_of(masks)
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        shape = self._shapes[key]
+        mask = np.unpackbits(self._packed[key], count=math.prod(shape))
+        return _given(mask.view(bool).reshape(shape))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
 
 
 class Masks(abc.ABC):
@@ -65,8 +125,12 @@ class Masks(abc.ABC):
             raise ValueError(
                 f"A ticket needs a mask. Received: masks={masks!r}"
             )
-        self._masks = MappingProxyType(
-            {str(k): _as_mask(str(k), m) for k, m in masks.items()}
+        self._masks: Arrays = (
+            masks
+            if isinstance(masks, Bits)
+            else MappingProxyType(
+                {str(k): _as_mask(str(k), m) for k, m in masks.items()}
+            )
         )
         self._weights = _as_arrays(weights)
         self._scores = _as_arrays(scores)
@@ -154,7 +218,9 @@ class Masks(abc.ABC):
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled and copied: plain dictionaries, not views of them."""
         return {
-            name: dict(value) if isinstance(value, Mapping) else value
+            name: dict(value)
+            if isinstance(value, Mapping) and not isinstance(value, Bits | Each)
+            else value
             for name, value in self.__dict__.items()
         }
 
@@ -304,14 +370,16 @@ class Masks(abc.ABC):
             FileExistsError: If ``path`` exists and ``overwrite`` is false.
             OSError: If it cannot be written; an old file stays as it was.
         """
+        metadata, scores = self._metadata, self._scores
+        if _are_magnitudes(scores, self._weights):
+            # As they are held: to be computed from the weights.
+            metadata, scores = {**metadata, _SCORES: "magnitude"}, None
         parts = {
             "masks": self._masks,
             "weights": self._weights,
-            "scores": self._scores,
+            "scores": scores,
         }
-        archive.write(
-            path, self.kind, self._metadata, parts, overwrite=overwrite
-        )
+        archive.write(path, self.kind, metadata, parts, overwrite=overwrite)
 
     @classmethod
     def load(cls: type[AnyMasks], path: str | os.PathLike[str]) -> AnyMasks:
@@ -326,12 +394,34 @@ class Masks(abc.ABC):
                 or not such a ticket.
         """
         with archive.reading(path, cls.kind) as (metadata, parts):
-            return cls(
+            scores = metadata.pop(_SCORES, None)
+            loaded = cls(
                 parts["masks"] or {},
                 parts["weights"],
                 metadata,
                 scores=parts["scores"],
             )
+            if scores is not None:
+                if scores != "magnitude" or loaded._weights is None:
+                    raise ValueError(f"it has the scores {scores!r} of nothing")
+                loaded._scores = Each(
+                    np.abs, {key: loaded._weights[key] for key in loaded._masks}
+                )
+            return loaded
+
+
+# What a file calls scores that are not in it.
+_SCORES = "scores of the weights"
+
+
+def _are_magnitudes(scores: Arrays | None, weights: Arrays | None) -> bool:
+    """Whether scores are those of just these weights."""
+    return (
+        isinstance(scores, Each)
+        and scores.score is np.abs
+        and weights is not None
+        and all(weights.get(k) is one for k, one in scores.weights.items())
+    )
 
 
 def shapes_of(arrays: Arrays) -> dict[str, tuple[int, ...]]:
@@ -393,17 +483,53 @@ def _as_mask(key: str, mask: Any) -> np.ndarray:
 
 
 def _as_arrays(arrays: Arrays | None) -> Arrays | None:
-    if arrays is None:
-        return None
+    if arrays is None or isinstance(arrays, Bits | Each):
+        return arrays
     return MappingProxyType(
         {str(k): _read_only(np.asarray(a)) for k, a in arrays.items()}
     )
 
 
+def hold_as_bits(ticket: Masks) -> None:
+    """Let the masks of a ticket take an eighth of the memory.
+
+    They are the same, and become arrays whenever they are asked for: for
+    tickets that are kept, as those of earlier rounds, and seldom used.
+
+    Args:
+        ticket: A ticket.
+    """
+    ticket._masks = Bits(ticket._masks)
+
+
+def given(arrays: Arrays) -> dict[str, np.ndarray]:
+    """Arrays that their maker gives away: a ticket holds them, not copies.
+
+    Args:
+        arrays: ``{key: array}``, which nobody can write any more.
+
+    Example:
+
+    >>> masks = given({"kernel": np.eye(2, dtype=bool)})
+    >>> ticket_holds = _read_only(masks["kernel"])
+    >>> ticket_holds is masks["kernel"]
+    True
+    """
+    return {key: _given(array) for key, array in arrays.items()}
+
+
+def _given(array: np.ndarray) -> np.ndarray:
+    array.flags.writeable = False
+    return array
+
+
 def _read_only(array: np.ndarray) -> np.ndarray:
     """A copy; an array that nobody can write, another ticket's, is shared."""
-    if not array.flags.writeable and array.flags.owndata:
-        return array
-    copy = np.array(array)
-    copy.flags.writeable = False
-    return copy
+    base: Any = array
+    while isinstance(base, np.ndarray) and not base.flags.writeable:
+        if base.flags.owndata:
+            return array
+        base = base.base
+    if isinstance(base, memoryview) and isinstance(base.obj, bytearray):
+        return array  # what was read from a file
+    return _given(np.array(array))

@@ -12,6 +12,7 @@ import numpy as np
 
 from tf_tickets import archive, checks
 from tf_tickets.masking import project
+from tf_tickets.masks import given
 from tf_tickets.selection import (
     check_model,
     layers_of,
@@ -60,14 +61,17 @@ class Snapshot:
         check_model(model)
         _build_optimizer(model)
         _steps_of_strangers.update(_strangers(model))
+        # Tickets that go back to it share its arrays.
         return cls(
-            values_of(unique_keys(model.variables)),
-            values_of(unique_keys(_optimizer_variables(model))),
-            {
-                f"{number}/{key}": value
-                for number, other in enumerate(_other_optimizers(model))
-                for key, value in _state_of(other, model).items()
-            },
+            given(values_of(unique_keys(model.variables))),
+            given(values_of(unique_keys(_optimizer_variables(model)))),
+            given(
+                {
+                    f"{number}/{key}": value
+                    for number, other in enumerate(_other_optimizers(model))
+                    for key, value in _state_of(other, model).items()
+                }
+            ),
         )
 
     def restore(self, model: keras.Model) -> None:

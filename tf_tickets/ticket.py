@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from tf_tickets import checks, foreign, initialization, masking
-from tf_tickets.masks import Masks, shapes_of
+from tf_tickets.masks import Each, Masks, given, shapes_of
 from tf_tickets.selection import (
     Filters,
     layers_of,
@@ -74,6 +74,8 @@ class Ticket(Masks):
             ("weights", self._weights),
             ("scores", self._scores),
         ):
+            if isinstance(arrays, Each):
+                arrays = arrays.weights  # of the same shapes
             if arrays is None:
                 continue
             misfits = [
@@ -117,7 +119,11 @@ class Ticket(Masks):
                 key: attached.get(key, values[key] != 0)
                 for key in prunable_weights(model, filters)
             }
-        return cls(masks, values, {"source": "model", **(metadata or {})})
+        return cls(
+            given(masks),
+            given(values),
+            {"source": "model", **(metadata or {})},
+        )
 
     @classmethod
     def from_weights(

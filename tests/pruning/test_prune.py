@@ -1,5 +1,6 @@
 """`prune`: exact masks from real models, and one error for bad input."""
 
+import tracemalloc
 import warnings
 
 import keras
@@ -312,3 +313,77 @@ def test_a_criterion_that_leaves_out_a_path_costs_no_training(data):
         model.fit(*data, epochs=9, verbose=0, callbacks=[imp])
     for now, then in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(now, then)
+
+
+def taken(call):
+    """Bytes at most while ``call`` runs, in models of `square`."""
+    tracemalloc.start()
+    try:
+        result = call()
+        return result, tracemalloc.get_traced_memory()[1] / (4 * 4_000_000)
+    finally:
+        tracemalloc.stop()
+
+
+def square(dtype="float32"):
+    """Eight kernels of four million weights together."""
+    size = round((4_000_000 / 8) ** 0.5)
+    model = keras.Sequential([keras.Input((size,))])
+    for i in range(8):
+        model.add(keras.layers.Dense(size, dtype=dtype, name=f"square_{i}"))
+    return model
+
+
+def test_a_draw_holds_masks_and_the_start_weights_and_no_more():
+    model = square()
+    ticket, peak = taken(lambda: tt.prune(model, 0.9, verbose=0))
+    assert peak < 1.6  # 1.25 of it stays; the sample weighs in small models
+    assert ticket.kept == round(0.1 * ticket.size)
+    _, peak = taken(lambda: tt.prune(model, 0.9, weights=False, verbose=0))
+    assert peak < 0.6
+    # Under the masks of an earlier draw, too.
+    ticket.apply(model)
+    again, peak = taken(lambda: tt.prune(model, 0.95, weights=False, verbose=0))
+    assert peak < 0.85
+    assert again.kept == round(0.05 * ticket.size)
+
+
+def test_bfloat16_is_not_made_float32_all_at_once():
+    model = square("bfloat16")
+    ticket, peak = taken(lambda: tt.prune(model, 0.9, weights=False, verbose=0))
+    assert peak < 0.6  # in float32 models: one in bfloat16 is half of that
+    assert ticket.kept == round(0.1 * ticket.size)
+
+
+def test_a_ticket_of_masks_alone_is_the_same_masks():
+    model = mlp()
+    whole = tt.prune(model, 0.75)
+    masks = tt.prune(model, 0.75, weights=False)
+    assert whole.hamming_distance(masks) == 0
+    assert masks.weights is None and masks.scores is None
+    with pytest.raises(ValueError, match="`weights` must be True or False"):
+        tt.prune(model, 0.75, weights="start")
+
+
+def test_the_scores_of_a_ticket_are_those_it_was_drawn_by():
+    model = mlp()
+    before = {
+        p: np.abs(v.numpy()) for p, v in tt.prunable_weights(model).items()
+    }
+    ticket = tt.prune(model, 0.75)
+    model.set_weights([w + 1 for w in model.get_weights()])
+    assert ticket.scores.keys() == before.keys()
+    for path, score in ticket.scores.items():
+        np.testing.assert_array_equal(score, before[path])
+
+
+def test_a_criterion_of_the_value_alone_needs_no_scores_of_the_model():
+    def squares(model, masks, *, data, seed):
+        raise AssertionError("asked for all at once")
+
+    squares.of_weight = np.square
+    model = mlp()
+    ticket = tt.prune(model, 0.75, criterion=squares)
+    assert ticket.hamming_distance(tt.prune(model, 0.75)) == 0
+    for path, score in ticket.scores.items():
+        np.testing.assert_array_equal(score, np.square(ticket.weights[path]))

@@ -26,10 +26,10 @@ from tf_tickets.distribute import is_chief
 from tf_tickets.loss.batches import batches
 from tf_tickets.pruning import criteria, patterns, scopes
 from tf_tickets.pruning.prune import (
+    check_finite,
     current_masks,
     describe,
     draw_masks,
-    finite_weights,
 )
 from tf_tickets.selection import Filters, check_keras, named_weights
 from tf_tickets.ticket import Ticket
@@ -586,7 +586,7 @@ class DrawingCallback(ResumableCallback):
                 criterion needs data and there is none that it could read.
         """
         self._check_beside()
-        finite_weights(self.model, self.filters)
+        check_finite(self.model, self.filters)
         if criteria.needs_data(self.criterion):
             name = describe(None, self.criterion, self.scope, 0)["criterion"]
             next(
@@ -620,9 +620,15 @@ class DrawingCallback(ResumableCallback):
         seed: int,
     ) -> dict[str, np.ndarray]:
         """Draw masks from the weights of the moment and enforce them."""
-        before = current_masks(self.model, self.filters)
+        before = (
+            {}
+            if self._sums is None
+            else current_masks(self.model, self.filters)
+        )
         with progress.shown(progress.of_fit(self.params)):
-            masks, _ = draw_masks(
+            # The scores look at weights, which could not be freed when the
+            # masks change them.
+            masks = draw_masks(
                 self.model,
                 sparsity,
                 criterion=self._scored_by(),
@@ -631,7 +637,7 @@ class DrawingCallback(ResumableCallback):
                 data=self.data,
                 filters=self.filters,
                 seed=seed,
-            )
+            )[0]
         if self._sums is not None and any(
             (before[path] & ~mask).any() for path, mask in masks.items()
         ):

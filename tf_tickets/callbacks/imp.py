@@ -22,6 +22,7 @@ from tf_tickets.callbacks.rounds import (
     RoundPlan,
     history_row,
 )
+from tf_tickets.masks import given, hold_as_bits
 from tf_tickets.pruning import criteria, patterns, scopes
 from tf_tickets.pruning.prune import (
     budget,
@@ -457,15 +458,19 @@ class IterativeMagnitudePruning(DrawingCallback):
         self._round.end(self._last_logs)
         masking.project(self.model)  # weights may have been restored
         trained_sparsity = sparsity_of(current_masks(self.model, self.filters))
-        weights = self._start_weights() or values_of(named_weights(self.model))
+        weights = self._start_weights() or given(
+            values_of(named_weights(self.model))
+        )
         sparsity, scope = self.plan.demand(done, self._initial_sparsity)
+        if self.tickets:
+            hold_as_bits(self.tickets[-1])
         masks = self._draw(sparsity, scope, self.seed + done - 1)
         self._round.unswap()
         if self.rewind is not None:
             self._point.rewind()
         masking.project(self.model)
         ticket = Ticket(
-            masks,
+            given(masks),
             weights,
             {
                 "source": "IterativeMagnitudePruning",
@@ -586,6 +591,8 @@ class IterativeMagnitudePruning(DrawingCallback):
                 weights = dict(zip(ticket.weights or {}, first, strict=True))
                 ticket = Ticket(ticket.masks, weights, ticket.metadata)
             self.tickets.append(ticket)
+        for ticket in self.tickets[:-1]:
+            hold_as_bits(ticket)
         if self.rewind is not None and self.tickets:
             file = self._run.path / "rewind_point.safetensors"
             self._point.snapshot, _ = Snapshot.load(file)

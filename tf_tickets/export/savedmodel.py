@@ -21,6 +21,7 @@ from tf_tickets.export.folding import served_view, without_normalization
 from tf_tickets.export.kernels import Choice
 from tf_tickets.export.report import Written, read_manifest
 from tf_tickets.export.source import DEFAULT, Source, batch_sizes_of
+from tf_tickets.masks import given
 from tf_tickets.selection import match_keys, named_weights
 from tf_tickets.structured.dead import find_dead_channels
 from tf_tickets.ticket import Ticket
@@ -176,7 +177,9 @@ def load_sparse(path: str | os.PathLike[str]) -> Ticket:
             f"The exported model has no prunable weights. Received: {path!r}"
         )
     return Ticket(
-        masks, weights, {"source": "export", "export": described["export"]}
+        given(masks),
+        given(weights),
+        {"source": "export", "export": described["export"]},
     )
 
 

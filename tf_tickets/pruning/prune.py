@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from tf_tickets import checks, masking, progress
-from tf_tickets.masks import Arrays
+from tf_tickets.masks import Arrays, Each, given
 from tf_tickets.pruning import criteria, patterns, scopes
 from tf_tickets.pruning.topk import select, single_weights
 from tf_tickets.selection import (
@@ -17,6 +17,7 @@ from tf_tickets.selection import (
     named_weights,
     prunable_weights,
     values_of,
+    view_of,
 )
 from tf_tickets.ticket import Ticket
 
@@ -32,6 +33,7 @@ def prune(
     filters: Filters = None,
     iterations: int | None = None,
     seed: int = 0,
+    weights: bool = True,
     verbose: progress.Verbosity = "auto",
 ) -> Ticket:
     """Draw a ticket from the weights that ``model`` has now.
@@ -70,13 +72,19 @@ def prune(
             fall by equal factors. `None` leaves it to the criterion: 100 for
             `"synflow"`, 1 for the others.
         seed: For criteria that draw at random; 0 by default.
+        weights: Whether the ticket holds the model's present weights, to
+            start from, and its scores; `True` by default. Without them it is
+            masks alone, one byte a weight in memory: what a model takes that
+            fills the machine. ``ticket.apply(model, weights="keep")`` puts it
+            in force; whatever needs start weights says so.
         verbose: `"auto"`, the default, shows a bar of the drawings, or of the
             batches that are read, once they have taken a second; 1 at once;
             2 one line at the end; 0 nothing.
 
     Returns:
         A ticket whose start weights are the model's present weights, with the
-        scores of the last drawing.
+        scores of the last drawing. (Magnitudes take no memory: they are
+        computed from the start weights when somebody asks.)
 
     A mask that leaves a tensor without any weight is warned of: what comes
     after that layer is constant.
@@ -99,7 +107,9 @@ def prune(
     [0.25, 0.25]
     """
     seed = checks.whole("seed", seed, least=0)
+    checks.choice("weights", weights, (True, False))
     sparsity = patterns.sparsity_for(pattern, sparsity, scope)
+    scores: Arrays | None
     with progress.shown(verbose):
         masks, scores = draw_masks(
             model,
@@ -112,9 +122,17 @@ def prune(
             iterations=iterations,
             seed=seed,
         )
+    start = given(values_of(named_weights(model))) if weights else None
+    if start is None:
+        scores = None
+    elif isinstance(scores, Each):
+        # As they were, and not those of what the model becomes.
+        scores = Each(scores.score, {path: start[path] for path in scores})
+    elif criteria.is_known(criterion):
+        scores = given(scores)
     return Ticket(
-        masks,
-        values_of(named_weights(model)),
+        given(masks),
+        start,
         {
             "source": "prune",
             **describe(sparsity, criterion, scope, seed, pattern),
@@ -134,15 +152,18 @@ def draw_masks(
     filters: Filters = None,
     iterations: int | None = None,
     seed: int = 0,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """``(masks, scores)`` of `prune`, without the ticket around them."""
+) -> tuple[dict[str, np.ndarray], Arrays]:
+    """``(masks, scores)`` of `prune`, without the ticket around them.
+
+    The scores may look at the weights of the model, and change as it trains.
+    """
     asked = iterations
     iterations = (
         criteria.drawings(criterion)
         if asked is None
         else checks.whole("iterations", asked)
     )
-    finite_weights(model, filters)
+    check_finite(model, filters)
     masks = current_masks(model, filters)
     if asked and asked > sum(mask.size for mask in masks.values()):
         raise ValueError(
@@ -180,7 +201,7 @@ def draw_masks(
 
 def _scores_of(
     score: Callable[[Arrays], Arrays], masks: Arrays, name: object
-) -> dict[str, np.ndarray]:
+) -> Arrays:
     """What a criterion says, if it speaks of every weight and of no other."""
     found = score(masks)
     if not isinstance(found, Mapping) or found.keys() != masks.keys():
@@ -201,7 +222,7 @@ def _scores_of(
             "alone, use `filters`. Received: "
             f"criterion={name!r} with {'; '.join(listed)}"
         )
-    return dict(found)
+    return found if isinstance(found, Each) else dict(found)
 
 
 def check_criterion(
@@ -297,13 +318,28 @@ def budget(
 def current_masks(
     model: keras.Model, filters: Filters = None
 ) -> dict[str, np.ndarray]:
-    """The mask of every prunable weight; all true where none is enforced."""
+    """The mask of every prunable weight; all true where none is enforced.
+
+    What is all true can only be read.
+    """
     attached = masking.attached_masks(model)
+    weights = prunable_weights(model, filters)
+    shapes = {
+        path: tuple(variable.shape)
+        for path, variable in weights.items()
+        if path not in attached
+    }
+    sizes = [int(np.prod(shape, dtype=np.int64)) for shape in shapes.values()]
+    # One for all, which nobody can write: a second set of masks would be felt.
+    ones = np.ones(max(sizes, default=0), bool)
+    ones.flags.writeable = False
+    dense = {
+        path: ones[:size].reshape(shape)
+        for (path, shape), size in zip(shapes.items(), sizes, strict=True)
+    }
     return {
-        path: attached[path]
-        if path in attached
-        else np.ones(tuple(variable.shape), bool)
-        for path, variable in prunable_weights(model, filters).items()
+        path: attached[path] if path in attached else dense[path]
+        for path in weights
     }
 
 
@@ -347,17 +383,18 @@ def excess(
     )
 
 
-def finite_weights(
-    model: keras.Model, filters: Filters = None
-) -> dict[str, np.ndarray]:
-    """The values of the prunable weights.
+def check_finite(model: keras.Model, filters: Filters = None) -> None:
+    """Raise if a prunable weight is NaN or infinite, naming the tensors.
 
     Raises:
-        ValueError: If one is NaN or infinite, naming the tensors.
+        ValueError: As said.
     """
-    weights = values_of(prunable_weights(model, filters))
-    checks.finite("Weights that are ranked", weights, "has training diverged?")
-    return weights
+    weights = prunable_weights(model, filters)
+    checks.finite(
+        "Weights that are ranked",
+        {path: view_of(variable) for path, variable in weights.items()},
+        "has training diverged?",
+    )
 
 
 def describe(

@@ -24,9 +24,9 @@ from tf_tickets.network.inputs import (
 from tf_tickets.pruning import patterns, scopes
 from tf_tickets.pruning.prune import (
     budget,
+    check_finite,
     current_masks,
     describe,
-    finite_weights,
     warn_of_collapse,
 )
 from tf_tickets.pruning.topk import keep_largest, select, single_weights
@@ -141,7 +141,7 @@ def reconstruct(
     block = checks.whole("block", block)
     refine = checks.whole("refine", refine, least=0)
     sparsity = patterns.sparsity_for(pattern, sparsity, scope)
-    finite_weights(model, filters)
+    check_finite(model, filters)
     masks = current_masks(model, filters)
     layout = patterns.layout_on(model, pattern, masks)
     keep = _budget_of_each(sparsity, scope, masks, layout)

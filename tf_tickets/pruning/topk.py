@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from tf_tickets.masks import Arrays, Each
 from tf_tickets.pruning.scopes import Pool
 
 # Below this many scores a plain partition is as fast as sampling first.
 _SMALL = 1 << 18
 _SAMPLE = 1 << 17
+# So many scores, and what is made of them, stay in the cache.
+_PIECE = 1 << 16
 
 
 def keep_largest(scores: np.ndarray, keep: int) -> np.ndarray:
@@ -19,8 +22,9 @@ def keep_largest(scores: np.ndarray, keep: int) -> np.ndarray:
 
     A sample brackets the threshold, so that only the few scores inside the
     bracket are partitioned (Floyd and Rivest, "Expected time bounds for
-    selection", CACM 1975): a third of the time of ``np.partition`` on 25
-    million scores. Sampling decides only the speed, never the result.
+    selection", CACM 1975), and the rest is compared piece by piece, as long
+    as it is in the processor's cache. Sampling decides only the speed, never
+    the result.
 
     Args:
         scores: One-dimensional, real, without NaN.
@@ -46,28 +50,7 @@ def keep_largest(scores: np.ndarray, keep: int) -> np.ndarray:
         raise ValueError(
             f"`keep` must lie in [0, {scores.size}]. Received: keep={keep}"
         )
-    if keep in (0, scores.size):
-        return np.full(scores.size, keep > 0)
-    if scores.size > _SMALL:
-        low, high = _bracket(scores, keep)
-        kept = scores > high
-        surplus = int(np.count_nonzero(kept))
-        inside = scores >= low
-        crowd = int(np.count_nonzero(inside))
-        if surplus <= keep <= crowd:
-            if crowd - surplus > scores.size // 8:
-                # A block of ties at an end of the bracket, such as the -inf of
-                # what is pruned already: partitioning it would be slow.
-                for edge in (low, high):
-                    found = _tied(scores, keep, edge)
-                    if found is not None:
-                        return found
-                inside = scores > low
-            inside ^= kept
-            candidates = np.flatnonzero(inside)
-            kept[candidates] = _partition(scores[candidates], keep - surplus)
-            return kept
-    return _partition(scores, keep)
+    return _largest([_Ranked("", scores, None)], keep)[0]
 
 
 class Units(NamedTuple):
@@ -98,14 +81,17 @@ def single_weights(path: str, scores: np.ndarray, active: np.ndarray) -> Units:
 
 
 def select(
-    scores: Mapping[str, np.ndarray],
+    scores: Arrays,
     pools: list[Pool],
-    active: Mapping[str, np.ndarray],
+    active: Arrays,
     units: Callable[[str, np.ndarray, np.ndarray], Units] = single_weights,
     *,
     share: bool = False,
 ) -> dict[str, np.ndarray]:
     """Masks that keep each pool's count of best scores.
+
+    Weights for themselves are ranked where they lie: beside the masks there
+    is never more than a piece of one tensor.
 
     Args:
         scores: ``{path: real array}``.
@@ -131,6 +117,11 @@ def select(
             "There must be scores for every weight that is ranked and for no "
             f"other. Received: {sorted(set(scores) ^ paths)} missing or unknown"
         )
+    if units is single_weights:
+        single: dict[str, np.ndarray] = {}
+        for pool in pools:
+            single |= _best_weights(pool, scores, active)
+        return {path: single[path] for path in scores}
     filled = [
         _filled(
             pool,
@@ -157,17 +148,259 @@ def select(
 def _checked(
     path: str, score: np.ndarray, active: Mapping[str, np.ndarray]
 ) -> np.ndarray:
-    score = np.asarray(score)
-    if score.shape != active[path].shape:
+    score = _real(np.asarray(score))
+    _check_shape(path, score.shape, active)
+    _check_nan(path, score)
+    return score
+
+
+def _check_shape(path: str, shape: tuple[int, ...], active: Arrays) -> None:
+    if shape != active[path].shape:
         raise ValueError(
             f"The scores of {path} must have its shape "
-            f"{active[path].shape}. Received: shape {score.shape}"
+            f"{active[path].shape}. Received: shape {shape}"
         )
-    if score.dtype.kind not in "fiu":
-        score = score.astype(np.float32)  # bfloat16
-    if np.isnan(score).any():
+
+
+def _real(scores: np.ndarray) -> np.ndarray:
+    if scores.dtype.kind not in "fiu":
+        return scores.astype(np.float32)  # bfloat16
+    return scores
+
+
+def _check_nan(path: str, scores: np.ndarray) -> None:
+    if scores.dtype.kind == "f" and np.isnan(scores).any():
         raise ValueError(f"Scores must not be NaN. Received: NaN in {path}")
-    return score
+
+
+class _Ranked:
+    """The scores of one tensor, of which some may be kept.
+
+    Args:
+        path: Of the tensor, for the error; empty for no check.
+        values: Its scores, or what they are computed from.
+        allowed: Which may be kept; `None` for all.
+        score: From values to scores, element by element; `None` if they are.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        values: np.ndarray,
+        allowed: np.ndarray | None,
+        score: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
+        self.path = path
+        self.shape, self.size = values.shape, values.size
+        self._values, self._flat = values, values.reshape(-1)
+        self._score = score
+        self.count = self.size
+        self.allowed = None
+        if allowed is not None:
+            self.count = int(np.count_nonzero(allowed))
+            if self.count < self.size:
+                self.allowed = allowed.reshape(-1)
+        self.dtype = self.at(slice(0, 0)).dtype
+
+    def at(self, where: slice | np.ndarray) -> np.ndarray:
+        """Scores of a part, the tensor being flat."""
+        part = self._flat[where]
+        return _real(part if self._score is None else self._score(part))
+
+    def pieces(
+        self, dtype: np.dtype, starts: Sequence[int] | None = None
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """``(where, scores)`` of parts that fit the cache, in order."""
+        for start in range(0, self.size, _PIECE) if starts is None else starts:
+            where = slice(start, min(start + _PIECE, self.size))
+            part = self.at(where)
+            if self.path:
+                _check_nan(self.path, part)
+            yield where, part.astype(dtype, copy=False)
+
+    def may(self, where: slice, mask: np.ndarray) -> np.ndarray:
+        """The mask of a part without what may not be kept, in place."""
+        if self.allowed is not None:
+            mask &= self.allowed[where]
+        return mask
+
+    def without(self, sure: np.ndarray) -> _Ranked:
+        """The same where what is surely kept is not ranked."""
+        rest = ~sure
+        if self.allowed is not None:
+            rest &= self.allowed.reshape(self.shape)
+        return _Ranked(self.path, self._values, rest, self._score)
+
+
+def _best_weights(
+    pool: Pool, scores: Arrays, active: Arrays
+) -> dict[str, np.ndarray]:
+    """``{path: mask}`` of a pool whose weights are ranked each for itself."""
+    held: Arrays = scores
+    score = None
+    if isinstance(scores, Each):
+        held, score = scores.weights, scores.score
+    parts = []
+    for path in pool.paths:
+        values = np.asarray(held[path])
+        _check_shape(path, values.shape, active)
+        parts.append(_Ranked(path, values, active[path], score))
+    kept = _largest(parts, pool.keep)
+    floors = [min(pool.least, part.count) for part in parts]
+    if any(
+        int(np.count_nonzero(mask)) < floor
+        for mask, floor in zip(kept, floors, strict=True)
+    ):
+        # The best of every tensor first, then the best of the others.
+        kept = [
+            _largest([part], floor)[0]
+            for part, floor in zip(parts, floors, strict=True)
+        ]
+        _check_floor(pool, rest := pool.keep - sum(floors))
+        others = [p.without(k) for p, k in zip(parts, kept, strict=True)]
+        for mask, more in zip(kept, _largest(others, rest), strict=True):
+            mask |= more
+    return dict(zip(pool.paths, kept, strict=True))
+
+
+def _check_floor(pool: Pool, rest: int) -> None:
+    if rest < 0:
+        raise ValueError(
+            f"{pool.keep} weights are too few to keep at least "
+            f"{pool.least} in each of {len(pool.paths)} tensors. "
+            f"Received: at_least({pool.least})"
+        )
+
+
+def _largest(parts: Sequence[_Ranked], keep: int) -> list[np.ndarray]:
+    """Masks of the ``keep`` largest scores of several tensors together.
+
+    Of equal ones the first is kept, in the order of the tensors and, within
+    one, of the indices.
+    """
+    dtype = np.result_type(*(part.dtype for part in parts))
+    size = sum(part.size for part in parts)
+    if size <= _SMALL:
+        return _gathered(parts, keep, dtype)
+    count = sum(part.count for part in parts)
+    if 0 < keep < count:
+        masks = _between(parts, keep, *_bracket(parts, keep, dtype))
+        return _gathered(parts, keep, dtype) if masks is None else masks
+    for part in parts:
+        if part.path:
+            for _ in part.pieces(dtype):
+                pass  # looks for NaN
+    if keep not in (0, count):
+        raise _impossible(keep, count)
+    return [
+        np.full(part.shape, keep > 0)
+        if part.allowed is None or not keep
+        else np.array(part.allowed.reshape(part.shape))
+        for part in parts
+    ]
+
+
+def _between(
+    parts: Sequence[_Ranked], keep: int, low: Any, high: Any
+) -> list[np.ndarray] | None:
+    """The masks, if the threshold lies in [``low``, ``high``]."""
+    masks: list[np.ndarray] = []
+    above = 0
+    inside: list[list[np.ndarray]] = []
+    values: list[np.ndarray] = []
+    # Where scores lie that are one of the edges, and how many there are.
+    edges: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+    tied = {True: 0, False: 0}
+    for number, part in enumerate(parts):
+        masks.append(np.empty(part.shape, bool))
+        mask = masks[-1].reshape(-1)
+        places: list[np.ndarray] = [np.empty(0, np.int64)]
+        for where, scores in part.pieces(low.dtype):
+            kept = part.may(where, np.greater(scores, high, out=mask[where]))
+            above += int(np.count_nonzero(kept))
+            if above > keep:
+                return None
+            found = part.may(where, scores >= low)
+            found ^= kept
+            some = np.flatnonzero(found)
+            if not some.size:
+                continue
+            near = scores[some]
+            for is_high in (True, False) if low < high else (True,):
+                equal = near == (high if is_high else low)
+                more = int(np.count_nonzero(equal))
+                if more:
+                    tied[is_high] += more
+                    edges[is_high].append((number, where.start))
+            between = (near > low) & (near < high)
+            values.append(near[between])
+            places.append(some[between] + where.start)
+        inside.append(places)
+    missing = keep - above
+
+    def take_first(count: int, is_high: bool) -> None:
+        """Keep the first of those that are at an edge."""
+        for number, start in edges[is_high]:
+            part = parts[number]
+            for where, scores in part.pieces(low.dtype, [start]):
+                equal = scores == (high if is_high else low)
+                found = np.flatnonzero(part.may(where, equal))[:count]
+                masks[number].reshape(-1)[found + where.start] = True
+                count -= found.size
+            if not count:
+                return
+
+    take_first(min(missing, tied[True]), True)
+    missing -= min(missing, tied[True])
+    if not missing:
+        return masks
+    among: np.ndarray = np.concatenate(values or [np.empty(0, low.dtype)])
+    del values
+    if missing > among.size + tied[False]:
+        return None
+    [best] = _largest([_Ranked("", among, None)], min(missing, among.size))
+    start = 0
+    for whole, places in zip(masks, inside, strict=True):
+        every = np.concatenate(places)
+        stop = start + every.size
+        whole.reshape(-1)[every[best[start:stop]]] = True
+        start = stop
+    if missing > among.size:
+        take_first(missing - among.size, False)
+    return masks
+
+
+def _gathered(
+    parts: Sequence[_Ranked], keep: int, dtype: np.dtype
+) -> list[np.ndarray]:
+    """As `_largest`, of few scores, or where the sample was misled."""
+    pieces = [s for part in parts for _, s in part.pieces(dtype)]
+    scores: np.ndarray = np.concatenate(pieces or [np.empty(0, dtype)])
+    count = sum(part.count for part in parts)
+    if not 0 <= keep <= count:
+        raise _impossible(keep, count)
+    if count < scores.size:
+        allowed = np.concatenate(
+            [
+                np.ones(part.size, bool)
+                if part.allowed is None
+                else part.allowed
+                for part in parts
+            ]
+        )
+        kept = np.zeros(scores.size, bool)
+        kept[allowed] = _partition(scores[allowed], keep)
+    else:
+        kept = _partition(scores, keep)
+    ends = np.cumsum([part.size for part in parts])[:-1]
+    return [
+        np.array(mask.reshape(part.shape))
+        for part, mask in zip(parts, np.split(kept, ends), strict=True)
+    ]
+
+
+def _impossible(keep: int, count: int) -> ValueError:
+    return ValueError(f"`keep` must lie in [0, {count}]. Received: keep={keep}")
 
 
 class _Filled(NamedTuple):
@@ -202,12 +435,7 @@ def _filled(pool: Pool, parts: list[Units]) -> _Filled:
             [_enough(p.scores, p.sizes, _least(pool, p.sizes)) for p in parts]
         )
         rest = pool.keep - _weight(sizes, sure)
-        if rest < 0:
-            raise ValueError(
-                f"{pool.keep} weights are too few to keep at least "
-                f"{pool.least} in each of {len(pool.paths)} tensors. "
-                f"Received: at_least({pool.least})"
-            )
+        _check_floor(pool, rest)
         others = np.where(sure, np.zeros((), sizes.dtype), sizes)
         kept = sure | _best_in_turn(scores, others, turns, rest)
     return _Filled(pool, parts, scores, sizes, kept)
@@ -295,45 +523,38 @@ def _best(scores: np.ndarray, sizes: np.ndarray, keep: int) -> np.ndarray:
             kept[order[: int(np.searchsorted(total, keep, "right"))]] = True
             return kept
         keep = min(keep // max(largest, 1), int(np.count_nonzero(allowed)))
-    if allowed.all():
-        return keep_largest(scores, keep)
-    if scores.dtype.kind == "f":
-        kept = keep_largest(np.where(allowed, scores, -np.inf), keep)
-        if not (kept & ~allowed).any():
-            return kept
-    # A score of -inf that is allowed comes before one that is not; and whole
-    # numbers have no infinity. This way takes twice the time.
-    kept = np.zeros(scores.size, bool)
-    kept[allowed] = keep_largest(scores[allowed], keep)
-    return kept
+    return _largest([_Ranked("", scores, allowed)], keep)[0]
 
 
-def _tied(
-    scores: np.ndarray, keep: int, edge: np.floating
-) -> np.ndarray | None:
-    """The mask, if ``edge`` is the threshold."""
-    kept: np.ndarray = scores > edge
-    missing = keep - int(np.count_nonzero(kept))
-    if missing < 0:
-        return None
-    ties = np.flatnonzero(scores == edge)
-    if missing > ties.size:
-        return None
-    kept[ties[:missing]] = True
-    return kept
-
-
-def _bracket(scores: np.ndarray, keep: int) -> tuple[np.floating, np.floating]:
+def _bracket(
+    parts: Sequence[_Ranked], keep: int, dtype: np.dtype
+) -> tuple[Any, Any]:
     """Two values between which the ``keep``-th largest score lies, surely
     enough (five standard deviations of its rank in the sample)."""
-    picks = np.random.default_rng(0).integers(0, scores.size, _SAMPLE)
-    sample = np.sort(scores[picks])
-    fraction = 1 - keep / scores.size
+    info = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+    least, most = (
+        (-np.inf, np.inf) if dtype.kind == "f" else (info.min, info.max)
+    )
+    size = sum(part.size for part in parts)
+    rng, end, found = np.random.default_rng(0), 0, []
+    for part in parts:
+        # Every tensor has its share, and all shares add up.
+        begin, end = end, end + part.size
+        share = end * _SAMPLE // size - begin * _SAMPLE // size
+        where = rng.integers(0, max(part.size, 1), share)
+        scores = part.at(where).astype(dtype)
+        if part.allowed is not None:
+            scores[~part.allowed[where]] = least
+        found.append(scores)
+    sample = np.sort(np.concatenate(found))
+    fraction = 1 - keep / size
     rank = fraction * _SAMPLE
     slack = 5 * np.sqrt(_SAMPLE * fraction * (1 - fraction)) + 5
-    low = sample[max(int(rank - slack), 0)]
-    high = sample[min(int(rank + slack), _SAMPLE - 1)]
-    return low, high
+    low, high = int(rank - slack), int(rank + slack)
+    return (
+        dtype.type(least) if low < 0 else sample[low],
+        dtype.type(most) if high >= _SAMPLE else sample[high],
+    )
 
 
 def _partition(scores: np.ndarray, keep: int) -> np.ndarray:

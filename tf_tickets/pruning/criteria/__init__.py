@@ -12,6 +12,9 @@ What else a criterion may say, by attributes of the function:
 - ``needs_data = True``: without ``data`` it cannot score.
 - ``iterations = n``: it must be scored anew as weights go (SynFlow), in so
   many drawings.
+- ``of_weight(array) -> array``: the score of a weight is a function of its
+  value alone, and this is it, element by element. Such scores are computed
+  where they are needed, piece by piece, and take no memory.
 - ``each_step(weight, gradient) -> tensor``: it scores training itself. The
   callbacks that draw masks add this up in every step since the last drawing,
   inside the step, and call the criterion with ``sums={path: array}``.
@@ -29,8 +32,9 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
-from tf_tickets.masks import Arrays
+from tf_tickets.masks import Arrays, Each
 from tf_tickets.pruning.criteria.grasp import grasp
 from tf_tickets.pruning.criteria.magnitude import lamp, magnitude, random
 from tf_tickets.pruning.criteria.movement import movement
@@ -38,6 +42,7 @@ from tf_tickets.pruning.criteria.prospr import prospr
 from tf_tickets.pruning.criteria.snip import snip
 from tf_tickets.pruning.criteria.synflow import synflow
 from tf_tickets.pruning.criteria.wanda import wanda
+from tf_tickets.selection import named_weights, view_of
 
 Criterion = Callable[..., Arrays]
 
@@ -120,6 +125,23 @@ def each_step(criterion: str | Criterion) -> Callable[..., Any] | None:
     return found
 
 
+def of_weight(
+    criterion: str | Criterion,
+) -> Callable[[np.ndarray], np.ndarray] | None:
+    """The score as a function of a weight's value, if it is nothing else.
+
+    Example:
+
+    >>> of_weight("magnitude") is np.abs, of_weight("snip") is None
+    (True, True)
+    """
+    score = get(criterion)
+    found: Callable[[np.ndarray], np.ndarray] | None = getattr(
+        score, "of_weight", None
+    )
+    return found
+
+
 def drawings(criterion: str | Criterion) -> int:
     """In how many drawings a criterion wants to reach its target."""
     return int(getattr(_unbound(get(criterion)), "iterations", 1))
@@ -142,9 +164,21 @@ def scorer(
         seed: Of random draws, unless a partial has set it.
         again: Whether more than one mask will be scored, so that preparing
             for it pays.
+
+    Returns:
+        A function whose scores are to be used before the model is trained on:
+        they may look at its weights.
     """
     score = get(criterion)
     options = {"data": data, "seed": seed, **_options_of(score)}
+    alone = of_weight(criterion)
+    if alone is not None:
+        weights = named_weights(model)
+
+        def each(masks: Arrays) -> Each:
+            return Each(alone, {path: view_of(weights[path]) for path in masks})
+
+        return each
     prepare = getattr(_unbound(score), "prepare", None) if again else None
     if prepare is None:
         return functools.partial(score, model, **options)

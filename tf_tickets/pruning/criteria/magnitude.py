@@ -34,6 +34,9 @@ def magnitude(
     return {path: np.abs(value) for path, value in values.items()}
 
 
+magnitude.of_weight = np.abs  # type: ignore[attr-defined]
+
+
 def lamp(
     model: keras.Model, masks: Arrays, *, data: Any = None, seed: int = 0
 ) -> dict[str, np.ndarray]:
