@@ -129,10 +129,17 @@ def time_network(
         dense.input_shape[1:], 4 if FLAGS.smoke else batch_size
     )
     steps = {DENSE: stepper(keras, dense)}
+    # Masks are held as suits the step, so it must be known.
+    networks.compile_for_training(keras, masked, jit_compile=jit_compile)
     redraw(masked)
     steps[MASKED] = stepper(keras, masked)
     redraws: dict[str, Callable[[], None]] = {MASKED: lambda: redraw(masked)}
-    masks = {MASKED: list(masking.attached_masks(masked).values())}
+    masks = {
+        MASKED: [
+            weight.constraint.mask.numpy()
+            for weight in tt.prunable_weights(masked).values()
+        ]
+    }
     pairs = [(MASKED, DENSE)]
     moving = build(keras)
     rigl = watched()

@@ -204,6 +204,19 @@ def test_pruned_weights_that_turn_nan_become_zero():
     assert not np.signbit(result).any()
 
 
+@pytest.mark.parametrize("jit_compile", [True, False])
+def test_a_mask_is_a_byte_a_weight_where_it_costs_no_time(jit_compile, data):
+    model = compiled(mlp(), jit_compile=jit_compile)
+    ticket = tt.prune(model, 0.5)
+    ticket.apply(model)
+    held = {
+        w.constraint.mask.dtype for w in tt.prunable_weights(model).values()
+    }
+    assert held == {tf.bool if jit_compile else tf.float32}
+    model.fit(batches(*data), verbose=0)
+    assert_zeros(model, ticket)
+
+
 def test_a_new_mask_needs_no_new_trace(data):
     traces = []
 
