@@ -19,13 +19,16 @@ from typing import Any
 import numpy as np
 
 
-def whole(name: str, value: Any, *, least: int = 1) -> int:
+def whole(
+    name: str, value: Any, *, least: int = 1, most: int | None = None
+) -> int:
     """A whole number of at least ``least``.
 
     Args:
         name: Of the option, for the message.
         value: What was given: an integer of Python or NumPy, no boolean.
         least: The smallest allowed value.
+        most: The largest; `None` for any.
 
     Returns:
         The value as an ``int``.
@@ -42,9 +45,11 @@ def whole(name: str, value: Any, *, least: int = 1) -> int:
         isinstance(value, bool | np.bool_)
         or not isinstance(value, numbers.Integral)
         or value < least
+        or (most is not None and value > most)
     ):
+        end = "" if most is None else f" and at most {most:,}"
         raise ValueError(
-            f"`{name}` must be a whole number of at least {least}. "
+            f"`{name}` must be a whole number of at least {least}{end}. "
             f"Received: {name}={value!r}"
         )
     return operator.index(value)

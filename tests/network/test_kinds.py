@@ -17,6 +17,7 @@ from tf_tickets.export.kernels import (
     methods_for,
     outputs_of,
 )
+from tf_tickets.layers import SelectChannels
 from tf_tickets.network import kinds, weighted
 from tf_tickets.network.channels import Flow, Unfollowed, follow
 from tf_tickets.network.constants import computed, propagate
@@ -177,6 +178,7 @@ layer("LayerNormalization", axis=1, center=False)
 layer("Normalization", axis=(1, 3))
 layer("PReLU", shared_axes=[1, 2])
 sample(SkipShare, lambda y: SkipShare(0.5)(y))
+sample(SelectChannels, lambda y: SelectChannels([3, 1, 0])(y))
 sample(
     getattr(layers, "RMSNormalization", None),
     lambda y: layers.RMSNormalization()(layers.Permute((3, 1, 2))(y)),

@@ -138,7 +138,7 @@ def test_operations_are_those_of_the_published_code(sparsity):
 
 
 def test_what_is_small_trains_saves_loads_and_is_served(tmp_path):
-    model = compiled(gallery.preactivated(), "adam", jit_compile=True)
+    model = compiled(gallery.preactivated((4,)), "adam", jit_compile=True)
     x = np.random.default_rng(0).normal(size=(32, 8, 8, 3)).astype("float32")
     y = (x.mean(axis=(1, 2, 3)) > 0).astype("int32")
     model.fit(batches(x, y), verbose=0)

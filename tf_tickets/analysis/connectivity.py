@@ -360,7 +360,7 @@ class _Measure:
         batch_size: int,
         batches: int | None,
     ) -> None:
-        self.points = checks.whole("points", points, least=3)
+        self.points = checks.whole("points", points, least=3, most=100_000)
         self.model, self.needed_by = model, needed_by
         if error is not None:
             _check_callable("error", error, "(y_true, y_pred)")
