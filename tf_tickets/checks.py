@@ -45,7 +45,7 @@ def whole(
         isinstance(value, bool | np.bool_)
         or not isinstance(value, numbers.Integral)
         or value < least
-        or (most is not None and value > most)
+        or (most is not None and operator.index(value) > most)
     ):
         end = "" if most is None else f" and at most {most:,}"
         raise ValueError(
