@@ -56,7 +56,8 @@ class Claim:
         judge: Of what was found makes the finding; `None` as long as there
             are too few seeds.
         rule: When it counts as reproduced.
-        why: What is known of why it is not, where it is not.
+        why: What is known of why it is not, where it is not: on the first
+            of the tasks.
         note: What must be known beside the numbers.
     """
 
@@ -978,8 +979,8 @@ CLAIMS: dict[str, Claim] = {
         _players("gem", "imp", "lrr"),
         lambda rows: judged(against(rows, "lrr", ["gem", "imp"])),
         f"for both, {_ABOVE}",
-        "as the figure shows, it is level with both as long as there are more "
-        "weights",
+        "it is level with IMP at every higher density, and with gems down to "
+        f"{MIDDLE:.3g} (the table over densities)",
     ),
     "instability": Claim(
         LOTTERY,

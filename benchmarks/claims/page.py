@@ -161,7 +161,9 @@ def _verdicts(rows: Rows) -> str:
         measured, verdict = finding.text, finding.verdict
         if claim.note:
             measured += f". ({claim.note}.)"
-        if claim.why and verdict.startswith(NOT_HERE):
+        # What is known of why was learnt on the first task.
+        known = claim.why and rows.task == MEASURED[0]
+        if known and verdict.startswith(NOT_HERE):
             verdict = f"{verdict}: {claim.why}"
         kind = next(
             (
