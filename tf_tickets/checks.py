@@ -18,6 +18,9 @@ from typing import Any
 
 import numpy as np
 
+# So many numbers, and what is made of them, stay in the processor's cache.
+PIECE = 1 << 16
+
 
 def whole(
     name: str, value: Any, *, least: int = 1, most: int | None = None
@@ -259,7 +262,7 @@ def finite(what: str, arrays: Mapping[str, Any], why: str) -> None:
     for key, value in arrays.items():
         flat = np.asarray(value).reshape(-1)
         if not all(
-            map(_are_finite, np.split(flat, range(_PIECE, flat.size, _PIECE)))
+            map(_are_finite, np.split(flat, range(PIECE, flat.size, PIECE)))
         ):
             broken.append(key)
     if broken:
@@ -267,10 +270,6 @@ def finite(what: str, arrays: Mapping[str, Any], why: str) -> None:
             f"{what} must be finite: {why} Received: NaN or infinity in "
             f"{len(broken)} tensors: {', '.join(broken[:5])}"
         )
-
-
-# So many numbers, and what is made of them, stay in the processor's cache.
-_PIECE = 1 << 16
 
 
 def _are_finite(array: np.ndarray) -> bool:

@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tf_tickets.checks import PIECE
 from tf_tickets.masks import Arrays, Each
 from tf_tickets.pruning.scopes import Pool
 
 # Below this many scores a plain partition is as fast as sampling first.
 _SMALL = 1 << 18
 _SAMPLE = 1 << 17
-# So many scores, and what is made of them, stay in the cache.
-_PIECE = 1 << 16
 
 
 def keep_largest(scores: np.ndarray, keep: int) -> np.ndarray:
@@ -211,8 +210,8 @@ class _Ranked:
         self, dtype: np.dtype, starts: Sequence[int] | None = None
     ) -> Iterator[tuple[slice, np.ndarray]]:
         """``(where, scores)`` of parts that fit the cache, in order."""
-        for start in range(0, self.size, _PIECE) if starts is None else starts:
-            where = slice(start, min(start + _PIECE, self.size))
+        for start in range(0, self.size, PIECE) if starts is None else starts:
+            where = slice(start, min(start + PIECE, self.size))
             part = self.at(where)
             if self.path:
                 _check_nan(self.path, part)
