@@ -56,6 +56,14 @@ def _fresh_seed():
     keras.mixed_precision.set_global_policy("float32")
 
 
+@pytest.fixture
+def float64():
+    """Rounding errors out of sight: what is left would be a mistake."""
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _light_heap():
     yield

@@ -19,14 +19,6 @@ from tf_tickets.selection import layers_of
 from tf_tickets.zoo import models as zoo
 
 
-@pytest.fixture
-def float64():
-    """Rounding errors out of sight: what is left would be a mistake."""
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_dtype_policy("float32")
-
-
 def check(model, x=None, tolerance=1e-5):
     """Folded and as it is: the same outputs. Returns model and report."""
     x = settle(model) if x is None else x

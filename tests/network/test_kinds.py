@@ -28,14 +28,6 @@ from tf_tickets.retraining.annealing import SkipShare
 from tf_tickets.structured import remove_dead_channels, shrink
 
 
-@pytest.fixture
-def float64():
-    """Rounding errors out of sight: what is left would be a mistake."""
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_dtype_policy("float32")
-
-
 @dataclasses.dataclass
 class Sample:
     """A use of a kind of layer, behind a layer of four channels.

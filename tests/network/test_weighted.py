@@ -14,11 +14,7 @@ from tf_tickets.structured import remove_dead_channels, shrink
 LINE, IMAGE = (7, 2), (7, 7, 2)
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_dtype_policy("float32")
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def behind(layer, shape, bias=0.7):

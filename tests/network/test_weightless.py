@@ -8,12 +8,7 @@ from keras import layers, ops
 from tests.conftest import outputs
 from tf_tickets.structured import remove_dead_channels, shrink
 
-
-@pytest.fixture(autouse=True)
-def float64():
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_dtype_policy("float32")
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def behind(use, shape=(6, 6, 2), units=4):

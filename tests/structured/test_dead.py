@@ -13,13 +13,6 @@ from tf_tickets.structured import remove_dead_channels
 from tf_tickets.zoo import models
 
 
-@pytest.fixture
-def float64():
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_dtype_policy("float32")
-
-
 def kill(model, fraction, seed=0):
     """Zero whole filters and whole rows of readers, and most weights."""
     rng = np.random.default_rng(seed)

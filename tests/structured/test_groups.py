@@ -20,14 +20,6 @@ from tf_tickets.structured import (
 )
 
 
-@pytest.fixture
-def float64():
-    """Rounding errors out of sight: what is left would be a mistake."""
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_dtype_policy("float32")
-
-
 def filled(model, seed=0):
     """The model with no weight that is zero or the same as another."""
     rng = np.random.default_rng(seed)

@@ -19,13 +19,6 @@ from tf_tickets.structured import (
 )
 
 
-@pytest.fixture
-def float64():
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_dtype_policy("float32")
-
-
 def masks_of_its_own(model, sparsity=0.5, seed=0):
     """A mask for each normalization; none asks what others do."""
     rng = np.random.default_rng(seed)

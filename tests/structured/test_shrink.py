@@ -23,14 +23,6 @@ ZOO = {
 }
 
 
-@pytest.fixture
-def float64():
-    """Rounding errors out of sight: what is left would be a mistake."""
-    keras.config.set_dtype_policy("float64")
-    yield
-    keras.config.set_dtype_policy("float32")
-
-
 def coupled_masks(model, sparsity, seed=0):
     """``{scale: mask}`` that agree wherever channels are tied."""
     channels = follow(trace(model))
