@@ -163,6 +163,16 @@ def test_what_is_found_follows_from_the_search(whole):
     assert max(sizes.values()) == 3
 
 
+def test_what_another_search_chose_is_not_counted(whole):
+    [unit] = plan.finals(whole, "gem", 10, (plan.LOW,))
+    other = dataclasses.replace(unit, train_rates=(0.5,))
+    rows = [
+        {**row, "train_rate": 0.5, "after": 0.0} for row in whole.found[unit]
+    ]
+    more = Rows({**whole.found, other: rows})
+    assert plan.values(more, "gem") == plan.values(whole, "gem")
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_of_equals_the_one_with_the_better_neighbours_is_chosen(reverse):
     """Not the one that happened to be measured first."""

@@ -58,7 +58,7 @@ PLAYERS: dict[str, Player] = {
     "dense": Player("dense", "dense"),
     "gem": Player("Gem-Miner", "gem", "score_rates", controls=_ALL),
     # Its scores begin within ±1/√fan_in, and not in [0, 1].
-    "edge_popup": Player("Edge-Popup", "edge_popup", (0.01, 0.1, 1.0)),
+    "edge_popup": Player("Edge-Popup", "edge_popup", (0.001, 0.01, 0.1)),
     "imp": Player(
         "IMP, rewound to the start",
         "imp",
@@ -319,7 +319,7 @@ def values(
     choice = chosen(rows, name)
     if choice is not None:
         # Not with what an earlier state of the search had chosen.
-        wanted["setting"] = choice[0]
+        wanted["setting"], wanted["train_rate"] = choice
     return rows.values(
         number,
         label=PLAYERS[name].label,

@@ -190,6 +190,8 @@ TASKS: dict[str, Setting] = {
         epochs=10,
         mining=16,
         every=1,
+        rates=(4e-3, 1.6e-2, 6.4e-2),
+        score_rates=(0.25, 1.0, 4.0),
         score_penalty=2e-4,
         steps_per_execution=7,
     ),
