@@ -1,6 +1,6 @@
 """Compile programs for a device that is not there; one JSON line for each.
 
-    python compile.py tpu|h100 PROGRAM...
+    ls *.hlo | python compile.py tpu|h100
 
 Runs in the environment of requirements.txt, without TensorFlow. A program is a
 serialized HLO module. No device is looked for: the compilers are given a
@@ -94,9 +94,9 @@ def compiled(program: bytes, target: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     made = device(sys.argv[1])
-    for name in sys.argv[2:]:
+    for name in sys.stdin:
         try:
-            row = compiled(Path(name).read_bytes(), made)
+            row = compiled(Path(name.rstrip("\n")).read_bytes(), made)
         except Exception as error:  # noqa: BLE001 - what it says is the result
             row = {"error": str(error)[:500]}
-        print(json.dumps({"program": Path(name).stem, **row}), flush=True)
+        print(json.dumps(row), flush=True)
