@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,6 +65,9 @@ def define(module: str, **options: tuple[Any, ...]) -> flags.FlagValues:
             )
         else:
             flags.DEFINE_string(name, default, text, flag_values=values)
+        if module == "__main__":
+            # So that `--help` shows it as one of the script's own.
+            values.register_key_flag_for_module(sys.argv[0], values[name])
     return values
 
 

@@ -50,6 +50,15 @@ def run(tmp_path, capsys):
     return run
 
 
+def test_help_of_a_script_names_its_flags(monkeypatch):
+    own = flags.FlagValues()
+    monkeypatch.setattr(flags, "FLAGS", own)
+    script.define("__main__", rounds=(3, "Timed runs."))
+    help_ = own.module_help(sys.argv[0])
+    assert "--rounds: Timed runs." in help_
+    assert "--[no]smoke" in help_
+
+
 def table_of(text):
     """``{(case, what): ratio}`` of the Markdown table in ``text``."""
     rows = [

@@ -28,15 +28,14 @@ COMPARISONS = get_args(Compare)
 
 
 class EarlyBird(ResumableCallback):
-    r"""Draw a channel ticket as soon as the channels to keep stand still.
+    """Draw a channel ticket as soon as the channels to keep stand still.
 
     Before the first epoch and after each one, the channels of all
-    normalization layers are ranked together by :math:`|\gamma|`, and the
-    lowest are masked. Distances between masks, the normalized Hamming
-    distances, say how much still moves; ``compare`` says between which. When
-    they are small, the ticket is drawn: its masks, and the weights of that
-    moment to inherit. `tf_tickets.structured.shrink` makes the small network
-    of it.
+    normalization layers are ranked together by |γ|, and the lowest are masked.
+    Distances between masks, the normalized Hamming distances, say how much
+    still moves; ``compare`` says between which. When they are small, the ticket
+    is drawn: its masks, and the weights of that moment to inherit.
+    `tf_tickets.structured.shrink` makes the small network of it.
 
     Several sparsities are followed in one run, each with its own ticket. A
     channel whose fate only a tie decides counts as different in every
