@@ -102,7 +102,7 @@ def masked(model: keras.Model) -> Iterator[keras.Model]:
 
 def masked_before(model: keras.Model) -> Iterator[keras.Model]:
     """Masks that came before the model was compiled: four bytes a weight."""
-    fresh = keras.models.clone_model(model)
+    fresh = keras.Model(model.inputs, model.outputs)  # nobody compiled it
     tt.prune(fresh, 0.9, scope="erk").apply(fresh)
     yield compiled(fresh)
 
@@ -378,6 +378,40 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def summary(rows: Sequence[Row]) -> str:
+    """For each target, what a step reads and writes over the dense one."""
+    parts = list(dict.fromkeys((r["network"], r["policy"]) for r in rows))
+    steps = list(dict.fromkeys(row["step"] for row in rows))
+    tables = []
+    for target in dict.fromkeys(row["target"] for row in rows):
+        own = {
+            (row["network"], row["policy"], row["step"]): row
+            for row in rows
+            if row["target"] == target
+        }
+        heads = [
+            f"{network}, {policy.removeprefix('mixed_')}"
+            for network, policy in parts
+        ]
+        lines = [
+            f"| {target}, traffic | {' | '.join(heads)} |",
+            f"|---|{'---:|' * len(heads)}",
+        ]
+        for step in steps:
+            cells = []
+            for part in parts:
+                row, dense = own.get((*part, step)), own.get((*part, "dense"))
+                if row is None:
+                    cells.append("")
+                elif "error" in row:
+                    cells.append("does not compile")
+                else:
+                    cells.append(_cell(row, dense or {}, "traffic"))
+            lines.append(f"| {step} | {' | '.join(cells)} |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
 _NUMBERS = ("flops", "traffic", "arguments", "temporaries")
 
 
@@ -387,7 +421,7 @@ def _cell(row: Row, dense: Row, name: str) -> str:
         return ""
     if row["step"] == "dense" or not before:
         return f"{value / 1e9:.3f} G"
-    return f"{100 * (value / before - 1):+.1f} %"
+    return f"{100 * (value / before - 1):+.2f} %"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -398,6 +432,8 @@ def main(argv: Sequence[str]) -> None:
     for compiler in compilers.values():
         compiler.close()
     print(table(found))
+    print()
+    print(summary(found))
     print()
     for name, value in script.describe_machine().items():
         print(f"{name}: {value}")
