@@ -169,9 +169,9 @@ def work_off(directory: Path) -> dict[str, Any]:
     begun = time.monotonic()
     first = None
     while True:
-        driver = subprocess.Popen(command, stderr=said)
+        driver = subprocess.Popen(command, stdout=said, stderr=said)
         while driver.poll() is None:
-            time.sleep(0.002)
+            time.sleep(0.02)
             done = sum(1 for _ in directory.glob("*/result.json"))
             if done and first is None:
                 first = time.monotonic()

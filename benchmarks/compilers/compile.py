@@ -19,15 +19,19 @@ from typing import Any
 
 # Where the compiler of the GPU writes down what it has made.
 DUMP = tempfile.TemporaryDirectory()
+FLAGS = {
+    "tpu": "",
+    # Tuning would run kernels.
+    "h100": f"--xla_gpu_autotune_level=0 --xla_dump_to={DUMP.name} "
+    "--xla_dump_hlo_as_text --xla_dump_hlo_pass_re=none",
+}
 os.environ |= {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
-    # Tuning would run kernels.
-    "XLA_FLAGS": f"--xla_gpu_autotune_level=0 --xla_dump_to={DUMP.name} "
-    "--xla_dump_hlo_as_text --xla_dump_hlo_pass_re=none",
+    "XLA_FLAGS": FLAGS[sys.argv[1]],
 }
 
 from jax.experimental import topologies  # noqa: E402
@@ -93,7 +97,7 @@ def compiled(program: bytes, target: Any) -> dict[str, Any]:
     written = [*Path(DUMP.name).glob("*gpu_after_optimizations.txt")]
     if "bytes accessed" not in costs and written:
         costs = {"bytes accessed": traffic(written[0].read_text())}
-    for file in Path(DUMP.name).iterdir():
+    for file in written:
         file.unlink()
     return {
         "seconds": seconds,
