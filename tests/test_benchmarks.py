@@ -251,7 +251,8 @@ def test_scale(capsys, tmp_path):
     kept = {row["what"]: row["kept"] for row in rows if row["kept"]}
     size = round(1e6 * rows[0]["weights"])
     assert kept == dict.fromkeys(
-        ("prune", "prune, weights=False", "load", "imp"), round(0.1 * size)
+        ("prune", "prune, weights=False", "load", "imp", "imp, XLA"),
+        round(0.1 * size),
     )
     table = capsys.readouterr().out
     assert all(f"| {what} |" in table for what in scale.MEASURES)
