@@ -12,6 +12,7 @@ import numpy as np
 from tf_tickets import checks
 from tf_tickets.callbacks.base import Logs, ResumableCallback
 from tf_tickets.callbacks.directory import Directory
+from tf_tickets.distribute import agreed
 from tf_tickets.selection import named_weights, values_of
 from tf_tickets.structured.draw import (
     CRITERIA,
@@ -201,13 +202,13 @@ class EarlyBird(ResumableCallback):
                 self._start_at(self.params["epochs"])
         else:
             for sparsity in self.sparsities:
-                drawing, _ = self._ranking.draw(sparsity)
+                drawing, _ = self._draw(sparsity)
                 self._push(sparsity, drawing)
         self._undo.enter_context(slimming(self.model, self.slimming))
 
     def epoch_end(self, epoch: int, logs: Logs) -> None:
         for sparsity in self.sparsities:
-            drawing, scores = self._ranking.draw(sparsity)
+            drawing, scores = self._draw(sparsity)
             distance = self._push(sparsity, drawing)
             self.distances[sparsity].append(distance)
             logs[f"mask_distance_{_digits(sparsity)}"] = distance
@@ -228,6 +229,14 @@ class EarlyBird(ResumableCallback):
                 f"last mask distances are {last}, epsilon is {self.epsilon}.",
                 stacklevel=3,  # Keras, which called
             )
+
+    def _draw(self, sparsity: float) -> tuple[Drawing, dict[str, np.ndarray]]:
+        strategy = self.model.distribute_strategy
+        drawing, scores = self._ranking.draw(sparsity)
+        return Drawing(
+            agreed(strategy, drawing.masks),
+            agreed(strategy, drawing.undecided),
+        ), scores
 
     def _push(self, sparsity: float, drawing: Drawing) -> float:
         """Queue a mask; its largest distance to the others there, or NaN."""
