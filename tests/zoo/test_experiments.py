@@ -146,7 +146,7 @@ def kill_one(directory, killed, name):
 
 
 def survives(run, tmp_path):
-    units = [one(seed=seed) for seed in range(3)]
+    units = [one(seed=seed) for seed in range(2)]
     killed = []
     killer = threading.Thread(
         target=kill_one, args=(tmp_path, killed, units[1].name), daemon=True
