@@ -60,6 +60,12 @@ def test_help_of_a_script_names_its_flags(monkeypatch):
     assert "--[no]smoke" in help_
 
 
+def test_a_missing_package_is_named_before_anything_is_measured(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"keras_hub: .*tf_tickets\[hub\]"):
+        script.need("keras_hub", "hub")
+
+
 def table_of(text):
     """``{(case, what): ratio}`` of the Markdown table in ``text``."""
     rows = [
