@@ -216,6 +216,7 @@ def lines_of(function: Callable[..., Any]) -> int:
 def main(argv: Sequence[str]) -> None:
     """Train, time, count."""
     del argv
+    script.need("tf_keras", "tfmot")
     sparsities = [float(text) for text in FLAGS.sparsities]
     sparsities = sparsities[-2:][:1] if FLAGS.smoke else sparsities
     seeds = 1 if FLAGS.smoke else FLAGS.seeds

@@ -9,6 +9,10 @@ step that the library makes is lowered by TensorFlow and compiled there, beside
 the dense step: operations, bytes that are read and written, memory. A compile
 shows that a step has no operation that the device lacks and no shape that is
 not known; it is no run, and no time.
+
+What is compiled is kept in build/compilers/rows.jsonl, and a script that was
+broken off goes on behind it. `--again` begins anew, as it must after a change
+of the library.
 """
 
 from __future__ import annotations
@@ -19,9 +23,9 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -96,6 +100,13 @@ def masked(model: keras.Model) -> Iterator[keras.Model]:
     yield model
 
 
+def masked_before(model: keras.Model) -> Iterator[keras.Model]:
+    """Masks that came before the model was compiled: four bytes a weight."""
+    fresh = keras.Model(model.inputs, model.outputs)  # nobody compiled it
+    tt.prune(fresh, 0.9, scope="erk").apply(fresh)
+    yield compiled(fresh)
+
+
 def rigl(model: keras.Model) -> Iterator[keras.Model]:
     sparse = tt.callbacks.DynamicSparseTraining(sparsity=0.9)
     with begun(model, sparse):
@@ -153,6 +164,7 @@ def distilled(model: keras.Model) -> Iterator[keras.Model]:
 STEPS: dict[str, Callable[[keras.Model], Iterator[keras.Model]]] = {
     "dense": dense,
     "masked": masked,
+    "masked before it was compiled": masked_before,
     "dynamic sparse training": rigl,
     "Gem-Miner": mining,
     "Gem-Miner, λ steered": mining_steered,
@@ -172,6 +184,7 @@ FLAGS = script.define(
     policy=(("float32", "mixed_bfloat16"), "Of Keras; may be given twice."),
     step=(tuple(STEPS), "Which steps, always beside the dense one."),
     batch_size=(64, "Of every network."),
+    again=(False, "Compile what is there already, too."),
 )
 
 
@@ -186,9 +199,8 @@ def lowered(model: keras.Model, image: Any) -> bytes:
         model: What trains.
         image: The symbolic input of its network.
     """
-    batch = 4 if FLAGS.smoke else FLAGS.batch_size
-    x = tf.zeros((batch, *image.shape[1:]), image.dtype)
-    y = tf.zeros((batch,), tf.int64)
+    x = tf.zeros((batch_size(), *image.shape[1:]), image.dtype)
+    y = tf.zeros((batch_size(),), tf.int64)
     model.optimizer.build(model.trainable_variables)
 
     @tf.function(jit_compile=True, autograph=False)
@@ -199,26 +211,6 @@ def lowered(model: keras.Model, image: Any) -> bytes:
         stage="hlo_serialized"
     )
     return program
-
-
-def write_programs(folder: Path) -> dict[str, dict[str, str]]:
-    """Every step as a file; ``{file's stem: its row}``."""
-    rows: dict[str, dict[str, str]] = {}
-    steps = list(dict.fromkeys(["dense", *FLAGS.step]))
-    for policy in FLAGS.policy:
-        for network in FLAGS.network:
-            for step in steps:
-                stem = f"{len(rows):03d}"
-                row = {"network": network, "policy": policy, "step": step}
-                try:
-                    program = made(network, policy, step)
-                except Exception as error:  # noqa: BLE001 - told in the table
-                    row["error"] = f"{type(error).__name__}: {error}"[:300]
-                    program = b""
-                (folder / f"{stem}.hlo").write_bytes(program)
-                rows[stem] = row
-                print(f"lowered {network}, {policy}, {step}", file=sys.stderr)
-    return rows
 
 
 def made(network: str, policy: str, step: str) -> bytes:
@@ -254,72 +246,194 @@ def environment(gpu: bool) -> str:
     return str(python)
 
 
-def compile_all(
-    target: str, folder: Path, rows: dict[str, dict[str, str]]
-) -> list[dict[str, Any]]:
-    """What the compiler of a target says of every program."""
-    stems = [stem for stem, row in rows.items() if "error" not in row]
-    said = subprocess.run(
-        [
-            environment(target == "h100"),
-            str(HERE / "compile.py"),
-            target,
-            *(str(folder / f"{stem}.hlo") for stem in stems),
-        ],
-        text=True,
-        stdout=subprocess.PIPE,
-        check=True,
-    ).stdout
-    found = {}
-    for line in said.splitlines():
-        row = json.loads(line)
-        found[row.pop("program")] = row
-    return [
-        {"target": target, **row, **found.get(stem, {})}
-        for stem, row in rows.items()
-    ]
+class Compiler:
+    """The compiler of a target, in a process of its own."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self._process: subprocess.Popen[str] | None = None
+
+    def compile(self, program: Path) -> dict[str, Any]:
+        """What it says of a program; its end is an error, too."""
+        if self._process is None:
+            command = [
+                environment(self.target == "h100"),
+                str(HERE / "compile.py"),
+                self.target,
+            ]
+            self._process = subprocess.Popen(
+                command,
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+        process = self._process
+        said = ""
+        with contextlib.suppress(BrokenPipeError):
+            cast(IO[str], process.stdin).write(f"{program}\n")
+            cast(IO[str], process.stdin).flush()
+            said = cast(IO[str], process.stdout).readline()
+        if not said:
+            self._process = None
+            return {"error": f"the compiler ended with {process.wait()}"}
+        row: dict[str, Any] = json.loads(said)
+        return row
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.communicate()
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+Row = dict[str, Any]
+Key = tuple[Any, ...]
+
+
+def key(row: Row) -> Key:
+    """What makes a row the one that is wanted."""
+    return tuple(
+        row[name] for name in ("target", "network", "policy", "step", "batch")
+    )
+
+
+def wanted() -> Iterator[Row]:
+    """The rows that the flags ask for, in the order of the table.
+
+    Targets come last: a program is lowered once for all of them.
+    """
+    steps = list(dict.fromkeys(["dense", *FLAGS.step]))
+    for network in FLAGS.network:
+        for policy in FLAGS.policy:
+            for step in steps:
+                for target in FLAGS.target:
+                    yield {
+                        "target": target,
+                        "network": network,
+                        "policy": policy,
+                        "step": step,
+                        "batch": batch_size(),
+                    }
+
+
+def batch_size() -> int:
+    return 4 if FLAGS.smoke else FLAGS.batch_size
+
+
+def kept(file: Path) -> dict[Key, Row]:
+    """What earlier runs have found."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    return {key(row): row for row in map(json.loads, lines)}
+
+
+def compile_all(folder: Path, compilers: Mapping[str, Compiler]) -> list[Row]:
+    """The rows that are wanted; what is not there yet is made."""
+    file = folder / "rows.jsonl"
+    known = {} if FLAGS.again else kept(file)
+    program, lowered_for = folder / "program.hlo", None
+    refused = ""
+    found = []
+    for row in wanted():
+        if key(row) in known:
+            found.append(known[key(row)])
+            continue
+        which = row["network"], row["policy"], row["step"]
+        if lowered_for != which:
+            lowered_for, refused = which, ""
+            try:
+                program.write_bytes(made(*which))
+            except Exception as error:  # noqa: BLE001 - told in the table
+                refused = f"{type(error).__name__}: {error}"[:300]
+        said = (
+            {"error": refused}
+            if refused
+            else compilers[row["target"]].compile(program)
+        )
+        found.append({**row, **said})
+        with file.open("a") as rows:
+            rows.write(json.dumps(found[-1]) + "\n")
+        print(json.dumps(found[-1]), file=sys.stderr)
+    return found
+
+
+def table(rows: Sequence[Row]) -> str:
     """A row for each step; what it costs over the dense one in per cent."""
     lines = [
-        "| target | network | precision | step | compiles | operations "
-        "| traffic | temporaries |",
-        "|---|---|---|---|---|---:|---:|---:|",
+        "| target | network | precision | batch | step | compiles "
+        "| operations | traffic | arguments | temporaries |",
+        "|---|---|---|---:|---|---|---:|---:|---:|---:|",
     ]
-    base: dict[tuple[str, ...], dict[str, Any]] = {}
-    for row in rows:
-        key = row["target"], row["network"], row["policy"]
+    parts = ("target", "network", "policy", "batch")
+    base: dict[Key, Row] = {}
+    # Targets change slowest in the table, and fastest in the work.
+    order = list(dict.fromkeys(row["target"] for row in rows))
+    for row in sorted(rows, key=lambda row: order.index(row["target"])):
+        part = tuple(row[name] for name in parts)
         if row["step"] == "dense":
-            base[key] = row
-        cells = [_cell(row, base.get(key, {}), n) for n in _NUMBERS]
+            base[part] = row
+        cells = [_cell(row, base.get(part, {}), n) for n in _NUMBERS]
         verdict = f"no: {row['error']}" if "error" in row else "yes"
         lines.append(
-            f"| {' | '.join(key)} | {row['step']} | {verdict} | "
+            f"| {' | '.join(map(str, part))} | {row['step']} | {verdict} | "
             f"{' | '.join(cells)} |"
         )
     return "\n".join(lines)
 
 
-_NUMBERS = ("flops", "traffic", "temporaries")
+def summary(rows: Sequence[Row]) -> str:
+    """For each target, what a step reads and writes over the dense one."""
+    parts = list(dict.fromkeys((r["network"], r["policy"]) for r in rows))
+    steps = list(dict.fromkeys(row["step"] for row in rows))
+    tables = []
+    for target in dict.fromkeys(row["target"] for row in rows):
+        own = {
+            (row["network"], row["policy"], row["step"]): row
+            for row in rows
+            if row["target"] == target
+        }
+        heads = [
+            f"{network}, {policy.removeprefix('mixed_')}"
+            for network, policy in parts
+        ]
+        lines = [
+            f"| {target}, traffic | {' | '.join(heads)} |",
+            f"|---|{'---:|' * len(heads)}",
+        ]
+        for step in steps:
+            cells = []
+            for part in parts:
+                row, dense = own.get((*part, step)), own.get((*part, "dense"))
+                if row is None:
+                    cells.append("")
+                elif "error" in row:
+                    cells.append("does not compile")
+                else:
+                    cells.append(_cell(row, dense or {}, "traffic"))
+            lines.append(f"| {step} | {' | '.join(cells)} |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
 
 
-def _cell(row: dict[str, Any], dense: dict[str, Any], name: str) -> str:
+_NUMBERS = ("flops", "traffic", "arguments", "temporaries")
+
+
+def _cell(row: Row, dense: Row, name: str) -> str:
     value, before = row.get(name), dense.get(name)
     if value is None:
         return ""
     if row["step"] == "dense" or not before:
         return f"{value / 1e9:.3f} G"
-    return f"{100 * (value / before - 1):+.1f} %"
+    return f"{100 * (value / before - 1):+.2f} %"
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    folder = BUILD / "programs"
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = write_programs(folder)
-    found = [r for t in FLAGS.target for r in compile_all(t, folder, rows)]
+    BUILD.mkdir(parents=True, exist_ok=True)
+    compilers = {target: Compiler(target) for target in FLAGS.target}
+    found = compile_all(BUILD, compilers)
+    for compiler in compilers.values():
+        compiler.close()
     print(table(found))
+    print()
+    print(summary(found))
     print()
     for name, value in script.describe_machine().items():
         print(f"{name}: {value}")

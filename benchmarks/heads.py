@@ -150,6 +150,8 @@ def measure(name: str) -> tuple[list[timing.Row], dict[str, Any]]:
 
 def main(argv: Sequence[str]) -> None:
     del argv
+    if "hub" in FLAGS.model:
+        script.need("keras_hub", "hub")
     rows: list[timing.Row] = []
     notes: dict[str, Any] = {"length": FLAGS.length}
     for name in FLAGS.model:

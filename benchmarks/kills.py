@@ -180,7 +180,7 @@ def attempt(
         the first step.
     """
     stepping = _PROCESSES.Event()
-    ports = _free_ports(line.hosts)
+    ports = free_ports(line.hosts)
     children = [
         _PROCESSES.Process(
             target=train,
@@ -207,7 +207,7 @@ def attempt(
     return next(filter(None, codes), 0), time.monotonic() - start
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:

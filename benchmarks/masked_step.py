@@ -96,6 +96,8 @@ class Toolkit:
 def main(argv: Sequence[str]) -> None:
     """Time every network with every setting of ``jit_compile``."""
     del argv
+    if FLAGS.tfmot:
+        script.need("tf_keras", "tfmot")
     rows: list[timing.Row] = []
     notes: dict[str, Any] = {"sparsity": FLAGS.sparsity}
     for name in FLAGS.network:

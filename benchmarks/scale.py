@@ -126,7 +126,9 @@ def fit(model: keras.Model, place: pathlib.Path) -> Work:
     return lambda: trained(model, 2)
 
 
-def imp(model: keras.Model, place: pathlib.Path) -> Work:
+def imp(
+    model: keras.Model, place: pathlib.Path, jit_compile: bool = False
+) -> Work:
     """Iterative pruning with its rewind point, a step each round."""
     del place
 
@@ -136,10 +138,15 @@ def imp(model: keras.Model, place: pathlib.Path) -> Work:
             rounds=FLAGS.rounds,
             epochs_per_round=1,
         )
-        trained(model, callback.epochs, callback)
+        trained(model, callback.epochs, callback, jit_compile=jit_compile)
         return callback
 
     return run
+
+
+def imp_xla(model: keras.Model, place: pathlib.Path) -> Work:
+    """The same with XLA, where masks take a byte a weight."""
+    return imp(model, place, jit_compile=True)
 
 
 MEASURES: dict[str, Callable[[keras.Model, pathlib.Path], Work]] = {
@@ -152,6 +159,7 @@ MEASURES: dict[str, Callable[[keras.Model, pathlib.Path], Work]] = {
     "export, packed": packed,
     "fit, dense": fit,
     "imp": imp,
+    "imp, XLA": imp_xla,
 }
 
 
@@ -265,11 +273,13 @@ def drawn(model: keras.Model, **options: Any) -> tt.Ticket:
     return tt.prune(model, FLAGS.sparsity, verbose=0, **options)
 
 
-def trained(model: keras.Model, epochs: int, *callbacks: Any) -> keras.Model:
+def trained(
+    model: keras.Model, epochs: int, *callbacks: Any, jit_compile: bool = False
+) -> keras.Model:
     """One step an epoch, with plain SGD, which has no slots."""
     width = model.input_shape[-1]
     x = np.full((2, width), 1e-3, "float32")
-    model.compile(keras.optimizers.SGD(1e-6), "mse")
+    model.compile(keras.optimizers.SGD(1e-6), "mse", jit_compile=jit_compile)
     model.fit(x, x, epochs=epochs, verbose=0, callbacks=list(callbacks))
     return model
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,7 +66,23 @@ def define(module: str, **options: tuple[Any, ...]) -> flags.FlagValues:
             )
         else:
             flags.DEFINE_string(name, default, text, flag_values=values)
+        if module == "__main__":
+            # So that `--help` shows it as one of the script's own.
+            values.register_key_flag_for_module(sys.argv[0], values[name])
     return values
+
+
+def need(module: str, extra: str) -> None:
+    """End a script that lacks a package, before it has measured anything.
+
+    Args:
+        module: What it imports.
+        extra: Of this package, which brings it.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise SystemExit(
+            f"This needs {module}: pip install 'tf_tickets[{extra}]'"
+        )
 
 
 def report(

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import gc
 import os
 import pathlib
@@ -49,6 +50,10 @@ def pytest_collection_modifyitems(items):
     )
 
 
+def pytest_collection_finish():
+    _lighten()
+
+
 @pytest.fixture(autouse=True)
 def _fresh_seed():
     keras.utils.set_random_seed(0)
@@ -67,10 +72,79 @@ def float64():
 @pytest.fixture(autouse=True, scope="module")
 def _light_heap():
     yield
-    # TensorFlow keeps every graph that was traced. What has outlived its tests
-    # is not looked through again by each collection, nor by `tracing.living`.
+    _lighten()
+
+
+def _lighten():
+    # TensorFlow is large, and keeps every graph that was traced. What has
+    # outlived its tests is not looked through again by each collection, nor
+    # by `tracing.living`.
     gc.collect()
     gc.freeze()
+
+
+def _built_first(step):
+    """`keras.Model.make_train_function` or its like, which then builds.
+
+    Keras leaves the variables of an optimizer and of metrics to the first
+    call of the step, whose trace makes them, so that TensorFlow traces it
+    again without. What is there before the first call is traced once, in half
+    the time. Callbacks have begun by then, and see what Keras shows them.
+    """
+    name = f"{step}_function"
+    make = getattr(keras.Model, f"make_{name}")
+
+    @functools.wraps(make)
+    def make_function(self, force=False):
+        before = getattr(self, name)
+        make(self, force)
+        function = getattr(self, name)
+        if function is before or self.run_eagerly:
+            return function
+
+        def built(iterator):
+            if isinstance(iterator, tf.data.Iterator):
+                _build(self, iterator.element_spec, step)
+            return function(iterator)
+
+        setattr(self, name, built)
+        return built
+
+    return make_function
+
+
+def _build(model, spec, step):
+    """What a step of its own does is not known, nor what it makes."""
+    if not all(layer.built for layer in model._flatten_layers()):
+        return
+    if step == "train" and model.optimizer and not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    parts = (model._compile_metrics, model._compile_loss)
+    name = f"{step}_step"
+    of_keras = getattr(type(model), name) is getattr(keras.Model, name)
+    if of_keras and any(part and not part.built for part in parts):
+        model._symbolic_build(
+            data_batch=keras.tree.map_structure(
+                lambda x: x if isinstance(x, tf.TensorSpec) else None, spec
+            )
+        )
+
+
+@contextlib.contextmanager
+def traced_twice():
+    """Inside, the first step makes its variables, as it does for users."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, make in _MAKE.items():
+            patch.setattr(keras.Model, name, make)
+        yield
+
+
+_MAKE = {
+    name: getattr(keras.Model, name)
+    for name in ("make_train_function", "make_test_function")
+}
+keras.Model.make_train_function = _built_first("train")
+keras.Model.make_test_function = _built_first("test")
 
 
 # Twelve points in eight dimensions, three of each class.

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import warnings
 
 
 def main(index: int, ports: list[str], out: str, alone: bool) -> None:
@@ -109,7 +110,50 @@ def main(index: int, ports: list[str], out: str, alone: bool) -> None:
     results["early_bird/epoch"] = search.found_at[0.5]
     for name, mask in search.tickets[0.5].masks.items():
         results[f"early_bird/mask/{name}"] = mask
+    # Each worker scores on images of its own; movement's sums are of all.
+    own = np.random.default_rng(index).permutation(64)[:16]
+    for name, options in {
+        "snip": {"data": (x[own], y[own])},
+        "movement": {"directory": f"{directory}.movement"},
+    }.items():
+        pruning = tt.callbacks.GradualPruning(
+            target_sparsity=0.7,
+            end_step=4,
+            every=2,
+            criterion=name,
+            **options,
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit(name, pruning, epochs=1)
+        results[f"{name}/warned"] = sum(
+            "take the chief's" in str(w.message) for w in caught
+        )
+        for path, mask in pruning.ticket.masks.items():
+            results[f"{name}/mask/{path}"] = mask
+    if not alone:
+        results["refused"] = refusals(strategy, imp, fit, index)
     np.savez(out, **results)
+
+
+def refusals(strategy, imp, fit, index):
+    """What is said to hosts that cannot go on together."""
+    import numpy as np
+
+    from tf_tickets.distribute import agreed
+
+    said = []
+    for bad in (
+        # Only the first host has the directory of the run that has ended.
+        lambda: fit("again", imp, epochs=imp.epochs),
+        lambda: agreed(strategy, {"kernel": np.ones(2 + index, bool)}),
+    ):
+        try:
+            bad()
+            said.append("nothing")
+        except ValueError as error:
+            said.append(str(error))
+    return np.array(said)
 
 
 if __name__ == "__main__":

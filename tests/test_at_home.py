@@ -547,6 +547,7 @@ CASES = {
         (numbers(16, 8, 8, 1), numbers(16, 8, 8, 1)),
         whole(2, 16),
         {"loss": contrastive_loss, "metrics": ["accuracy"]},
+        slow=True,
     ),
     "structured": Case(
         structured,

@@ -30,6 +30,7 @@ from benchmarks import (
     timing,
     web,
 )
+from benchmarks.compilers import traffic
 
 MARKS = script.MARKS
 ROOT = pathlib.Path(__file__).parents[1]
@@ -48,6 +49,21 @@ def run(tmp_path, capsys):
         return table_of(capsys.readouterr().out), json.loads(output.read_text())
 
     return run
+
+
+def test_help_of_a_script_names_its_flags(monkeypatch):
+    own = flags.FlagValues()
+    monkeypatch.setattr(flags, "FLAGS", own)
+    script.define("__main__", rounds=(3, "Timed runs."))
+    help_ = own.module_help(sys.argv[0])
+    assert "--rounds: Timed runs." in help_
+    assert "--[no]smoke" in help_
+
+
+def test_a_missing_package_is_named_before_anything_is_measured(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"keras_hub: .*tf_tickets\[hub\]"):
+        script.need("keras_hub", "hub")
 
 
 def table_of(text):
@@ -110,13 +126,12 @@ def test_masked_step(run):
     assert written["notes"]["mask bytes per weight, masked, tf_tickets"] == 1
 
 
-@pytest.mark.parametrize("jit_compile", ["false", "true"])
-def test_supermask_step(run, jit_compile):
+def test_supermask_step(run):
     table, written = run(
         supermask_step,
         "--network=mlp",
         "--scope=global",
-        f"--jit_compile={jit_compile}",
+        "--jit_compile=false",  # `test_masked_step` has it true
     )
     assert {what for _, what in table} == {
         "threshold",
@@ -241,7 +256,8 @@ def test_scale(capsys, tmp_path):
     kept = {row["what"]: row["kept"] for row in rows if row["kept"]}
     size = round(1e6 * rows[0]["weights"])
     assert kept == dict.fromkeys(
-        ("prune", "prune, weights=False", "load", "imp"), round(0.1 * size)
+        ("prune", "prune, weights=False", "load", "imp", "imp, XLA"),
+        round(0.1 * size),
     )
     table = capsys.readouterr().out
     assert all(f"| {what} |" in table for what in scale.MEASURES)
@@ -274,7 +290,7 @@ def paged(script, tmp_path, *arguments):
 
 
 def test_heads(run):
-    table, written = run(heads, "--model=local", "--batches=2")
+    table, written = run(heads, "--model=local", "--batches=2", "--length=8")
     sound(table, written)
     assert written["notes"]["local: largest difference"] < 1e-5
     assert written["notes"]["local: largest difference when loaded"] == 0
@@ -395,36 +411,80 @@ def test_the_readme_says_what_the_demo_found():
 
 def test_steps_are_lowered_as_fit_has_them(tmp_path):
     """Whole programs of static shape, each other than the dense one."""
-    compile_for.FLAGS.unparse_flags()
-    compile_for.FLAGS(
-        ["compile_for", "--smoke", "--network=transformer", "--policy=float32",
-         "--step=masked", "--step=Gem-Miner, λ steered"]
-    )  # fmt: skip
-    rows = compile_for.write_programs(tmp_path)
-    assert [row["step"] for row in rows.values()] == [
-        "dense", "masked", "Gem-Miner, λ steered",
-    ]  # fmt: skip
-    assert not any("error" in row for row in rows.values())
-    programs = [(tmp_path / f"{stem}.hlo").read_bytes() for stem in rows]
+    programs = []
+
+    class Recorder(compile_for.Compiler):
+        def compile(self, program):
+            programs.append(program.read_bytes())
+            return {"traffic": len(programs)}
+
+    def found(*more):
+        compile_for.FLAGS.unparse_flags()
+        compile_for.FLAGS(
+            ["compile_for", "--smoke", "--network=transformer",
+             "--policy=float32", "--target=tpu", *more]
+        )  # fmt: skip
+        rows = compile_for.compile_all(tmp_path, {"tpu": Recorder("tpu")})
+        return [(row["step"], row["traffic"]) for row in rows]
+
+    first = found("--step=masked")
+    assert first == [("dense", 1), ("masked", 2)]
+    # Only what is missing is compiled in the next run.
+    second = found("--step=masked", "--step=Gem-Miner, λ steered")
+    assert second == [*first, ("Gem-Miner, λ steered", 3)]
     assert len(set(programs)) == 3
     assert len(programs[0]) < min(map(len, programs[1:]))
 
 
+def test_the_end_of_a_compiler_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(compile_for, "environment", lambda gpu: "false")
+    compiler = compile_for.Compiler("tpu")
+    row = compiler.compile(tmp_path / "program.hlo")
+    assert row == {"error": "the compiler ended with 1"}
+    compiler.close()
+
+
 def test_costs_are_told_over_the_dense_step():
-    same = {"target": "tpu", "network": "n", "policy": "p"}
+    same = {"target": "tpu", "network": "n", "policy": "p", "batch": 4}
     numbers = {"flops": 2e9, "traffic": 4e9, "temporaries": 1e9}
-    more = {"flops": 2.2e9, "traffic": 4e9, "temporaries": 5e8}
-    text = compile_for.table(
-        [
-            {**same, "step": "dense", **numbers},
-            {**same, "step": "masked", **more},
-            {**same, "step": "broken", "error": "no kernel"},
-        ]
-    )
-    dense, masked, broken = text.splitlines()[2:]
-    assert dense.endswith("| yes | 2.000 G | 4.000 G | 1.000 G |")
-    assert masked.endswith("| yes | +10.0 % | +0.0 % | -50.0 % |")
+    more = {"flops": 2.2e9, "traffic": 4.02e9, "temporaries": 5e8}
+    rows = [
+        {**same, "step": "dense", **numbers},
+        {**same, "step": "masked", **more},
+        {**same, "step": "broken", "error": "no kernel"},
+    ]
+    dense, masked, broken = compile_for.table(rows).splitlines()[2:]
+    assert dense.endswith("| yes | 2.000 G | 4.000 G |  | 1.000 G |")
+    assert masked.endswith("| yes | +10.00 % | +0.50 % |  | -50.00 % |")
     assert "| no: no kernel |" in broken
+    assert compile_for.summary(rows).splitlines() == [
+        "| tpu, traffic | n, p |",
+        "|---|---:|",
+        "| dense | 4.000 G |",
+        "| masked | +0.50 % |",
+        "| broken | does not compile |",
+    ]
+
+
+def test_traffic_is_what_the_entry_reads_and_writes():
+    program = """HloModule m
+%fused (a: f32[4]) -> f32[4] {
+  ROOT %x = f32[4]{0} add(%a, %a)
+}
+
+ENTRY %main (a: f32[2,2], m: pred[4]) -> (f32[2,2]) {
+  %a = f32[2,2]{1,0} parameter(0), metadata={op_name="a"}
+  %m = pred[4]{0} parameter(1)
+  %b.1 = f32[4]{0} bitcast(%a)
+  %conv = (bf16[4]{0}, u8[8]{0}) custom-call(%b.1, %m), window={size=3x3}
+  %got = bf16[4]{0} get-tuple-element(%conv), index=0
+  %c = f32[2,2]{1,0} fusion(%got, /*index=1*/%a), kind=kLoop, calls=%fused
+  ROOT %t = (f32[2,2]{1,0}) tuple(%c)
+}
+"""
+    call = (8 + 8) + (16 + 4)
+    fusion = 16 + (8 + 16)
+    assert traffic.traffic(program) == call + fusion
 
 
 def test_without_node_the_web_benchmark_says_so(capsys, monkeypatch):

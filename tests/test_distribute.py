@@ -58,20 +58,21 @@ def test_workers_agree_on_every_mask_and_weight(runs):
     first, second, _ = runs
     assert set(first) == set(second)
     for name in first:
-        if name != "imp/files":
+        if name not in ("imp/files", "refused"):
             np.testing.assert_array_equal(first[name], second[name], name)
 
 
 def test_two_workers_equal_one_process_on_the_same_batches(runs):
     first, _, alone = runs
     masks = [name for name in alone if "/mask/" in name]
-    # Two tickets of two tensors, a gem of two, the channels of one layer.
-    assert len(masks) == 4 + 2 + 1
+    masks = [name for name in masks if not name.startswith("snip")]
+    # Two tickets of two tensors, a gem, the channels of one layer, movement.
+    assert len(masks) == 4 + 2 + 1 + 2
     assert first["early_bird/epoch"] == alone["early_bird/epoch"]
     for name in masks:
         np.testing.assert_array_equal(first[name], alone[name], name)
     for name in alone:
-        if name not in masks and name != "imp/files":
+        if name not in (*masks, "imp/files") and "snip" not in name:
             np.testing.assert_allclose(
                 first[name], alone[name], rtol=1e-4, atol=1e-5, err_msg=name
             )
@@ -85,6 +86,25 @@ def test_pruned_weights_are_zero_on_every_worker(runs):
         mask = run["imp/ticket1/mask/mlp/hidden/kernel"]
         for name in ("imp/weight0", "rewind/weight0"):
             assert (run[name][~mask] == 0).all()
+
+
+def test_workers_that_score_on_other_data_take_the_masks_of_the_chief(runs):
+    first, second, alone = runs
+    # Once, although masks were drawn three times.
+    assert [run["snip/warned"] for run in runs] == [1, 1, 0]
+    assert not any(run["movement/warned"] for run in runs)
+    kept = sum(run.sum() for name, run in first.items() if "snip/mask" in name)
+    assert kept == round(0.3 * 384)
+    for name in first:
+        if name.startswith("snip/"):
+            np.testing.assert_array_equal(first[name], second[name], name)
+
+
+def test_workers_that_cannot_go_on_together_are_told_so(runs):
+    for run in runs[:2]:
+        epochs, shapes = run["refused"]
+        assert "go on at different epochs" in epochs
+        assert "mask other weights" in shapes and "Received" in shapes
 
 
 def test_only_the_chief_writes_files(runs):

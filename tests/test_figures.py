@@ -167,6 +167,13 @@ def test_seeds_are_a_mean_and_a_deviation():
     )
 
 
+def test_long_names_leave_room_for_the_axes(tmp_path):
+    runs = {f"{'some.module:' * 12}{i}": {0.5: 0.9} for i in range(6)}
+    axes = figures.over_sparsity(runs, "accuracy", path=tmp_path / "long.png")
+    figure = axes.figure
+    assert axes.get_window_extent().width > 0.4 * figure.bbox.width
+
+
 def test_labels_of_sparsities_stay_apart_and_tell_near_ones():
     rounds = {0.8**i: 0.9 for i in range(20)}
     axes = figures.over_sparsity({"t": rounds}, "accuracy")

@@ -1,7 +1,7 @@
 """Every callback, however its steps run, ends where a plain run ends.
 
 As a graph in one process is the reference; beside it the same with XLA (what
-GPU and TPU users run), with several steps a call, and on two replicas that
+GPU and TPU users run) and several steps a call, and on two replicas that
 share the same global batches.
 """
 
@@ -13,7 +13,7 @@ import pytest
 from keras import layers
 
 import tf_tickets as tt
-from tests.conftest import batches, compiled, two_replicas
+from tests.conftest import batches, compiled, traced_twice, two_replicas
 from tf_tickets import masking
 from tf_tickets.selection import named_weights
 
@@ -21,8 +21,7 @@ EPOCHS = 6
 pytestmark = pytest.mark.filterwarnings("ignore:Training ended before")
 
 HOW = {
-    "xla": {"jit_compile": True},
-    "several steps a call": {"steps_per_execution": 2},
+    "xla, two steps a call": {"jit_compile": True, "steps_per_execution": 2},
     "two replicas": {},
 }
 
@@ -146,7 +145,11 @@ def run(method, data, strategy=None, **how):
         model.how = how
         model, callbacks, tickets = method(model)
     model.fit(
-        batches(*data, size=16), epochs=EPOCHS, verbose=0, callbacks=callbacks
+        batches(*data, size=16).repeat(),
+        epochs=EPOCHS,
+        steps_per_epoch=4,  # of one iterator: replicas are slow to make one
+        verbose=0,
+        callbacks=callbacks,
     )
     return model, list(tickets())
 
@@ -161,7 +164,8 @@ def plain():
 @pytest.mark.parametrize("how", HOW)
 def test_every_callback_ends_where_a_plain_run_ends(method, how, data, plain):
     if method not in plain:
-        plain[method] = run(method, data, jit_compile=False)
+        with traced_twice():
+            plain[method] = run(method, data, jit_compile=False)
     model, tickets = plain[method]
     strategy = two_replicas() if how == "two replicas" else None
     other, found = run(method, data, strategy, **HOW[how])

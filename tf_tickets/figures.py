@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -204,7 +205,8 @@ def over_sparsity(
             ms=4,
             lw=1.3,
             capsize=2,
-            label=name,
+            # A long one would leave no room for the axes.
+            label=textwrap.fill(name, 32),
         )
     if ticks:
         sparsity_axis(axes, ticks)

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_tickets import checks
+from tf_tickets.distribute import agreed
 from tf_tickets.selection import named_weights
 from tf_tickets.tracing import living, retrace
 
@@ -88,7 +89,7 @@ def enforce(
     masks: Mapping[str, np.ndarray],
     *,
     others: Literal["keep", "release"] = "keep",
-) -> None:
+) -> Mapping[str, np.ndarray]:
     """Attach ``masks`` to the weights of ``model`` and zero what they prune.
 
     Weights that already have a mask get the new one by assignment, with no
@@ -100,8 +101,13 @@ def enforce(
         masks: ``{key: boolean array}``, keys as in
             `tf_tickets.prunable_weights`.
         others: What becomes of the masks on other weights of the model.
+
+    Returns:
+        The masks that hold now: ``masks``, or where several hosts train and do
+        not all have the same, those of the chief.
     """
     weights = named_weights(model)
+    masks = agreed(model.distribute_strategy, masks)
     fresh = False
     if others == "release":
         fresh = _detach(
@@ -125,6 +131,7 @@ def enforce(
         _seen.clear()
         _enforced.add(model)
     project(model)
+    return masks
 
 
 def _held_as(variable: keras.Variable, model: keras.Model) -> str:

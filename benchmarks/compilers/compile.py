@@ -1,6 +1,6 @@
 """Compile programs for a device that is not there; one JSON line for each.
 
-    python compile.py tpu|h100 PROGRAM...
+    ls *.hlo | python compile.py tpu|h100
 
 Runs in the environment of requirements.txt, without TensorFlow. A program is a
 serialized HLO module. No device is looked for: the compilers are given a
@@ -12,21 +12,31 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+# Where the compiler of the GPU writes down what it has made.
+DUMP = tempfile.TemporaryDirectory()
+FLAGS = {
+    "tpu": "",
+    # Tuning would run kernels.
+    "h100": f"--xla_gpu_autotune_level=0 --xla_dump_to={DUMP.name} "
+    "--xla_dump_hlo_as_text --xla_dump_hlo_pass_re=none",
+}
 os.environ |= {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
-    "XLA_FLAGS": "--xla_gpu_autotune_level=0",  # which would run kernels
+    "XLA_FLAGS": FLAGS[sys.argv[1]],
 }
 
 from jax.experimental import topologies  # noqa: E402
 from jaxlib import _jax, xla_client  # noqa: E402
+from traffic import traffic  # noqa: E402
 
 # What the compiler asks of a device of this kind (GpuTargetConfigProto).
 H100 = """
@@ -83,8 +93,14 @@ def compiled(program: bytes, target: Any) -> dict[str, Any]:
     except Exception:  # noqa: BLE001 - the GPU's compiler has none
         costs = {}
     costs = costs[0] if isinstance(costs, list) else costs
+    seconds = time.monotonic() - start
+    written = [*Path(DUMP.name).glob("*gpu_after_optimizations.txt")]
+    if "bytes accessed" not in costs and written:
+        costs = {"bytes accessed": traffic(written[0].read_text())}
+    for file in written:
+        file.unlink()
     return {
-        "seconds": time.monotonic() - start,
+        "seconds": seconds,
         "flops": costs.get("flops"),
         "traffic": costs.get("bytes accessed"),
         "temporaries": memory.temp_size_in_bytes,
@@ -94,9 +110,9 @@ def compiled(program: bytes, target: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     made = device(sys.argv[1])
-    for name in sys.argv[2:]:
+    for name in sys.stdin:
         try:
-            row = compiled(Path(name).read_bytes(), made)
+            row = compiled(Path(name.rstrip("\n")).read_bytes(), made)
         except Exception as error:  # noqa: BLE001 - what it says is the result
             row = {"error": str(error)[:500]}
-        print(json.dumps({"program": Path(name).stem, **row}), flush=True)
+        print(json.dumps(row), flush=True)

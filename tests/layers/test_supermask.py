@@ -6,12 +6,13 @@ import pytest
 import tensorflow as tf
 
 import tf_tickets as tt
-from tests.conftest import batches, compiled, mlp, two_replicas
+from tests.conftest import batches, compiled, mlp, outputs, two_replicas
 from tests.gallery import GALLERY
 from tf_tickets.layers import Supermask
 from tf_tickets.selection import named_weights, prunable_weights, values_of
 
-# Every way of putting layers together, and every kind of layer.
+# Every way of putting layers together, and every kind of layer; by XLA, which
+# takes no dynamic shapes, where an operation is more than a product.
 KINDS = (
     "subclassed",
     "nested_twice",
@@ -32,14 +33,15 @@ SGD = {"learning_rate": 0.5, "momentum": 0.9}
 def mined(model, data, *, epochs=2, jit_compile=False, **options):
     miner = tt.supermask(model, score_penalty=1e-4, **options)
     compiled(miner, keras.optimizers.SGD(**SGD), jit_compile=jit_compile)
-    miner.fit(batches(*data), epochs=epochs, verbose=0)
+    # Of one iterator: replicas are slow to make one.
+    steps = batches(*data).repeat()
+    miner.fit(steps, epochs=epochs, steps_per_epoch=4, verbose=0)
     return miner
 
 
 @pytest.mark.parametrize(
     "name, jit_compile",
-    [(name, False) for name in KINDS]
-    + [(name, True) for name in ("convolutional", "attention", "recurrent")],
+    [(name, name in KINDS[3:]) for name in KINDS],
 )
 def test_only_scores_train_and_the_ticket_is_the_same_model(
     name, jit_compile, data
@@ -75,10 +77,7 @@ def test_only_scores_train_and_the_ticket_is_the_same_model(
     assert [v.path for v in model.trainable_weights] == trainable
     ticket.apply(model)
     np.testing.assert_allclose(
-        model.predict(data[0], verbose=0),
-        miner.predict(data[0], verbose=0),
-        rtol=1e-4,
-        atol=1e-5,
+        outputs(model, data[0]), outputs(miner, data[0]), rtol=1e-4, atol=1e-5
     )
 
 
@@ -146,7 +145,6 @@ def test_statistics_and_seeds_move_on_two_replicas(data):
     [
         *(("subclassed", kind, ".keras") for kind in MASKS),
         ("convolutional", "threshold", ".keras"),
-        ("convolutional", "threshold", ".weights.h5"),
         ("subclassed", "top_k", ".weights.h5"),
     ],
 )
@@ -175,7 +173,7 @@ def test_files_hold_scores_masks_weights_and_statistics(
         )
         copy.load_weights(path)
     np.testing.assert_array_equal(
-        miner.predict(data[0], verbose=0), copy.predict(data[0], verbose=0)
+        outputs(miner, data[0]), outputs(copy, data[0])
     )
     for a, b in zip(
         miner.supermask.ticket_parts(),
@@ -257,7 +255,7 @@ def test_layers_of_a_users_model_can_be_wrapped_one_by_one(data, tmp_path):
     miner.save(tmp_path / "m.keras")
     copy = keras.models.load_model(tmp_path / "m.keras")
     np.testing.assert_array_equal(
-        copy.predict(data[0], verbose=0), miner.predict(data[0], verbose=0)
+        outputs(copy, data[0]), outputs(miner, data[0])
     )
 
 

@@ -195,8 +195,12 @@ def precise(target):
     return 1e-5 if block else 1e-9
 
 
-def network(target, bias=0.7):
-    """``(model, layer that makes channels)``: its channel 1 is constant."""
+def network(target, *constant):
+    """``(model, layer that makes channels)``: some of its channels constant.
+
+    They are those from 1 on, and ``constant`` says what each is.
+    """
+    constant = constant or (0.7,)
     assert target in SAMPLES, (
         f"{name_of(target)} is in the table and has no sample: add one here"
     )
@@ -222,11 +226,14 @@ def network(target, bias=0.7):
                 np.moveaxis(value, axis, 0)[0] = 0
                 weight.assign(value)
     if target is not layers.Embedding:
-        maker.kernel.assign(maker.kernel * np.array([1.0, 0.0, 1.0, 1.0]))
-        maker.bias.assign([0.3, bias, -0.4, 0.2])
+        kernel, bias = maker.kernel.numpy(), np.array([0.3, 0.7, -0.4, 0.2])
+        kernel[:, 1 : 1 + len(constant)] = 0
+        bias[1 : 1 + len(constant)] = constant
+        maker.kernel.assign(kernel)
+        maker.bias.assign(bias)
     else:
         table = maker.embeddings.numpy()
-        table[:, 1] = bias
+        table[:, 1 : 1 + len(constant)] = constant
         maker.embeddings.assign(table)
     if len(y.shape) > 2:
         y = layers.Flatten()(y)
@@ -251,10 +258,11 @@ def test_channels_are_what_the_table_says(target, float64):
     """Constants are constant; what is dead goes, and no output changes."""
     kind, tolerance = kind_of(target), precise(target)
     gone = found = 0
-    for bias in (0.0, 0.7):
-        model, maker = network(target, bias)
+    # What knows of constants meets both at once: tracing is what takes time.
+    for constant in [(0.7, 0.0)] if kind.constants else [(0.0,), (0.7,)]:
+        model, maker = network(target, *constant)
         x = inputs_for(model)
-        if bias and kind.channels and not kind.constants:
+        if constant[0] and kind.channels and not kind.constants:
             _stop_reading(model, maker, x)
         expected = outputs(model, x)
         assert np.isfinite(expected).all() and np.abs(expected).max() > 1e-3

@@ -20,6 +20,7 @@ from tf_tickets.export import fold
 from tf_tickets.layers import SelectChannels
 from tf_tickets.network.channels import follow, owners
 from tf_tickets.network.graph import trace
+from tf_tickets.network.inside import look_inside
 from tf_tickets.network.kinds import kind_of
 from tf_tickets.selection import layers_of, named_weights
 from tf_tickets.structured import ChannelTicket, remove_dead_channels, shrink
@@ -510,7 +511,7 @@ def kill(model: keras.Model, seed: int) -> None:
 
 def unknown_shapes(model: keras.Model) -> list[tuple[Any, ...]]:
     """The shapes that layers without a rule read, in order of their calls."""
-    graph = trace(model)
+    graph = look_inside(model)
     return [
         tuple(graph.shapes[t] for t in call.inputs)
         for call in graph.calls

@@ -780,3 +780,37 @@ def test_a_shared_reshape_shrinks_or_says_why(target, widths, removed):
     assert (report.removed > 0) == removed
     if not removed:
         assert any("numbers of channels" in s.reason for s in report.stops)
+
+
+@pytest.mark.parametrize(
+    "attention, width",
+    [
+        # It answers as wide as before, though it says: as its query.
+        (lambda: layers.MultiHeadAttention(2, 3, name="attention"), 5),
+        (
+            lambda: layers.MultiHeadAttention(
+                2, 3, output_shape=4, name="attention"
+            ),
+            5,
+        ),
+        # It cannot: what it reads stays.
+        (lambda: layers.GroupQueryAttention(2, 2, 1, name="attention"), 8),
+    ],
+)
+def test_attention_answers_as_wide_as_before(
+    attention, width, float64, tmp_path
+):
+    sequence = keras.Input((6, 3))
+    y = layers.Dense(8, use_bias=False, name="wide")(sequence)
+    y = layers.BatchNormalization(name="norm")(y)
+    y = attention()(y, y)
+    y = layers.Dense(2)(layers.Flatten()(y))
+    model = keras.Model(sequence, y)
+    settle(model)
+    masks = {"norm/gamma": np.arange(8) < 5}
+    x = np.random.default_rng(0).normal(size=(4, 6, 3))
+    small, _ = assert_exact(model, masks, x, tolerance=1e-9)
+    assert small.get_layer("wide").units == width
+    small.save(tmp_path / "small.keras")
+    again = keras.models.load_model(tmp_path / "small.keras")
+    np.testing.assert_array_equal(outputs(again, x), outputs(small, x))

@@ -19,7 +19,7 @@ import pytest
 import tensorflow as tf
 
 import tf_tickets as tt
-from tf_tickets.callbacks.directory import hold
+from tf_tickets.callbacks.directory import HeldElsewhereError, hold
 from tf_tickets.pruning import SCOPES, smart_ratio
 from tf_tickets.zoo import datasets, experiments, models, recipes
 from tf_tickets.zoo.experiments import (
@@ -146,7 +146,7 @@ def kill_one(directory, killed, name):
 
 
 def survives(run, tmp_path):
-    units = [one(seed=seed) for seed in range(3)]
+    units = [one(seed=seed) for seed in range(2)]
     killed = []
     killer = threading.Thread(
         target=kill_one, args=(tmp_path, killed, units[1].name), daemon=True
@@ -192,6 +192,64 @@ def test_a_killed_ray_worker_is_started_again(tmp_path, monkeypatch):
         assert follows(tmp_path / unit.name, found)
     finally:
         ray.shutdown()
+
+
+def test_what_is_done_is_not_handed_to_ray(tmp_path, monkeypatch):
+    unit, left = (
+        Experiment(density=0.1, seed=seed, **{**OWN, "method": counted})
+        for seed in range(2)
+    )
+    found = unit.run(tmp_path / unit.name)
+    monkeypatch.setitem(sys.modules, "ray", None)  # cannot be imported
+    assert experiments.run_on_ray([unit], tmp_path, verbose=0) == [found]
+    assert (tmp_path / "results.csv").exists()
+    with pytest.raises(ImportError, match="Ray is not installed"):
+        experiments.run_on_ray([unit, left], tmp_path, verbose=0)
+    with pytest.raises(ValueError, match="per_process=0"):
+        experiments.run_on_ray([], tmp_path, per_process=0)
+
+
+def test_who_meets_an_experiment_in_other_hands_waits_for_it(tmp_path):
+    """As a worker does whose caller was killed and called again."""
+    unit = Experiment(density=0.1, seed=0, **{**OWN, "method": counted})
+    held, waiting = threading.Event(), threading.Event()
+
+    def other():
+        lock = hold(tmp_path)
+        held.set()
+        waiting.wait()
+        time.sleep(0.1)
+        lock.release()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait()
+    with pytest.raises(ValueError, match="Another process or thread"):
+        unit.run(tmp_path)
+    waiting.set()
+    assert runner._patiently(unit, tmp_path, None)["count"] == 1
+    thread.join()
+    # A directory that the method itself could not have is no reason to wait.
+    strange = Experiment(density=0.1, seed=0, **{**OWN, "method": refused})
+    with pytest.raises(ValueError, match="elsewhere"):
+        runner._patiently(strange, tmp_path / "b", None)
+
+
+def test_the_table_takes_a_twentieth_of_the_time(tmp_path, monkeypatch):
+    now, written = [0.0], []
+
+    def write(found, path):
+        written.append(len(found))
+        now[0] += 1.0
+
+    monkeypatch.setattr(runner, "write_csv", write)
+    monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
+    progress = runner._Progress([(one(), tmp_path)], tmp_path, 0)
+    for _ in range(1000):
+        now[0] += 0.1
+        progress.done({})
+    progress.end()
+    assert 3 <= len(written) <= 7  # in 100 seconds
 
 
 def test_the_example_runs(tmp_path, example):
@@ -253,6 +311,14 @@ def half_of_the_head(shapes, density):
     other = min(1.0, (budget - 0.5 * sizes[head]) / rest)
     own = (budget - other * rest) / sizes[head]
     return {path: own if path == head else other for path in sizes}
+
+
+def counted(trial):
+    return {"count": len(list(trial.directory.glob("lock")))}
+
+
+def refused(trial):
+    raise HeldElsewhereError(Path("elsewhere"))
 
 
 def twice(trial):
@@ -318,19 +384,14 @@ def test_another_process_has_what_was_added_and_failures_are_told_last(
     monkeypatch.setitem(SCOPES, "half", half_of_the_head)
     others = {**OWN, "method": "mine", "scope": "half"}
     others["model"] = Named("partial", functools.partial(tiny))
-    good, held = Experiment(density=0.1, seed=0, **others), one(seed=1)
+    good = Experiment(density=0.1, seed=0, **others)
+    bad = Experiment(density=0.1, seed=1, **{**others, "method": refused})
     assert good.identity["method"] == "mine"
     assert good.name.startswith("mine-partial-few-")
-    place = tmp_path / held.name
-    place.mkdir()
-    lock = hold(place)  # by this process, not by the one that will try
-    try:
-        with pytest.raises(
-            RuntimeError, match=r"(?s)1 of 2 .*-s1-.*Another process"
-        ) as raised:
-            experiments.run([held, good], tmp_path, workers=1)
-    finally:
-        lock.release()
+    with pytest.raises(
+        RuntimeError, match=r"(?s)1 of 2 .*-s1-.*Another process.*elsewhere"
+    ) as raised:
+        experiments.run([bad, good], tmp_path, workers=1)
     assert "Traceback" not in str(raised.value)
     found = good.result(tmp_path / good.name)
     assert found["experiment"] == good.identity

@@ -21,6 +21,7 @@ NORMALIZED = [
     "resnet34",
     "resnet50",
     "wide_resnet_28_2",
+    "preresnet29",
     "preresnet101",
     "resnet1d",
     "mobilenet_v1",
@@ -86,10 +87,14 @@ def test_resnet18_layer_by_layer():
     assert sorted(sizes(models.resnet18())) == sorted([*expected, 5120])
 
 
-def test_preresnet101_layer_by_layer():
+@pytest.mark.parametrize(
+    "name, blocks, size",
+    [("preresnet29", 3, 308_144), ("preresnet101", 11, 1_039_280)],
+)
+def test_preresnets_layer_by_layer(name, blocks, size):
     expected, channels = [9 * 3 * 16], 16
     for filters in (16, 32, 64):
-        for block in range(11):
+        for block in range(blocks):
             shortcut = [channels * 4 * filters] if block == 0 else []
             expected += [
                 *shortcut,
@@ -99,8 +104,8 @@ def test_preresnet101_layer_by_layer():
             ]
             channels = 4 * filters
     expected += [256 * 10]
-    assert sorted(sizes(models.preresnet101())) == sorted(expected)
-    assert sum(expected) == 1_039_280
+    assert sorted(sizes(models.get(name))) == sorted(expected)
+    assert sum(expected) == size
 
 
 def test_resnet1d_layer_by_layer():

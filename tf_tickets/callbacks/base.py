@@ -22,7 +22,7 @@ import numpy as np
 from tf_tickets import checks, data, masking, progress
 from tf_tickets.callbacks.directory import Directory, RunDirectory, hold
 from tf_tickets.callbacks.gradients import StepSums, let_see
-from tf_tickets.distribute import is_chief
+from tf_tickets.distribute import differing, is_chief
 from tf_tickets.loss.batches import batches
 from tf_tickets.pruning import criteria, patterns, scopes
 from tf_tickets.pruning.prune import (
@@ -386,6 +386,14 @@ class ResumableCallback(TicketCallback):
         if is_chief(self.model.distribute_strategy):
             self._undo.callback(hold(self._run.path).release)
         found = self._run.load()
+        epoch = 0 if found is None else found[1]["epoch"]
+        if differing(self.model.distribute_strategy, f"{epoch}".encode()):
+            raise ValueError(
+                "The hosts would go on at different epochs: give them one "
+                "directory that they share, or a copy of the chief's each. "
+                f"Received here: directory={str(self._run.path)!r}, which goes "
+                f"on at epoch {epoch}"
+            )
         if found is None:
             return {}
         state, record = found
@@ -477,14 +485,17 @@ class ResumableCallback(TicketCallback):
             files: ``{name: ticket or snapshot}``, or whatever has a ``save``,
                 that belong to the state.
         """
-        if self._run is not None and is_chief(self.model.distribute_strategy):
+        if self._run is None:
+            return
+        scores = self._scores_to_keep()  # hosts add these up together
+        if is_chief(self.model.distribute_strategy):
             with _unswapped(self._beside):
                 self._run.save(
                     self.model,
                     epoch,
                     remembered or {},
                     files or {},
-                    self._scores_to_keep(),
+                    scores,
                 )
 
     def _scores_to_keep(self) -> Mapping[str, np.ndarray] | None:
@@ -650,8 +661,7 @@ class DrawingCallback(ResumableCallback):
                     "Received: a drawing after 0 steps"
                 )
             self._sums.restart()
-        masking.enforce(self.model, masks)
-        return masks
+        return dict(masking.enforce(self.model, masks))
 
 
 class StepCounter:

@@ -115,6 +115,25 @@ class RunDirectory:
                 old.unlink(missing_ok=True)
 
 
+class HeldElsewhereError(ValueError):
+    """Another process or thread holds a directory.
+
+    Args:
+        path: The directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            "Another process or thread is training in this directory. Wait "
+            "for it, or choose another one. "
+            f"Received: directory={str(path)!r}"
+        )
+        self.path = path
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return type(self), (self.path,)
+
+
 def hold(directory: Directory) -> filelock.BaseFileLock:
     """Keep other processes, and other threads, out of a run's directory.
 
@@ -131,7 +150,7 @@ def hold(directory: Directory) -> filelock.BaseFileLock:
         The lock; its ``release`` lets others in. Who drops it releases it.
 
     Raises:
-        ValueError: If another process or thread holds the directory.
+        HeldElsewhereError: If another process or thread holds the directory.
         OSError: If it cannot be made or written to.
 
     Example:
@@ -151,11 +170,7 @@ def hold(directory: Directory) -> filelock.BaseFileLock:
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout as error:
-        raise ValueError(
-            "Another process or thread is training in this directory. Wait "
-            "for it, or choose another one. "
-            f"Received: directory={str(directory)!r}"
-        ) from error
+        raise HeldElsewhereError(directory) from error
     except OSError as error:
         if error.errno not in archive.NO_LOCKS:
             raise

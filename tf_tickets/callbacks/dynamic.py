@@ -296,7 +296,7 @@ class DynamicSparseTraining(DrawingCallback):
             else exchanged(mask, sizes[path], growth[path], fraction)
             for path, mask in masks.items()
         }
-        masking.enforce(self.model, fresh)
+        fresh = dict(masking.enforce(self.model, fresh))
         _clear_slots(
             self.model,
             {path: fresh[path] & ~mask for path, mask in masks.items()},

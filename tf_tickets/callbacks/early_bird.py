@@ -12,6 +12,7 @@ import numpy as np
 from tf_tickets import checks
 from tf_tickets.callbacks.base import Logs, ResumableCallback
 from tf_tickets.callbacks.directory import Directory
+from tf_tickets.distribute import agreed
 from tf_tickets.selection import named_weights, values_of
 from tf_tickets.structured.draw import (
     CRITERIA,
@@ -27,15 +28,14 @@ COMPARISONS = get_args(Compare)
 
 
 class EarlyBird(ResumableCallback):
-    r"""Draw a channel ticket as soon as the channels to keep stand still.
+    """Draw a channel ticket as soon as the channels to keep stand still.
 
     Before the first epoch and after each one, the channels of all
-    normalization layers are ranked together by :math:`|\gamma|`, and the
-    lowest are masked. Distances between masks, the normalized Hamming
-    distances, say how much still moves; ``compare`` says between which. When
-    they are small, the ticket is drawn: its masks, and the weights of that
-    moment to inherit. `tf_tickets.structured.shrink` makes the small network
-    of it.
+    normalization layers are ranked together by |γ|, and the lowest are masked.
+    Distances between masks, the normalized Hamming distances, say how much
+    still moves; ``compare`` says between which. When they are small, the ticket
+    is drawn: its masks, and the weights of that moment to inherit.
+    `tf_tickets.structured.shrink` makes the small network of it.
 
     Several sparsities are followed in one run, each with its own ticket. A
     channel whose fate only a tie decides counts as different in every
@@ -202,13 +202,13 @@ class EarlyBird(ResumableCallback):
                 self._start_at(self.params["epochs"])
         else:
             for sparsity in self.sparsities:
-                drawing, _ = self._ranking.draw(sparsity)
+                drawing, _ = self._draw(sparsity)
                 self._push(sparsity, drawing)
         self._undo.enter_context(slimming(self.model, self.slimming))
 
     def epoch_end(self, epoch: int, logs: Logs) -> None:
         for sparsity in self.sparsities:
-            drawing, scores = self._ranking.draw(sparsity)
+            drawing, scores = self._draw(sparsity)
             distance = self._push(sparsity, drawing)
             self.distances[sparsity].append(distance)
             logs[f"mask_distance_{_digits(sparsity)}"] = distance
@@ -229,6 +229,14 @@ class EarlyBird(ResumableCallback):
                 f"last mask distances are {last}, epsilon is {self.epsilon}.",
                 stacklevel=3,  # Keras, which called
             )
+
+    def _draw(self, sparsity: float) -> tuple[Drawing, dict[str, np.ndarray]]:
+        strategy = self.model.distribute_strategy
+        drawing, scores = self._ranking.draw(sparsity)
+        return Drawing(
+            agreed(strategy, drawing.masks),
+            agreed(strategy, drawing.undecided),
+        ), scores
 
     def _push(self, sparsity: float, drawing: Drawing) -> float:
         """Queue a mask; its largest distance to the others there, or NaN."""

@@ -13,6 +13,7 @@ from tf_tickets import checks
 from tf_tickets.callbacks.base import Logs, ResumableCallback
 from tf_tickets.callbacks.directory import Directory
 from tf_tickets.callbacks.rounds import warn_of_comparing
+from tf_tickets.distribute import agreed
 from tf_tickets.layers import Supermask, steering
 from tf_tickets.pruning import scopes
 from tf_tickets.pruning.prune import describe, excess
@@ -453,6 +454,7 @@ class IterativeFreezing(ResumableCallback):
         return scores, kept
 
     def _assign(self, kept: Arrays) -> None:
+        kept = dict(agreed(self.model.distribute_strategy, kept))
         for i, layer in enumerate(self._supermasks):
             layer.freeze({key: kept[f"{i}:{key}"] for key in layer.scores})
 

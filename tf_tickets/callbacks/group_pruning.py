@@ -10,6 +10,7 @@ import numpy as np
 from tf_tickets import checks, masking
 from tf_tickets.callbacks.base import Logs, ResumableCallback
 from tf_tickets.callbacks.directory import Directory
+from tf_tickets.distribute import agreed
 from tf_tickets.structured.groups import (
     Criterion,
     GroupTicket,
@@ -158,7 +159,7 @@ class GroupPruning(ResumableCallback):
         )
 
     def _draw(self, cut: int) -> GroupTicket:
-        return draw_groups(
+        drawn = draw_groups(
             self.model,
             {k: v * cut / self.cuts for k, v in self.target_sparsity.items()},
             criterion=self.criterion,
@@ -167,6 +168,12 @@ class GroupPruning(ResumableCallback):
             seed=self.seed,
             gone=self.ticket,
             found=self._groups,
+        )
+        return GroupTicket(
+            agreed(self.model.distribute_strategy, drawn.masks),
+            drawn.weights,
+            drawn.metadata,
+            scores=drawn.scores,
         )
 
 

@@ -398,9 +398,27 @@ class Channels:
             uses.setdefault(id(entry.model), []).append(entry.inputs)
         for calls in uses.values():
             for tensors in zip(*calls, strict=True):
-                self._tie_flows([self.flows[t] for t in tensors])
+                self._tie_flows(
+                    [self.flows[t] for t in tensors],
+                    "it enters a nested model used twice",
+                )
 
-    def _tie_flows(self, flows: list[Flow]) -> None:
+    def join_widths(self) -> None:
+        """Some layers answer as wide as what they read, whatever is asked."""
+        for block in self.graph.blocks:
+            if not isinstance(block.layer, keras.layers.GroupQueryAttention):
+                continue
+            tensors = [
+                tensor
+                for name, tensor in zip(block.names, block.inputs, strict=True)
+                if name in ("query", "value")
+            ]
+            self._tie_flows(
+                [self.flows[t] for t in (*tensors, block.outputs[0])],
+                f"{block.layer.name} answers as wide as it reads",
+            )
+
+    def _tie_flows(self, flows: list[Flow], why: str) -> None:
         lists = [flow.atoms for flow in flows]
         first = lists[0]
         for flow, atoms in zip(flows, lists, strict=True):
@@ -411,7 +429,7 @@ class Channels:
                 or atoms.size != first.size
             ):
                 for each in lists:
-                    self.freeze(each, "it enters a nested model used twice")
+                    self.freeze(each, why)
                 return
             self.tie(first, atoms)
 
@@ -446,6 +464,7 @@ def follow(
             channels.flows[tensor].atoms, "it is an output of the model"
         )
     channels.join_entries()
+    channels.join_widths()
     return channels
 
 

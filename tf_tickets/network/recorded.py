@@ -285,6 +285,7 @@ def by_config(
     layer: keras.layers.Layer,
     sizes: Mapping[int, int],
     fits: Callable[[dict[str, Any]], bool],
+    more: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
     """The fewest changes of a configuration that give a layer other sizes.
 
@@ -292,9 +293,11 @@ def by_config(
         layer: The layer.
         sizes: What becomes of the sizes that change.
         fits: Whether the layer made with these changes is what is wanted.
+        more: Changes to try beside those, where those alone do not fit.
 
     Returns:
-        The changes, or `None` if no changes of its numbers fit.
+        The changes, none of them if what the layer is built for is enough, or
+        `None` if no changes of its numbers fit.
     """
     config = usable_config(layer)
     keys = [
@@ -302,11 +305,12 @@ def by_config(
         for key, value in config.items()
         if type(value) is int and value in sizes
     ][:4]
-    for count in range(1, len(keys) + 1):
-        for chosen in itertools.combinations(keys, count):
-            changes = {key: sizes[config[key]] for key in chosen}
-            if fits(changes):
-                return changes
+    for beside in ({}, more) if more else ({},):
+        for count in range(len(keys) + 1):
+            for chosen in itertools.combinations(keys, count):
+                changes = {key: sizes[config[key]] for key in chosen}
+                if fits({**changes, **beside}):
+                    return {**changes, **beside}
     return None
 
 

@@ -17,7 +17,7 @@ from tf_tickets.network.channels import Channels
 from tf_tickets.network.copier import Copier, Resizing
 from tf_tickets.network.graph import Block, Shape, graphs_of, tensors_of
 from tf_tickets.network.inside import argument_names
-from tf_tickets.network.layer_copy import copy_of, is_saved
+from tf_tickets.network.layer_copy import copy_of, is_saved, usable_config
 from tf_tickets.network.recorded import by_config, parts_of, recorded
 from tf_tickets.selection import layers_of, named_weights, view_of
 from tf_tickets.structured.branches import Empty
@@ -277,36 +277,60 @@ class _Cut:
         if not self._is_cut(layer):
             return None
         build = self._build_config(layer)
-        changes = None
+        shapes = [self._shape(v) for v in layer.variables]
+
+        def has_shapes(probe: Any) -> bool:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    probe.build_from_config(build or {})
+                    if len(probe.variables) != len(shapes):
+                        # What no `build` makes is made by a call.
+                        block = self._blocks[id(layer)]
+                        block.run(probe, block.symbols)
+            except (ValueError, TypeError):
+                return False
+            return [tuple(v.shape) for v in probe.variables] == shapes
+
         if self._configured:
-            shapes = [self._shape(v) for v in layer.variables]
+            changes = by_config(
+                layer,
+                self._sizes(layer),
+                lambda changes: has_shapes(copy_of(layer, **changes)),
+                self._width(layer),
+            )
+            if changes is not None:
+                small = copy_of(layer, **changes)
+                return small if is_saved(small) else recorded(small)
 
-            def fits(changes: dict[str, Any]) -> bool:
-                try:
-                    probe = copy_of(layer, **changes)
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")
-                        probe.build_from_config(build or {})
-                        if len(probe.variables) != len(shapes):
-                            # What no `build` makes is made by a call.
-                            block = self._blocks[id(layer)]
-                            block.run(probe, block.symbols)
-                except (ValueError, TypeError):
-                    return False
-                return [tuple(v.shape) for v in probe.variables] == shapes
+        def exchanged(parts: Collection[Any]) -> keras.layers.Layer:
+            return recorded(
+                layer,
+                [
+                    (self._part(part), places, self._build_config(part))
+                    for part, places in parts_of(layer)
+                    if part in parts
+                ],
+            )
 
-            changes = by_config(layer, self._sizes(layer), fits)
-        if changes:
-            small = copy_of(layer, **changes)
-            return small if is_saved(small) else recorded(small)
-        return recorded(
-            layer,
-            [
-                (self._part(part), places, self._build_config(part))
-                for part, places in parts_of(layer)
-                if self._is_cut(part)
-            ],
-        )
+        inside = [part for part, _ in parts_of(layer)]
+        small = exchanged([part for part in inside if self._is_cut(part)])
+        if has_shapes(copy_of(small)):
+            return small
+        # Parts of the size they had get another one from what is read.
+        return exchanged([part for part in inside if part.variables])
+
+    def _width(self, layer: Any) -> dict[str, Any]:
+        """How wide a layer says it answers that else goes by what it reads."""
+        if usable_config(layer).get("output_shape", ()) is not None:
+            return {}
+        graph, tensor = self.channels.graph, self._blocks[id(layer)].outputs[0]
+        axis = len(graph.shapes[tensor]) - 1
+        size = graph.shapes[tensor][axis]
+        gone = self._gone(tensor)
+        if gone is not None and gone[0] == axis:
+            size = int((~gone[1]).sum())
+        return {} if size is None else {"output_shape": int(size)}
 
     def _part(self, layer: Any) -> Any:
         if type(layer) is keras.Sequential:

@@ -12,6 +12,7 @@ import pickle
 import runpy
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import keras
 
 from tf_tickets import checks
+from tf_tickets.callbacks.directory import HeldElsewhereError
 from tf_tickets.zoo.experiments.experiment import (
     RESULT,
     TABLES,
@@ -83,9 +85,14 @@ def run(
     run, before it or beside it. All methods of one seed start from the same
     weights and see the same batches.
 
-    After each of them `results.csv` in the directory has all results that are
-    there, those of earlier calls too, and in the end `accuracy.png` shows
-    them, if matplotlib is installed.
+    `results.csv` in the directory has all results that are there, those of
+    earlier calls too: it is written after each of them or, where they are so
+    many that this would take more than a twentieth of the time, after some. In
+    the end `accuracy.png` shows them, if matplotlib is installed.
+
+    Two calls may work in one directory, on one machine or on several that
+    share it. Where an experiment is in another's hands, a worker waits for its
+    result (and takes over if it was killed).
 
     Args:
         experiments: Those that shall be done, all different.
@@ -143,6 +150,7 @@ def run_on_ray(
     directory: Directory,
     *,
     cpus: float = 1,
+    per_process: int = 1,
     retries: int = 2,
     data_dir: Directory | None = None,
     verbose: int = 1,
@@ -151,12 +159,19 @@ def run_on_ray(
 
     Uses the cluster that `ray.init` was called for, or else this machine. Ray
     starts an experiment again whose worker has died, elsewhere if need be; it
-    goes on where it was, because the directory says so.
+    goes on where it was, because the directory says so. If the process that
+    called this dies, call it again: what is done is not handed out again.
 
     Args:
         experiments: As in `run`.
-        directory: As in `run`; the same place on all machines.
+        directory: As in `run`; the same place on all machines, on a file
+            system with locks.
         cpus: What one experiment takes.
+        per_process: How many experiments a process does, one after the other,
+            before another takes its place. 1, the default, gives each a
+            process to itself, which begins with the import of TensorFlow.
+            More is for experiments that take seconds: TensorFlow does not give
+            memory back.
         retries: As in `run`.
         data_dir: Where the data set is prepared.
         verbose: As in `run`.
@@ -176,9 +191,18 @@ def run_on_ray(
     []
     """
     units = _units(experiments, directory)
+    per_process = checks.whole("per_process", per_process)
     retries = checks.whole("retries", retries, least=0)
-    if not units:
-        return []
+    progress = _Progress(units, Path(directory), verbose)
+    outcomes: list[Any] = []
+    for one, path in units:
+        outcomes.append(one.result(path))
+        if outcomes[-1] is not None:
+            progress.done(outcomes[-1])
+    left = [i for i, outcome in enumerate(outcomes) if outcome is None]
+    if not left:
+        progress.end()
+        return outcomes
     try:
         import ray
     except ImportError as error:
@@ -188,25 +212,24 @@ def run_on_ray(
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False)
 
-    # A process for each, as TensorFlow does not give memory back.
-    @ray.remote(num_cpus=cpus, max_retries=retries, max_calls=1)
-    def unit(one: Experiment, path: str, added: Any) -> dict[str, Any]:
+    @ray.remote(num_cpus=cpus, max_retries=retries, max_calls=per_process)
+    def unit(one: Experiment, path: Path, added: Any) -> dict[str, Any]:
         _add(added)
-        return one.run(path, data_dir=data_dir)
+        return _patiently(one, path, data_dir)
 
-    progress = _Progress(units, Path(directory), verbose)
-    references = [
-        unit.remote(one, str(path), _functions(one)) for one, path in units
-    ]
-    waiting = list(references)
+    places = {
+        unit.remote(units[i][0], units[i][1], _functions(units[i][0])): i
+        for i in left
+    }
+    waiting = list(places)
     while waiting:
         ready, waiting = ray.wait(waiting)
         for reference in ready:
-            progress.done(_outcome(functools.partial(ray.get, reference)))
+            outcome = _outcome(functools.partial(ray.get, reference))
+            outcomes[places[reference]] = outcome
+            progress.done(outcome)
     progress.end()
-    return _gathered(
-        units, [_outcome(functools.partial(ray.get, r)) for r in references]
-    )
+    return _gathered(units, outcomes)
 
 
 class _Progress:
@@ -221,6 +244,8 @@ class _Progress:
         checks.choice("verbose", verbose, (0, 1, 2))
         self.directory = directory
         self.count = self.failed = 0
+        # When to write the table next: it has a row for all that is there.
+        self.due = 0.0
         self.bar = None
         if units and verbose:
             self.bar = keras.utils.Progbar(
@@ -237,7 +262,8 @@ class _Progress:
         if isinstance(outcome, Exception):
             self.failed += 1
         else:
-            write_csv(results(self.directory), self.directory / "results.csv")
+            if time.monotonic() >= self.due:
+                self.write()
             accuracy = outcome.get("test_accuracy")
             if isinstance(accuracy, int | float):
                 shown.append(("test_accuracy", accuracy))
@@ -246,8 +272,17 @@ class _Progress:
         if self.bar is not None:
             self.bar.update(self.count, shown)
 
+    def write(self) -> None:
+        """The table of all results that are there."""
+        begun = time.monotonic()
+        write_csv(results(self.directory), self.directory / "results.csv")
+        now = time.monotonic()
+        self.due = now + 20 * (now - begun)
+
     def end(self) -> None:
         """All are done."""
+        if self.count > self.failed:
+            self.write()
         if not self.count or importlib.util.find_spec("matplotlib") is None:
             return
         found = results(self.directory)
@@ -363,7 +398,23 @@ def _child() -> None:
         sys.modules["__main__"].__dict__.update(script)
     one, path, data_dir, functions = pickle.loads(work)
     _add(functions)
-    one.run(path, data_dir=data_dir)
+    _patiently(one, path, data_dir)
+
+
+def _patiently(
+    one: Experiment, path: Path, data_dir: Directory | None
+) -> dict[str, Any]:
+    """Do an experiment, or wait for who is at it.
+
+    That may be a worker whose caller was killed, or another call's.
+    """
+    while True:
+        try:
+            return one.run(path, data_dir=data_dir)
+        except HeldElsewhereError as error:
+            if error.path != path:  # a directory of the method's own
+                raise
+        time.sleep(0.5)
 
 
 def _in_process(

@@ -16,6 +16,7 @@ from tf_tickets.zoo.models.chains import (
 )
 from tf_tickets.zoo.models.mobilenets import mobilenet_v1, mobilenet_v2
 from tf_tickets.zoo.models.resnets import (
+    preresnet29,
     preresnet101,
     resnet1d,
     resnet18,
@@ -38,6 +39,7 @@ __all__ = [
     "mobilenet_v1",
     "mobilenet_v2",
     "names",
+    "preresnet29",
     "preresnet101",
     "resnet1d",
     "resnet18",

@@ -117,8 +117,31 @@ def preresnet101(blocks: NormalizedBlocks, image: Tensor) -> Tensor:
     >>> models.preresnet101().get_layer("final_relu").output.shape
     (None, 8, 8, 256)
     """
+    return _preresnet(blocks, image, 11)
+
+
+@network(NormalizedBlocks)
+def preresnet29(blocks: NormalizedBlocks, image: Tensor) -> Tensor:
+    """Pre-activation ResNet-29 for CIFAR: `preresnet101` with three blocks.
+
+    Three stages of three bottleneck blocks with 16, 32 and 64 filters, four
+    times as many at their ends. 308,144 weights.
+
+    Reference:
+        He et al., "Identity Mappings in Deep Residual Networks", ECCV 2016.
+
+    Example:
+
+    >>> from tf_tickets.zoo import models
+    >>> models.preresnet29().get_layer("final_relu").output.shape
+    (None, 8, 8, 256)
+    """
+    return _preresnet(blocks, image, 3)
+
+
+def _preresnet(blocks: NormalizedBlocks, image: Tensor, depth: int) -> Tensor:
     x = blocks.conv(image, 16, 3, name="stem_conv")
-    x = _stages(blocks, x, _prebottleneck, (16, 32, 64), (11, 11, 11))
+    x = _stages(blocks, x, _prebottleneck, (16, 32, 64), (depth,) * 3)
     x = blocks.norm_relu(x, name="final")
     return blocks.classify(x)
 
