@@ -74,6 +74,7 @@ setup(
             "myst-nb>=1.2,<2",
             "sphinx-copybutton>=0.5,<1",
             "ipykernel>=6,<8",
+            "latex2mathml>=3.77,<4",
         ],
         "release": ["build>=1,<2", "twine>=5,<8", "uv>=0.4"],
         "tests": [

@@ -21,6 +21,8 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
+import latex2mathml.converter  # noqa: E402
+from docutils import nodes  # noqa: E402
 from sphinx.pycode import ModuleAnalyzer  # noqa: E402
 
 import tf_tickets as tt  # noqa: E402
@@ -45,6 +47,7 @@ extensions = [
     "sphinx_copybutton",
 ]
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_theme_options = {"navigation_with_keys": True}
 # Examples, not sessions: the sign of the shell is not copied.
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
@@ -219,7 +222,18 @@ NAMES = {
 SHORT = {name.rpartition(".")[2] for name in NAMES}
 
 
+def as_mathml(translator: Any, node: Any) -> None:
+    """A formula that browsers show by themselves, without a script."""
+    block = isinstance(node, nodes.math_block)
+    formula = latex2mathml.converter.convert(
+        node.astext(), display="block" if block else "inline"
+    )
+    translator.body.append(f"<p>{formula}</p>\n" if block else formula)
+    raise nodes.SkipNode
+
+
 def setup(app: Any) -> None:
+    app.add_html_math_renderer("mathml", (as_mathml, None), (as_mathml, None))
     app.connect("builder-inited", make_reference)
     app.connect("source-read", as_notebook)
     app.connect("autodoc-process-docstring", as_restructured)
