@@ -782,6 +782,20 @@ def test_a_shared_reshape_shrinks_or_says_why(target, widths, removed):
         assert any("numbers of channels" in s.reason for s in report.stops)
 
 
+@keras.saving.register_keras_serializable("tests")
+class AsWide(layers.Layer):
+    """It is built as wide as what it reads, and no configuration says so."""
+
+    def build(self, x_shape, also_shape):
+        self.first, self.second = layers.Dense(6), layers.Dense(x_shape[-1])
+        self.first.build(x_shape)
+        self.second.build((*also_shape[:-1], 6))
+
+    def call(self, x, also):
+        del also
+        return self.second(self.first(x))
+
+
 @pytest.mark.parametrize(
     "attention, width",
     [
@@ -793,11 +807,12 @@ def test_a_shared_reshape_shrinks_or_says_why(target, widths, removed):
             ),
             5,
         ),
+        (lambda: AsWide(name="attention"), 5),
         # It cannot: what it reads stays.
         (lambda: layers.GroupQueryAttention(2, 2, 1, name="attention"), 8),
     ],
 )
-def test_attention_answers_as_wide_as_before(
+def test_what_answers_as_wide_as_it_reads_keeps_its_width(
     attention, width, float64, tmp_path
 ):
     sequence = keras.Input((6, 3))
