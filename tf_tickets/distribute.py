@@ -117,15 +117,15 @@ def agreed(
         return masks
     shapes = repr([mask.shape for mask in masks.values()])
     bits = [np.packbits(mask) for mask in masks.values()]
+    others = differing(strategy, shapes.encode(), *(p.data for p in bits))
+    if not others:
+        return masks
     if differing(strategy, shapes.encode()):
         raise ValueError(
             "The hosts mask other weights: build the same model on all of "
             "them, and call the same on all. Received here: masks of the "
             f"shapes {shapes[:300]}"
         )
-    others = differing(strategy, *(part.data for part in bits))
-    if not others:
-        return masks
     joined = np.concatenate(bits) if bits else np.zeros(0, np.uint8)
     chief = _from_chief(strategy, joined)
     here = int(np.unpackbits(chief ^ joined).sum())
