@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def made_up(unit, seed=0):
         {
             "asked": density,
             "control": control,
-            "kind": "ticket",
+            "kind": dict(unit.options).get("kind", "ticket"),
             "way": way,
             "train_rate": rate,
             "before": draw.random(),
@@ -97,6 +98,15 @@ def test_every_claim_has_a_verdict_when_all_is_measured(whole):
     text = page.text_of(whole)
     assert all(f"`{name}`" in text for name in claims.CLAIMS)
     assert "Not measured yet" in text  # on the other task
+
+
+def test_a_task_may_have_claims_of_its_own():
+    deep = tasks.TASKS["mnist1d_deep"]
+    rows = all_done("mnist1d_deep")
+    *_, section = page.text_of(rows).partition(f"## On {deep.about}")
+    judged = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert {*judged} == {*deep.claims} and "Not measured yet" not in section
+    assert not list(claims.everything(Rows(), ["penalty"], ["mnist1d_deep"]))
 
 
 def test_what_few_seeds_leave_open_gets_more_once():
@@ -283,7 +293,9 @@ TINY = {
     "imp": {"densities": (0.4, 0.16)},
     "gem": {"setting": 4.0, "controls": ("invert",)},
     "edge_popup": {"setting": 4.0, "options": (("gradual", True),)},
-    "spending": {"options": (("ways", ("vanilla", "TRT")),)},
+    "spending": {
+        "options": (("kind", "random"), ("ways", ("vanilla", "TRT"))),
+    },
     "instability": {"options": (("epochs", (1,)), ("points", 3))},
     "early_bird": {
         "densities": (0.5,),

@@ -26,7 +26,7 @@ NOT_YET = "not measured yet"
 MARGIN = 0.02
 CHANCE = 0.1
 # The first is what the verdicts are of, the others tell whether they last.
-MEASURED = ("digits", "mnist1d")
+MEASURED = ("digits", "mnist1d", "mnist1d_deep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,8 +290,18 @@ def _ways(rows: Rows, method: str) -> dict[str, tuple[float, float]] | None:
     return {way: plan.best_of(own) for way, own in found.items()}
 
 
-def spending_units(rows: Rows, kind: str = "ticket") -> Iterator[Unit]:
-    """The search of every way, and fresh seeds."""
+def spending_units(
+    rows: Rows,
+    kinds: Sequence[str] = ("ticket",),
+    picked: Sequence[str] = (),
+) -> Iterator[Unit]:
+    """The search of every way, and fresh seeds.
+
+    Args:
+        rows: What was found.
+        kinds: Of tickets, as in `methods.spending`.
+        picked: Ways to spend them; by default all.
+    """
     yield from plan.search("imp", rows.task)
     choice = plan.chosen(rows, "imp")
     if choice is None:
@@ -308,30 +318,81 @@ def spending_units(rows: Rows, kind: str = "ticket") -> Iterator[Unit]:
     yield search
     if search in rows:
         ways = _ways(rows, "spending") or {}
-        rates = tuple((way, rate) for way, (_, rate) in ways.items())
+        rates = tuple(
+            (way, rate)
+            for way, (_, rate) in ways.items()
+            if way in (picked or ways)
+        )
+        some = (("ways", tuple(picked)),) if picked else ()
         for seed in SEEDS:
-            yield Unit(
-                rows.task,
-                "spending",
-                FINAL,
-                seed,
-                SPENT,
-                choice[0],
-                (),
-                (("kind", kind), ("rates", rates)),
-            )
+            for kind in kinds:
+                yield Unit(
+                    rows.task,
+                    "spending",
+                    FINAL,
+                    seed,
+                    SPENT,
+                    choice[0],
+                    (),
+                    (("kind", kind), *some, ("rates", rates)),
+                )
 
 
 def spent(
-    rows: Rows, way: str, density: float, number: str = "after"
+    rows: Rows,
+    way: str,
+    density: float,
+    number: str = "after",
+    kind: str = "ticket",
 ) -> dict[int, float]:
     """``{seed: number}`` of tickets that were spent in one way."""
     return rows.values(
         number,
         method="spending",
-        kind="ticket",
+        kind=kind,
         way=way,
         asked=round(density, 6),
+    )
+
+
+KINDS = ("rewound", "one-shot", "random")
+
+
+def _others(rows: Rows) -> Iterator[Unit]:
+    yield from spending_units(rows, KINDS, ("vanilla", "AT+TRT"))
+
+
+def _iterative(rows: Rows) -> Iterator[Unit]:
+    yield from spending_units(rows)
+    yield from _others(rows)
+
+
+def _one_shot(rows: Rows) -> Finding | None:
+    """Rounds find better tickets than one cut."""
+    return judged(
+        [
+            (
+                f"density {density:.3g}",
+                spent(rows, "vanilla", density),
+                spent(rows, "vanilla", density, kind="one-shot"),
+            )
+            for density in SPENT
+        ]
+    )
+
+
+def _all_tweaks(rows: Rows) -> Finding | None:
+    """All four are better than none, on every other kind of ticket."""
+    return judged(
+        [
+            (
+                f"{kind} at {density:.3g}",
+                spent(rows, "AT+TRT", density, kind=kind),
+                spent(rows, "vanilla", density, kind=kind),
+            )
+            for kind in KINDS
+            for density in SPENT
+        ]
     )
 
 
@@ -802,6 +863,13 @@ CLAIMS: dict[str, Claim] = {
         _EVERYWHERE,
         _STABLE,
     ),
+    "iterative": Claim(
+        LOTTERY,
+        "Iterative pruning finds better tickets than one-shot pruning",
+        _iterative,
+        _one_shot,
+        _EVERYWHERE,
+    ),
     "densities_per_layer": Claim(
         GEMS,
         "Gem-Miner and IMP keep the most of the first and the last layer "
@@ -829,6 +897,14 @@ CLAIMS: dict[str, Claim] = {
             "AT+TRT": "... all four, most of all at high sparsity (Figure 4)",
         }.items()
     },
+    "tweaks_on_others": Claim(
+        SPENDING,
+        "They help what other algorithms find, too: tickets of one-shot "
+        "pruning (Figure A13), here also rewound and random ones",
+        _others,
+        _all_tweaks,
+        f"for every kind {_EVERYWHERE}",
+    ),
     "zero_activations": Claim(
         SPENDING,
         "With ReLU most activations of a sparse network are zero, with a "
@@ -976,9 +1052,9 @@ CLAIMS: dict[str, Claim] = {
         GEMS,
         "Learning-rate rewinding, which prunes after training, ends above "
         "tickets found at the start (Table 4)",
-        _players("gem", "imp", "lrr"),
-        lambda rows: judged(against(rows, "lrr", ["gem", "imp"])),
-        f"for both, {_ABOVE}",
+        _players("gem", "imp", "lrr", "lrr_low"),
+        lambda rows: judged(against(rows, "lrr_low", ["gem", "imp"])),
+        f"for both, {_ABOVE}; with a search at this density",
         "it is level with IMP at every higher density, and with gems down to "
         f"{MIDDLE:.3g} (the table over densities)",
     ),
@@ -1019,6 +1095,12 @@ CLAIMS: dict[str, Claim] = {
 }
 
 
+def on(task: str) -> dict[str, Claim]:
+    """The claims that are tested on a task."""
+    asked = tasks.TASKS[task].claims
+    return {name: CLAIMS[name] for name in asked} if asked else CLAIMS
+
+
 def everything(
     rows: Rows, names: Iterable[str] = (), asked: Iterable[str] = MEASURED
 ) -> Iterator[Unit]:
@@ -1030,15 +1112,17 @@ def everything(
         asked: Tasks to measure on.
     """
     for task in asked:
-        own = rows.of(task)
-        if not names:  # what most of them need comes first
+        own, tested = rows.of(task), on(task)
+        picked = [name for name in names or tested if name in tested]
+        whole = not names and len(tested) == len(CLAIMS)
+        if whole:  # what most of them need comes first
             yield from measured(own, _QUICK, (MIDDLE,))
             yield from measured(own, _QUICK, (LOW,))
             yield from measured(own, ["imp"])
             yield from early_bird_units(own)
-        for name in names or CLAIMS:
+        for name in picked:
             yield from CLAIMS[name].units(own)
-        for name in names or CLAIMS:
+        for name in picked:
             yield from more(CLAIMS[name], own)
-        if not names:
+        if whole:
             yield from measured(own, FIGURE, DENSITIES)

@@ -409,7 +409,8 @@ def spending(
     Args:
         unit: What.
         kind: `"ticket"`: masks of IMP over the first weights; `"rewound"`:
-            over those of epoch 2; `"one-shot"`: pruned once, first weights.
+            over those of epoch 2; `"one-shot"`: pruned once, first weights;
+            `"random"`: random positions, first weights.
         ways: Some of `WAYS`.
         rates: ``((way, learning rate), ...)`` in place of `train_rates`.
     """
@@ -430,6 +431,8 @@ def spending(
             )
             for density in unit.densities
         ]
+    elif kind == "random":
+        drawn = list(random(bench, dataclasses.replace(unit, setting=1.0)))
     else:
         epoch = 2 if kind == "rewound" else 0
         drawn = list(imp(bench, unit, rewind_epoch=epoch))

@@ -22,6 +22,7 @@ from benchmarks.claims.claims import (
     UNTESTABLE,
     Claim,
     channels,
+    on,
     percent,
     settled,
     spent,
@@ -152,7 +153,7 @@ def _claims() -> str:
 def _verdicts(rows: Rows) -> str:
     lines, left = [], []
     counts: dict[str, int] = {}
-    for name, claim in CLAIMS.items():
+    for name, claim in on(rows.task).items():
         finding = settled(claim, rows)
         if finding is None:
             counts[NOT_YET] = counts.get(NOT_YET, 0) + 1
@@ -474,11 +475,3 @@ def draw(rows: Rows, path: pathlib.Path) -> None:
         panel.set_ylim(0, 1)
     axes[1].get_legend().remove()  # that of the left panel has them all
     figures.save(figure, path)
-
-
-def is_whole(rows: Rows) -> bool:
-    """Whether every claim that has a test has a verdict."""
-    return all(
-        claim.judge(rows) is not None or not list(claim.units(rows))
-        for claim in CLAIMS.values()
-    )

@@ -36,6 +36,7 @@ class Player:
         like: Another player whose choice it takes, in place of a search.
         controls: Sanity checks at the middle and the lowest density.
         together: Whether one run gives tickets of all densities.
+        searched_at: The density of its search.
     """
 
     about: str
@@ -45,6 +46,7 @@ class Player:
     like: str | None = None
     controls: tuple[str, ...] = ()
     together: bool = False
+    searched_at: float = MIDDLE
 
     @property
     def label(self) -> str:
@@ -72,6 +74,16 @@ PLAYERS: dict[str, Player] = {
         "rates",
         (("rewind", "learning_rate"),),
         together=True,
+    ),
+    # At large rates Adam lets weights of every layer grow alike, used or not,
+    # and what never rewinds them ranks them so.
+    "lrr_low": Player(
+        f"learning-rate rewinding, searched at {LOW:.3g}",
+        "imp",
+        (0.00025, 0.001, 0.004),
+        (("rewind", "learning_rate"),),
+        together=True,
+        searched_at=LOW,
     ),
     "smart_ratio": Player(
         "Smart-Ratio", "smart_ratio", (0.03, 0.1, 0.3), controls=_BOTH
@@ -200,7 +212,7 @@ def search(name: str, task: str) -> Iterator[Unit]:
             player.method,
             SEARCH,
             SEARCH_SEED,
-            () if player.method == "dense" else (MIDDLE,),
+            () if player.method == "dense" else (player.searched_at,),
             setting,
             tasks.TASKS[task].rates,
             player.options,

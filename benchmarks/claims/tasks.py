@@ -149,6 +149,7 @@ class Setting:
         score_penalty: λ of regularized Edge-Popup, as in `recipes`.
         jit_compile: Whether XLA compiles the steps.
         steps_per_execution: As in `keras.Model.compile`.
+        claims: What is tested on it; everything by default.
     """
 
     about: str
@@ -164,6 +165,7 @@ class Setting:
     score_penalty: float = 1e-3
     jit_compile: bool = True
     steps_per_execution: int = 1
+    claims: tuple[str, ...] = ()
 
     def recipe(self) -> recipes.Recipe:
         """What `Task` makes network and data by."""
@@ -205,6 +207,29 @@ TASKS: dict[str, Setting] = {
         every=2,
         jit_compile=False,
         steps_per_execution=9,
+    ),
+    # What is said of deeper networks.
+    "mnist1d_deep": Setting(
+        about="MNIST-1D, ResNet-20 along one axis, of 92,336 weights",
+        network="resnet1d",
+        dataset="mnist1d",
+        batch_size=128,
+        epochs=10,
+        mining=16,
+        every=1,
+        rates=(4e-3, 1.6e-2, 6.4e-2),
+        score_rates=(0.25, 1.0, 4.0),
+        score_penalty=2e-4,
+        steps_per_execution=7,
+        claims=(
+            "gems_before",
+            "gems_imp",
+            "gems_random",
+            "gems_sanity",
+            "winning_tickets",
+            "rewinding",
+            "densities_per_layer",
+        ),
     ),
     # For tests: shows that everything runs.
     "tiny": Setting(
