@@ -31,6 +31,9 @@ flags.DEFINE_integer("epochs", 15, "Of the dense network.", 1)
 flags.DEFINE_integer("pruning_epochs", 15, "More, with pruning.", 1)
 flags.DEFINE_integer("size", 64, "Of the images; even.", 32)
 flags.DEFINE_float("width", 0.5, "Of the network; 1 is MobileNet's own.", 0.1)
+flags.DEFINE_enum(
+    "scope", "layer", ["layer", "global"], "How the zeros are spread."
+)
 flags.DEFINE_bool("serve", True, "Serve the page at the end.")
 flags.DEFINE_integer("port", 8000, "Where.")
 flags.DEFINE_string("output_dir", "runs/mobilenet_web", "For the files.")
@@ -136,7 +139,7 @@ def main(argv: list[str]) -> None:
     sides["dense"].set_weights(model.get_weights())
 
     print(f"Prune its 1x1 convolutions to {FLAGS.sparsity:.0%} zeros")
-    policy = tt.export.xnnpack_policy(FLAGS.sparsity)
+    policy = tt.export.xnnpack_policy(FLAGS.sparsity, scope=FLAGS.scope)
     steps = -(-len(train) // fit["batch_size"]) * FLAGS.pruning_epochs
     pruning = tt.callbacks.GradualPruning(
         **policy, end_step=max(1, 2 * steps // 3), every=max(1, steps // 60)
@@ -149,6 +152,10 @@ def main(argv: list[str]) -> None:
         callbacks=[pruning, Progress("sparse")],
         **fit,
     )
+
+    flops = tt.analysis.flops(model)
+    left = flops.masked_macs / flops.macs
+    print(f"\n{left:.1%} of the multiplications are left")
 
     sides["sparse"], report = tt.export.for_xnnpack(model, return_report=True)
     print(f"\nRewritten:\n{report}\n")

@@ -47,9 +47,7 @@ def write_site(path):
     model = keras.Model(inputs, x)
     images = np.random.default_rng(0).random((5, 32, 32, 3), "float32")
     policy = tt.export.xnnpack_policy(0.8)
-    tt.prune(model, policy["target_sparsity"], filters=policy["filters"]).apply(
-        model
-    )
+    tt.prune(model, policy.pop("target_sparsity"), **policy).apply(model)
     site = {"shape": [32, 32, 3], "labels": [0, 1, 2, 3, 4]}
     made = tt.export.for_xnnpack(model)
     for name, one in {"dense": model, "sparse": made}.items():
