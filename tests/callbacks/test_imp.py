@@ -389,6 +389,10 @@ def test_a_run_that_died_goes_on_and_ends_like_one_that_lived(
     _, resumed, twin = run(tmp_path / "killed")
     assert len(resumed.history) == len(resumed.tickets) == 3
     assert resumed.ticket.hamming_distance(whole.ticket) == 0
+    losses, again = (
+        [row["loss"] for row in one.history] for one in (whole, resumed)
+    )
+    assert losses == again
     for a, b in zip(expected.values(), state(twin).values(), strict=True):
         np.testing.assert_array_equal(a, b)
     # A finished run has nothing left to train.
