@@ -121,7 +121,7 @@ def test_zeros_hold_when_averages_are_swapped_in(strategy, swap_on_epoch, data):
     # Keras itself cannot trace ema_overwrite_frequency and gradient
     # accumulation under this strategy, with or without a mask.
     "optimizer",
-    ["momentum", "adamw", "ema", "clipnorm"],
+    ["adamw", "ema", "clipnorm"],
 )
 def test_zeros_hold_on_two_replicas(optimizer, data):
     strategy = two_replicas()

@@ -24,22 +24,31 @@ def assert_same(a, b):
         np.testing.assert_array_equal(left, right)
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+OPTIMIZERS = {
+    "ema": lambda: keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True),
+    "schedule": lambda: keras.optimizers.AdamW(
+        keras.optimizers.schedules.CosineDecay(0.1, 10)
+    ),
+    "accumulation": lambda: keras.optimizers.Adam(
+        gradient_accumulation_steps=2
+    ),
+}
+
+
 @pytest.mark.parametrize(
-    "optimizer",
+    ("optimizer", "policy"),
     [
-        lambda: keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True),
-        lambda: keras.optimizers.AdamW(
-            keras.optimizers.schedules.CosineDecay(0.1, 10)
-        ),
-        lambda: keras.optimizers.Adam(gradient_accumulation_steps=2),
+        ("ema", "float32"),
+        ("schedule", "float32"),
+        ("accumulation", "float32"),
+        ("accumulation", "mixed_float16"),  # whose scale has steps of its own
     ],
 )
 def test_restore_puts_everything_back_and_training_repeats(
     optimizer, policy, data
 ):
     keras.mixed_precision.set_global_policy(policy)
-    model = compiled(mlp(), optimizer())
+    model = compiled(mlp(), OPTIMIZERS[optimizer]())
     model.fit(batches(*data), verbose=0)
     snapshot = tt.Snapshot.take(model)
     before = state(model)

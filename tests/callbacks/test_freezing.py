@@ -355,13 +355,11 @@ def test_a_tie_of_all_scores_freezes_everything_and_is_caught(data):
     assert watch.kept[-1].sum() == 0
 
 
-@pytest.mark.parametrize("options", [{"jit_compile": True}, {}], ids=str)
-def test_both_finetunings_have_their_mask_and_the_frozen_weights(options, data):
+def test_both_finetunings_have_their_mask_and_the_frozen_weights(data):
     model = mlp()
     miner = compiled(
         tt.supermask(model, score_penalty=1e-3),
         keras.optimizers.SGD(0.5, momentum=0.9),
-        **options,
     )
     miner.fit(
         batches(*data),
@@ -625,10 +623,10 @@ def test_a_search_that_died_goes_on_and_ends_like_one_that_lived(
             return None
         return history.epoch, tt.Ticket.from_supermask(miner)
 
-    for die_at in (1, 4, 7):
+    for die_at in (1, 5):  # before the first freeze, and between two
         assert run("killed", die_at) is None
     epochs, resumed = run("killed")
-    assert epochs == [7, 8]
+    assert epochs == [5, 6, 7, 8]
     _, whole = run("whole")
     assert resumed.hamming_distance(whole) == 0
     for path, score in whole.scores.items():

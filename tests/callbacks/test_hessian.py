@@ -10,7 +10,7 @@ from tf_tickets.callbacks import HessianEigenvalue
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_the_callback_logs_what_the_function_finds(data, jit):
-    model = compiled(mlp(), "adam", jit_compile=jit)
+    model = compiled(mlp(), "adam")
     ticket = tt.prune(model, sparsity=0.75)
     ticket.apply(model)
     some = data[0][:32], data[1][:32]

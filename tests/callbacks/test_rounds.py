@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tf_tickets as tt
-from tests.callbacks.conftest import MODES, fresh, traced
+from tests.callbacks.conftest import fresh, traced
 from tests.conftest import DieAt, batches, mlp
 from tf_tickets import masking
 from tf_tickets.callbacks.rounds import history_row
@@ -81,8 +81,17 @@ def by_hand(model, start, callback, data, keeps, **fit):
     return logs, masks
 
 
-@pytest.mark.parametrize("name", CALLBACKS)
-@pytest.mark.parametrize("mode", MODES)
+# Each callback, each mode, and what writes weights by two ways to step.
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        *(("plain", name) for name in CALLBACKS),
+        ("xla", "EarlyStopping"),
+        ("xla", "SwapEMAWeights"),
+        ("two_steps", "ModelCheckpoint"),
+        ("two_steps", "SwapEMAWeights_in_tests"),
+    ],
+)
 def test_inside_a_round_it_does_what_it_does_in_a_fit(
     mode, name, data, tmp_path
 ):
@@ -147,8 +156,14 @@ def test_inside_a_round_it_does_what_it_does_in_a_fit(
         assert any((tmp_path / "board" / "train").iterdir())
 
 
-@pytest.mark.parametrize("name", CALLBACKS)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        *(("plain", name) for name in CALLBACKS),
+        ("xla", "SwapEMAWeights"),
+        ("two_steps", "EarlyStopping"),
+    ],
+)
 def test_beside_it_one_warning_says_where_to_put_it(mode, name, data, tmp_path):
     model = fresh(mode)
     imp = IMP(target_sparsity=0.75, rounds=2, epochs_per_round=2)

@@ -37,7 +37,7 @@ def test_outputs_and_gradients_equal_the_ones_by_hand():
 
 @pytest.mark.parametrize(
     "name, jit_compile",
-    [("subclassed", True), ("convolutional", False), ("attention", True)],
+    [("subclassed", True), ("convolutional", False), ("attention", False)],
 )
 def test_a_masked_model_trains_as_the_plain_one_under_the_ticket(
     name, jit_compile, data
@@ -53,8 +53,8 @@ def test_a_masked_model_trains_as_the_plain_one_under_the_ticket(
         compiled(one, keras.optimizers.SGD(0.1), jit_compile=jit_compile)
         one.fit(batches(*data), epochs=2, verbose=0)
     np.testing.assert_allclose(
-        wrapped.predict(data[0], verbose=0),
-        twin.predict(data[0], verbose=0),
+        wrapped(data[0]),
+        twin(data[0]),
         rtol=1e-3,
         atol=1e-4,
     )

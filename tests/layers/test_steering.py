@@ -340,25 +340,24 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(data, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
-def test_files_hold_the_penalty_and_a_copy_trains_on(suffix, data, tmp_path):
+def test_files_hold_the_penalty_and_a_copy_trains_on(data, tmp_path):
     miner, _ = mine(data, model=net())
-    path = str(tmp_path / f"miner{suffix}")
-    if suffix == ".keras":
-        miner.save(path)
-        copy = keras.models.load_model(path)
-    else:
-        miner.save_weights(path)
-        copy = tt.supermask(net(), seed=5)
-        copy.load_weights(path)
-    assert copy.supermask.score_penalty() == miner.supermask.score_penalty() > 0
-    for one in (miner, copy):
+    miner.save(tmp_path / "miner.keras")
+    copy = keras.models.load_model(tmp_path / "miner.keras")
+    miner.save_weights(tmp_path / "miner.weights.h5")
+    twin = tt.supermask(net(), seed=5)
+    twin.load_weights(tmp_path / "miner.weights.h5")
+    penalty = miner.supermask.score_penalty()
+    for one in (copy, twin):
+        assert one.supermask.score_penalty() == penalty > 0
+    for one in (miner, copy, twin):
         compiled(one, keras.optimizers.SGD(0.5, momentum=0.9)).fit(
             batches(*data), epochs=3, verbose=0,
             callbacks=[IterativeFreezing(0.9, every=1)],
         )  # fmt: skip
-    for a, b in zip(miner.weights, copy.weights, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+    for one in (copy, twin):
+        for a, b in zip(miner.weights, one.weights, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def test_layers_wrapped_one_by_one_share_lambda_and_the_target(data):
@@ -426,6 +425,10 @@ def digits():
     return (x[:1280], y[:1280]), (x[1280:], y[1280:])
 
 
+def accuracy(model, x, y):
+    return (np.argmax(model(x), axis=1) == y).mean()
+
+
 def test_rates_far_apart_find_gems_on_digits_and_their_place_matters():
     train, test = digits()
     model = keras.Sequential(
@@ -439,9 +442,9 @@ def test_rates_far_apart_find_gems_on_digits_and_their_place_matters():
     size = 64 * 128 + 128 * 64 + 64 * 10
     train = batches(*train, size=64).cache()
     before = {}
-    for rate in (0.5, 5.0, 50.0):
+    for rate in (0.5, 50.0):
         miner, history = mine(
-            train, 20, sparsity=0.97, model=model, how={"jit_compile": True},
+            train, 20, sparsity=0.97, model=model,
             optimizer=keras.optimizers.SGD(
                 keras.optimizers.schedules.CosineDecay(rate, 400), momentum=0.9
             ),
@@ -450,16 +453,19 @@ def test_rates_far_apart_find_gems_on_digits_and_their_place_matters():
         assert gem.kept == round(0.03 * size)
         # It was there before freezing and filling up had to help.
         assert history["density_effective"][-2] > 0.7 * 0.03
-        before[rate] = miner.evaluate(*test, verbose=0)[1]
+        before[rate] = accuracy(miner, *test)
     assert min(before.values()) > 0.3, before  # by chance 0.1
 
     after = {}
+    compiled(model, keras.optimizers.Adam(2e-3))
     for name, ticket in (("gem", gem), ("shuffled", gem.shuffle(seed=1))):
         keras.utils.set_random_seed(0)
         ticket.apply(model)
-        compiled(model, keras.optimizers.Adam(2e-3))
+        for slot in model.optimizer.variables[2:]:
+            slot.assign(0 * slot)
+        model.optimizer.iterations.assign(0)
         model.fit(train, epochs=4, verbose=0)
-        after[name] = model.evaluate(*test, verbose=0)[1]
+        after[name] = accuracy(model, *test)
     assert after["gem"] > after["shuffled"] + 0.05, after
 
 

@@ -127,9 +127,8 @@ def test_resnet18_gets_the_papers_branches():
     assert list(refused) == ["stem_conv"]
 
 
-@pytest.mark.parametrize("jit", [False, True])
-def test_a_ticket_trains_on_with_branches(jit):
-    model = compiled(gallery.block(), "adam", jit_compile=jit)
+def test_a_ticket_trains_on_with_branches():
+    model = compiled(gallery.block(), "adam")
     ticket = tt.prune(model, sparsity=0.8)
     deeper = inject_skip_connections(model)
     ticket.apply(deeper)
@@ -269,11 +268,9 @@ def test_half_a_branch_is_merged_as_it_is():
         if layer.name.endswith("_share"):
             layer.share.assign(0.5)
     merged = merge_skip_connections(deeper)
-    expected = deeper.predict(x, verbose=0)
+    expected = deeper(x).numpy()
     np.testing.assert_allclose(
-        merged.predict(x, verbose=0),
-        expected,
-        atol=2e-5 * np.abs(expected).max(),
+        merged(x), expected, atol=2e-5 * np.abs(expected).max()
     )
 
 

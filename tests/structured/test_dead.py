@@ -41,7 +41,7 @@ def assert_same_outputs(model, x, tolerance=1e-5):
 @pytest.mark.parametrize("name", gallery.names("channels"))
 def test_no_output_changes(name, float64):
     removed = 0
-    for seed in range(4):
+    for seed in range(2):
         model = gallery.GALLERY[name]()
         x = settle(model, seed)
         kill(model, 0.3, seed)
@@ -60,16 +60,14 @@ def test_no_output_of_a_random_graph_changes(seed, float64):
     assert_same_outputs(model, x, 1e-9)
 
 
-@pytest.mark.parametrize("sparsity", [0.9, 0.99])
-def test_a_very_sparse_ticket_loses_its_dead_channels(sparsity):
+def test_a_very_sparse_ticket_loses_its_dead_channels():
     model = models.resnet20()
     x = settle(model)
-    tt.prune(model, sparsity=sparsity).apply(model)
+    tt.prune(model, sparsity=0.99).apply(model)
     small, report = assert_same_outputs(model, x)
-    if sparsity == 0.99:
-        assert report.removed > 0
-        # The masks were cut with the kernels, and hold.
-        assert tt.Ticket.from_model(small).kept > 0
+    assert report.removed > 0
+    # The masks were cut with the kernels, and hold.
+    assert tt.Ticket.from_model(small).kept > 0
 
 
 def chain(*between, padding="valid", **options):

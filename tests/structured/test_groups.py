@@ -90,6 +90,10 @@ def two_ways():
     return keras.Model(inputs, layers.Dense(2)(x))
 
 
+def gpt():
+    return gallery.bert(depth=1, normalize_first=True, activation=gallery._gelu)
+
+
 def in_sequence():
     return keras.Sequential(
         [
@@ -110,7 +114,7 @@ def twice():
 
 NETWORKS = [
     gallery.bert,
-    gallery.gpt,
+    gpt,
     gallery.llama,
     two_ways,
     in_sequence,
@@ -135,7 +139,7 @@ def test_shrunk_is_the_model_in_which_nobody_hears_the_groups(make, float64):
 
 
 def test_float32_agrees_to_rounding():
-    model = filled(gallery.bert())
+    model = filled(gallery.bert(depth=1))
     ticket = draw_groups(model, {"heads": 0.5, "widths": 0.75})
     x, expected = silenced(model, ticket)
     small = shrink(model, ticket)
@@ -167,7 +171,7 @@ def test_the_small_model_trains_and_another_process_loads_it(tmp_path):
     small = shrink(model, ticket)
     x = tokens(model, 8)
     before = outputs(small, x)
-    small.compile("adam", "mse", jit_compile=True)
+    small.compile("adam", "mse")
     small.fit(x, np.zeros_like(before), verbose=0)
     after = outputs(small, x)
     assert np.abs(after - before).max() > 1e-4
@@ -186,7 +190,7 @@ def test_the_small_model_trains_and_another_process_loads_it(tmp_path):
 
 
 def test_all_weights_of_a_group_stay_zero_while_training():
-    model = compiled(filled(gallery.gpt()), "adam")
+    model = compiled(filled(gpt()), "adam", run_eagerly=True)
     ticket = draw_groups(model, 0.5)
     ticket.apply(model)
     x = tokens(model, 8)
@@ -376,10 +380,9 @@ class Block(layers.Layer):
         return {**super().get_config(), **self.arguments}
 
 
-def tutorial(depth=2):
-    x = inputs = keras.Input((5, 8))
-    for i in range(depth):
-        x = Block(8, 2, 12, name=f"block_{i}")(x)
+def tutorial():
+    inputs = keras.Input((5, 8))
+    x = Block(8, 2, 12, name="block")(inputs)
     return keras.Model(inputs, layers.Dense(3)(x))
 
 
@@ -387,21 +390,21 @@ def test_what_a_configuration_can_say_it_says():
     """Such a layer needs no record: it is saved as ever."""
     model = filled(tutorial())
     small = shrink(model, draw_groups(model, 0.5))
-    block = small.get_layer("block_1")
+    block = small.get_layer("block")
     assert type(block) is Block
     assert not block.inner.layers[1].activation(-1.0) > -1.0
     assert block.arguments == {"width": 8, "heads": 1, "inner": 6}
 
 
 def test_layers_that_differ_are_recorded_and_cut_again(tmp_path, float64):
-    model = filled(tutorial(1))
+    model = filled(tutorial())
     masks = {
         key: np.arange(family.stays.size) % 3 > 0
         for key, family in WeightGroups(model).families.items()
         if family.kind == "widths"
     }
     first = shrink(model, GroupTicket(masks))
-    model = filled(gallery.bert())
+    model = filled(gallery.bert(depth=1))
     x = tokens(model)
     for rate in (0.25, 0.4):
         small = shrink(model, ticket := draw_groups(model, rate))
@@ -412,8 +415,8 @@ def test_layers_that_differ_are_recorded_and_cut_again(tmp_path, float64):
         small.save(tmp_path / "small.keras", overwrite=True)
         model = keras.models.load_model(tmp_path / "small.keras")
         np.testing.assert_allclose(outputs(model, x), expected, atol=1e-9)
-    assert first.get_layer("block_0").arguments["inner"] == 8
-    assert "tf_tickets" not in str(tutorial(1).get_config())
+    assert first.get_layer("block").arguments["inner"] == 8
+    assert "tf_tickets" not in str(tutorial().get_config())
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -575,11 +578,12 @@ def test_bad_arguments_are_told(options, message):
 
 
 def test_a_ticket_of_another_architecture_is_refused():
-    ticket = draw_groups(gallery.bert(), 0.5)
+    model = gallery.bert(depth=1)
+    ticket = draw_groups(model, 0.5)
     with pytest.raises(ValueError, match="does not|do not fit"):
-        shrink(gallery.bert(heads=2), ticket)
+        shrink(gallery.bert(heads=2, depth=1), ticket)
     with pytest.raises(ValueError, match="does not have"):
-        shrink(gallery.bert(), GroupTicket({"nothing/kernel": [True, False]}))
+        shrink(model, GroupTicket({"nothing/kernel": [True, False]}))
 
 
 @pytest.mark.parametrize("name", sorted(gallery.HUB))
@@ -616,7 +620,7 @@ def counted(model, length):
 
 @pytest.mark.parametrize("flops", [0.7, 0.4])
 def test_a_target_takes_as_many_groups_as_it_needs(flops, float64):
-    model = filled(gallery.bert(length=6))
+    model = filled(gallery.bert(length=6, depth=1))
     drawn = draw_groups(model, {"heads": 0.25, "widths": 0.5})
     small, report = shrink(model, drawn, flops=flops, return_report=True)
     assert report.macs == (counted(model, 6), counted(small, 6))
@@ -639,7 +643,7 @@ def test_a_target_takes_as_many_groups_as_it_needs(flops, float64):
 
 
 def test_widths_stay_in_multiples_and_heads_as_they_are(float64):
-    model = filled(gallery.bert(length=6))
+    model = filled(gallery.bert(length=6, depth=1))
     drawn = draw_groups(model, {"heads": 0.25, "widths": 0.5})
     small, report = shrink(model, drawn, round_to=8, return_report=True)
     sizes = {
@@ -658,7 +662,7 @@ def test_widths_stay_in_multiples_and_heads_as_they_are(float64):
 
 
 def test_blocks_count_as_what_they_compute():
-    model = filled(gallery.bert(length=6, depth=4, normalize_first=True))
+    model = filled(gallery.bert(length=6, depth=3, normalize_first=True))
     drawn = draw_groups(model, 0.5, groups=["blocks"])
     small, report = shrink(model, drawn, flops=0.6, return_report=True)
     assert report.macs == (counted(model, 6), counted(small, 6))
@@ -675,16 +679,16 @@ def test_a_target_of_time_is_of_groups_too(monkeypatch):
     monkeypatch.setattr(target, "latencies", latencies)
     module = importlib.import_module("tf_tickets.structured.shrink")
     monkeypatch.setattr(module, "latencies", latencies)
-    model = gallery.bert(length=6)
-    drawn = draw_groups(model, 0.5)
-    _, report = shrink(model, drawn, latency=0.8, return_report=True)
+    model = two_ways()
+    drawn = draw_groups(model, 0.5, groups=["widths"])
+    _, report = shrink(model, drawn, latency=0.9, return_report=True)
     before, after = report.latency
-    assert after <= 0.8 * before
+    assert 0.85 * before < after <= 0.9 * before
     assert after == 1e-6 * report.parameters[1]
 
 
 def test_what_a_target_of_groups_needs():
-    model = gallery.bert(length=6)
+    model = gallery.bert(length=6, depth=1)
     drawn = draw_groups(model, 0.5)
     bare = GroupTicket(drawn.masks)
     with pytest.raises(ValueError, match="needs the scores"):

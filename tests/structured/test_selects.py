@@ -60,7 +60,7 @@ NETWORKS = ("preactivated", "concatenating", "nested_images", "assorted")
 def test_every_choice_of_channels_is_exact(name, float64):
     model = gallery.GALLERY[name]()
     x = settle(model)
-    for seed in range(3):
+    for seed in range(2):
         masks = masks_of_its_own(model, seed=seed)
         expected = held(model, masks, x)
         small, report = shrink(model, masks, select=True, return_report=True)
@@ -131,20 +131,20 @@ def test_operations_are_those_of_the_published_code(sparsity):
 
 
 def test_what_is_small_trains_saves_loads_and_is_served(tmp_path):
-    model = compiled(gallery.preactivated((4,)), "adam", jit_compile=True)
+    model = compiled(gallery.preactivated((4,)), "adam")
     x = np.random.default_rng(0).normal(size=(32, 8, 8, 3)).astype("float32")
     y = (x.mean(axis=(1, 2, 3)) > 0).astype("int32")
     model.fit(batches(x, y), verbose=0)
     small = shrink(
         model, masks_of_its_own(model), select=True, inherit_optimizer=True
     )
-    assert small.jit_compile and int(small.optimizer.iterations) == 2
+    assert int(small.optimizer.iterations) == 2
     losses = small.fit(batches(x, y), epochs=4, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
-    expected = small.predict(x, verbose=0)
+    expected = outputs(small, x)
     small.save(tmp_path / "small.keras")
     again = keras.models.load_model(tmp_path / "small.keras")
-    np.testing.assert_array_equal(again.predict(x, verbose=0), expected)
+    np.testing.assert_array_equal(outputs(again, x), expected)
     np.testing.assert_allclose(
         outputs(tt.export.fold(small), x), expected, atol=1e-5
     )
@@ -222,9 +222,9 @@ def test_a_selection_that_would_take_all_is_left_out():
     assert [v.shape for v in small.weights] == [v.shape for v in union.weights]
 
 
-@pytest.mark.parametrize("multiple", [1, 4])
-def test_a_target_is_reached_with_each_mask_for_itself(multiple):
-    model = gallery.preactivated((8, 16))
+@pytest.mark.parametrize(("multiple", "widths"), [(1, (8,)), (4, (8, 16))])
+def test_a_target_is_reached_with_each_mask_for_itself(multiple, widths):
+    model = gallery.preactivated(widths)
     x = settle(model)
     small, report = shrink(
         model, flops=0.5, round_to=multiple, select=True, return_report=True

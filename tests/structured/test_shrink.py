@@ -75,21 +75,26 @@ def test_shrinking_is_exact_in_float32(name):
     assert_exact(model, coupled_masks(model, 0.5), settle(model))
 
 
+# How large images are, and where to end: what follows is more of the same.
 APPLICATIONS = {
-    "MobileNetV3Small": 64,
-    "DenseNet121": 32,
+    "MobileNetV3Small": (64, None),
+    "DenseNet121": (32, "conv3_block2_concat"),
 }
 
 
 @pytest.mark.parametrize("name", APPLICATIONS)
 def test_models_of_keras_applications_shrink(name, float64):
-    size = APPLICATIONS[name]
+    size, end = APPLICATIONS[name]
     model = getattr(keras.applications, name)(
         weights=None,
         input_shape=(size, size, 3),
         classes=5,
         classifier_activation=None,
     )
+    if end is not None:
+        x = layers.BatchNormalization()(model.get_layer(end).output)
+        x = layers.GlobalAveragePooling2D()(layers.ReLU()(x))
+        model = keras.Model(model.input, layers.Dense(5)(x))
     x = settle(model)
     small, report = assert_exact(
         model, coupled_masks(model, 0.5), x, tolerance=1e-9
@@ -133,7 +138,7 @@ def test_a_padded_shortcut_pads_fewer_channels():
         assert layer.input.shape[-1] + before + after == layer.output.shape[-1]
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_random_graphs_shrink_exactly(seed, float64):
     model = gallery.random_graph(seed)
     x = settle(model, seed)
@@ -285,7 +290,7 @@ def test_the_small_model_trains_saves_and_loads(tmp_path, data):
     small.save(tmp_path / "small.keras")
     again = keras.models.load_model(tmp_path / "small.keras")
     np.testing.assert_array_equal(
-        again.predict(data[0], verbose=0), small.predict(data[0], verbose=0)
+        outputs(again, data[0]), outputs(small, data[0])
     )
     assert model.count_params() > small.count_params()
     # Training the one leaves the other alone.
@@ -319,6 +324,7 @@ def test_an_inherited_optimizer_goes_on_where_the_big_one_would(
                 ]
             ),
             optimizer(),
+            run_eagerly=True,
         )
 
     model = build()
@@ -578,7 +584,7 @@ def test_a_filter_leaves_a_normalization_to_others_that_reach_it(float64):
 
 
 def test_channels_that_stay_are_held_at_zero(data):
-    model = compiled(gallery.resnet())
+    model = compiled(gallery.resnet(), run_eagerly=True)
     x = np.random.default_rng(0).normal(size=(16, 8, 8, 3))
     y = np.arange(16) % 10
     settle(model)

@@ -19,8 +19,9 @@ def macs(model):
     return tt.analysis.flops(model).macs
 
 
-@pytest.mark.parametrize("flops", [0.7, 0.35])
-@pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    ("name", "flops"), [("resnet20", 0.7), ("mobilenet_v2", 0.35)]
+)
 def test_a_target_of_flops_is_reached_from_below(name, flops):
     model = models.get(name)
     settle(model, batch=2)
