@@ -7,8 +7,8 @@ import warnings
 
 
 def main(index: int, ports: list[str], out: str, alone: bool) -> None:
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     if not alone:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         os.environ["TF_CONFIG"] = json.dumps(
             {
                 "cluster": {"worker": [f"127.0.0.1:{p}" for p in ports]},
@@ -157,5 +157,4 @@ def refusals(strategy, imp, fit, index):
 
 
 if __name__ == "__main__":
-    rank = int(sys.argv[1])
-    main(max(rank, 0), sys.argv[3:], sys.argv[2], alone=rank < 0)
+    main(int(sys.argv[1]), sys.argv[3:], sys.argv[2], alone=False)
