@@ -216,9 +216,11 @@ FAST = {
 }
 # Of each parameter's odd values, chosen anew for every parameter; and where
 # each value that is taken is a trace.
-TRIED, TRIED_SLOWLY = 9, 3
+TRIED, TRIED_SLOWLY = 9, 2
 TRACED = {
+    "gradient_flow",
     "hessian_top_eigenvalue",
+    "input_landscape",
     "instability",
     "linear_connectivity",
     "loss_landscape",
