@@ -64,7 +64,13 @@ RUNS = {
         ],
     ),
     "prune_transformer": (
-        ["--smoke", "--sparsities=0.6"],
+        [
+            "--smoke",
+            "--sparsities=0.6",
+            "--method=wanda",
+            "--method=reconstruct",
+            "--method=rigl",
+        ],
         ["results.csv", "errors.csv", "bits.png"],
     ),
     "heads": (
@@ -79,7 +85,13 @@ RUNS = {
         ["results.csv", "taylor.keras"],
     ),
     "export_and_serve": (
-        ["--units=64", "--rounds=1", "--epochs_per_round=1", "--sparsity=0.8"],
+        [
+            "--units=64",
+            "--rounds=1",
+            "--epochs_per_round=1",
+            "--sparsity=0.8",
+            "--seconds=0.1",
+        ],
         [],
     ),
 }
