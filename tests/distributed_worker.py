@@ -57,11 +57,16 @@ def main(index: int, ports: list[str], out: str, alone: bool) -> None:
             model.compile(
                 keras.optimizers.SGD(0.1, momentum=0.9),
                 keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                metrics=["accuracy"],
+                metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
             )
+            # As Keras has it, the first step makes the optimizer's variables,
+            # and is traced again without them. Seeing that twice is enough.
+            if name not in ("imp", "gradual"):
+                model.optimizer.build(model.trainable_variables)
         model.fit(
-            data,
+            data.repeat(),
             epochs=epochs,
+            steps_per_epoch=4,  # of one iterator: workers are slow to make one
             verbose=0,
             callbacks=callbacks,
             validation_data=validation,
