@@ -6,13 +6,12 @@ import dataclasses
 import functools
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
+import types
 from pathlib import Path
 
 import keras
@@ -135,32 +134,30 @@ def test_a_run_is_a_function_of_its_identity(tmp_path):
     assert differ <= {"seconds"}
 
 
-def kill_one(directory, killed, name):
-    """Kill -9 whoever is first found to work on the unit ``name``."""
-    path = directory / name / BEGUN
+def kill_one(directory, killed):
+    """Kill -9 whoever is first found to wait for it."""
     while not killed:
-        try:
-            pid = int(path.read_text().rstrip("\n") or "none")
-        except (OSError, ValueError):
-            time.sleep(0.01)
-            continue
-        os.kill(pid, signal.SIGKILL)
-        killed.append(pid)
+        time.sleep(0.01)
+        for path in directory.glob(f"*/{BEGUN}"):
+            if (text := path.read_text()).endswith("\n"):
+                os.kill(int(text), signal.SIGKILL)
+                killed.append((path.parent, int(text)))
 
 
 @contextlib.contextmanager
-def killing(directory, unit):
-    """Inside, the first process that is at the unit is killed."""
+def killing(directory):
+    """Inside, one process is killed at its work."""
     killed = []
     killer = threading.Thread(
-        target=kill_one, args=(directory, killed, unit.name), daemon=True
+        target=kill_one, args=(directory, killed), daemon=True
     )
     killer.start()
     yield
     killer.join(10)
-    assert len(killed) == 1 and killed[0] != os.getpid()
+    [(unit, pid)] = killed
+    assert pid != os.getpid()
     # The one that took over is another process.
-    assert int((directory / unit.name / "lock").read_text()) != killed[0]
+    assert int((unit / "lock").read_text()) != pid
     assert not list(directory.glob("*/.result.json.*"))
 
 
@@ -180,7 +177,7 @@ def test_a_killed_ray_worker_is_started_again(tmp_path, monkeypatch):
         ]
         (tmp_path / units[0].name).mkdir()
         (tmp_path / units[0].name / BEGUN).write_text("")  # is not killed
-        with killing(tmp_path, units[1]):
+        with killing(tmp_path):
             found = experiments.run_on_ray(units, tmp_path)
         assert all(
             follows(tmp_path / unit.name, one)
@@ -390,35 +387,6 @@ def test_methods_prune_by_the_criterion_and_in_the_scope(method, tmp_path):
     assert follows(tmp_path, {**found, "twice": 2 * found["density"]})
 
 
-def test_other_processes_have_what_was_added_and_go_on_after_a_kill(
-    tmp_path, monkeypatch
-):
-    """Nothing but a module has to be there; a table of ours is not."""
-    monkeypatch.setitem(METHODS, "mine", killed_once)
-    monkeypatch.setitem(SCOPES, "half", half_of_the_head)
-    others = {**OWN, "method": "mine", "scope": "half"}
-    others["model"] = Named("partial", functools.partial(tiny))
-    good = Experiment(density=0.1, seed=0, **others)
-    bad = Experiment(density=0.1, seed=1, **{**others, "method": refused})
-    assert good.identity["method"] == "mine"
-    assert good.name.startswith("mine-partial-few-")
-    with (
-        killing(tmp_path, good),
-        pytest.raises(
-            RuntimeError, match=r"(?s)1 of 2 .*-s1-.*Another process.*elsewhere"
-        ) as raised,
-    ):
-        experiments.run([bad, good], tmp_path, workers=1)
-    assert "Traceback" not in str(raised.value)  # failures are told last
-    found = good.result(tmp_path / good.name)
-    assert found["experiment"] == good.identity
-    assert follows(tmp_path / good.name, found)
-    assert experiments.results(tmp_path) == [found]
-    with monkeypatch.context() as patch:
-        patch.setattr(subprocess, "run", None)  # no process is started
-        assert experiments.run([good], tmp_path, workers=2) == [found]
-
-
 def test_what_the_zoo_has_goes_by_its_name():
     given = {
         "method": METHODS["imp"],
@@ -518,39 +486,56 @@ def test_a_method_must_return_what_json_can_say(tmp_path):
 
 
 SCRIPT = """
-import dataclasses
-import sys
+from pathlib import Path
+
 from tests.zoo import test_experiments as t
-from tf_tickets.zoo import experiments
 
 
 def network(**options):
     return t.tiny(**options)
 
 
-def units():
-    own = {**t.OWN, "model": network}
-    return [experiments.Experiment(density=0.1, seed=0, **own)]
-
-
 if __name__ == "__main__":
-    print(units()[0].identity["model"])
-    found = experiments.run(units(), sys.argv[1], workers=2, verbose=0)
-    print(found[0]["twice"])
+    with Path(__file__).with_suffix(".ran").open("a") as file:
+        file.write("once")
 """
 
 
-def test_functions_of_a_script_go_to_other_processes(
-    tmp_path, monkeypatch, capfd
+def test_other_processes_have_what_was_added_and_go_on_after_a_kill(
+    tmp_path, monkeypatch
 ):
-    """The script runs in this process, as Python would run it."""
-    script = tmp_path / "own_script.py"
-    script.write_text(textwrap.dedent(SCRIPT))
-    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "runs")])
-    runpy.run_path(str(script), run_name="__main__")
-    name, number = capfd.readouterr().out.split()
-    assert name == "own_script:network"
-    assert float(number) == pytest.approx(2 * 59 / 592)
+    """Functions of a module, of the script that runs, and in our tables."""
+    script, runs = tmp_path / "own_script.py", tmp_path / "runs"
+    script.write_text(SCRIPT)
+    main = types.ModuleType("__main__")
+    main.__file__ = str(script)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    exec(compile(SCRIPT, script, "exec"), vars(main))
+    monkeypatch.setitem(METHODS, "mine", killed_once)
+    monkeypatch.setitem(SCOPES, "half", half_of_the_head)
+    others = {**OWN, "method": "mine", "scope": "half"}
+    good = Experiment(density=0.1, seed=0, **{**others, "model": main.network})
+    # Of this one, nothing but a module has to be there.
+    others["model"] = Named("partial", functools.partial(tiny))
+    bad = Experiment(density=0.1, seed=1, **{**others, "method": refused})
+    assert good.identity["method"] == "mine"
+    assert good.identity["model"] == "own_script:network"
+    assert bad.name.startswith("refused-partial-few-")
+    with (
+        killing(runs),
+        pytest.raises(
+            RuntimeError, match=r"(?s)1 of 2 .*-s1-.*Another process.*elsewhere"
+        ) as raised,
+    ):
+        experiments.run([bad, good], runs, workers=1)
+    assert "Traceback" not in str(raised.value)  # failures are told last
+    found = good.result(runs / good.name)
+    assert found["experiment"] == good.identity
+    assert follows(runs / good.name, found)
+    assert experiments.results(runs) == [found]
+    assert script.with_suffix(".ran").read_text() == "once"
+    monkeypatch.setattr(subprocess, "run", None)  # no process is started
+    assert experiments.run([good], runs, workers=2) == [found]
 
 
 def test_a_script_without_a_guard_does_not_start_itself(monkeypatch):
