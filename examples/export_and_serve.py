@@ -31,6 +31,7 @@ flags.DEFINE_integer("units", 1536, "Width of the two hidden layers.", 1)
 flags.DEFINE_integer("rounds", 3, "Rounds of pruning.", 1)
 flags.DEFINE_integer("epochs_per_round", 5, "Epochs of each.", 1)
 flags.DEFINE_list("batch_sizes", ["1", "32"], "At which to measure.")
+flags.DEFINE_float("seconds", 2.0, "For measuring, at each of them.", 0.0)
 flags.DEFINE_string("output_dir", "runs/export_and_serve", "Emptied first.")
 flags.DEFINE_integer("seed", 0, "Seed of weights and batches.")
 
@@ -132,7 +133,10 @@ def main(_: list[str]) -> None:
 
     for format in FORMATS:
         report = tt.export.report(
-            directory / format, model, batch_sizes=batch_sizes, seconds=2.0
+            directory / format,
+            model,
+            batch_sizes=batch_sizes,
+            seconds=FLAGS.seconds,
         )
         print(f"\n{format}\n{report}")
         report.plot(directory / f"{format}.png")

@@ -34,6 +34,7 @@ flags.DEFINE_float("width", 0.5, "Of the network; 1 is MobileNet's own.", 0.1)
 flags.DEFINE_enum(
     "scope", "layer", ["layer", "global"], "How the zeros are spread."
 )
+flags.DEFINE_integer("blocks", 9, "Of the network, from its first on.", 1, 9)
 flags.DEFINE_bool("serve", True, "Serve the page at the end.")
 flags.DEFINE_integer("port", 8000, "Where.")
 flags.DEFINE_string("output_dir", "runs/mobilenet_web", "For the files.")
@@ -51,7 +52,7 @@ BLOCKS = (
 )
 
 
-def network(size: int, width: float) -> keras.Model:
+def network(size: int, width: float, blocks: int) -> keras.Model:
     """MobileNet as Keras has it: layers of stride 2 pad below and right."""
     layers = keras.layers
 
@@ -64,7 +65,7 @@ def network(size: int, width: float) -> keras.Model:
         first, 3, strides=2, padding="same", use_bias=False, name="stem"
     )(x)
     x = normalized(x)
-    for i, (channels, stride) in enumerate(BLOCKS):
+    for i, (channels, stride) in enumerate(BLOCKS[:blocks]):
         x = layers.DepthwiseConv2D(
             3,
             strides=stride,
@@ -126,7 +127,7 @@ def main(argv: list[str]) -> None:
     )
 
     print(f"Train a MobileNet of width {FLAGS.width} on {len(train)} digits")
-    model = network(FLAGS.size, FLAGS.width)
+    model = network(FLAGS.size, FLAGS.width, FLAGS.blocks)
     fit = {"batch_size": 64, "verbose": 0}
     model.fit(
         train,

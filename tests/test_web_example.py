@@ -141,6 +141,7 @@ def test_the_example_leaves_a_site(tmp_path, example):
         "--pruning_epochs=1",
         "--size=32",
         "--width=0.25",
+        "--blocks=2",
         f"--output_dir={tmp_path}",
     )
     assert "80% zeros: computed sparsely" in said

@@ -38,13 +38,18 @@ def choose_all(prefer=()):
     return choose
 
 
-@pytest.fixture
-def all_sparse(monkeypatch):
+def make_all_sparse(monkeypatch):
     """Every layer that can be sparse is; also a whole that is slower."""
     from tf_tickets.export import savedmodel
 
     monkeypatch.setattr(choosing, "choose", choose_all())
     monkeypatch.setattr(savedmodel, "_slower_than_dense", lambda *_: {})
+
+
+@pytest.fixture
+def all_sparse(monkeypatch):
+    """As `make_all_sparse` has it."""
+    make_all_sparse(monkeypatch)
 
 
 # Wide enough to be sparse.

@@ -41,10 +41,15 @@ def serve(path):
     loaded = tf.saved_model.load(artifact)
     tensors = keras.tree.map_structure(tf.constant, argument)
     found["load"] = numbers(loaded.serve(tensors))
+    loaded.serve(keras.tree.map_structure(lambda x: x[:1], tensors))
+    kernels = [v.numpy() for v in loaded.kept if len(v.shape) == 2]
+    zeros = sorted(int((kernel == 0).sum()) for kernel in kernels)
+    np.save(path / "zeros.npy", zeros)
     layer = keras.layers.TFSMLayer(str(artifact))
     found["layer"] = numbers(layer(tensors))
     signature = loaded.signatures["serving_default"]
     keys = list(signature.structured_input_signature[1])
+    assert len(keys) == len(named)
     by_key = dict(
         zip(sorted(keys), [named[k] for k in sorted(named)], strict=True)
     )

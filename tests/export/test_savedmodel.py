@@ -3,10 +3,10 @@
 import errno
 import os
 import resource
+import runpy
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -14,11 +14,17 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl.testing import flagsaver
 
 import tf_tickets as tt
 from tests import gallery
-from tests.conftest import batches, compiled, mlp
-from tests.export.conftest import MODELS, close, prune_at_random
+from tests.conftest import compiled, mlp
+from tests.export.conftest import (
+    MODELS,
+    close,
+    make_all_sparse,
+    prune_at_random,
+)
 from tf_tickets.export import formats, serving
 from tf_tickets.export.digests import PLACE
 from tf_tickets.export.report import read_manifest
@@ -28,11 +34,15 @@ FORMATS = ("dense", "packed", "sparse", "auto")
 WAYS = ("load", "layer", "signature", "v1")
 
 
-@pytest.fixture(autouse=True)
-def _pack_everything(monkeypatch):
-    # Small models would not gain from being packed.
+def pack_everything(monkeypatch):
+    """Small models would not gain from being packed."""
     monkeypatch.setattr(serving, "GRAPH_BYTES", 0)
     monkeypatch.setattr(serving, "TENSOR_BYTES", 0)
+
+
+@pytest.fixture(autouse=True)
+def _pack_everything(monkeypatch):
+    pack_everything(monkeypatch)
 
 
 def wide(density=0.05, units=600):
@@ -82,30 +92,58 @@ def test_sparse_methods_are_used(name, all_sparse, tmp_path):
     )
 
 
-def test_a_process_without_the_library_serves_all_formats(all_sparse, tmp_path):
-    expected = {}
-    cases = [("pairs", format) for format in FORMATS]
-    cases += [("convolutions", "sparse"), ("text", "packed")]
-    models = {name: prune_at_random(MODELS[name](), 0.1) for name, _ in cases}
-    for name, format in cases:
-        model, where = models[name], tmp_path / "all" / f"{name}-{format}"
-        x = gallery.inputs(model, 3)
-        tt.export.saved_model(model, where / "export", format=format)
-        named = x if isinstance(x, dict) else {"x": x}
-        np.savez(where / "inputs.npz", **named)
-        outputs = keras.tree.flatten(model(x))
-        expected[where] = [output.numpy() for output in outputs]
+@pytest.fixture(scope="module")
+def served_alone(tmp_path_factory):
+    """``{(model, format): (outputs, masks, directory)}`` of artifacts.
+
+    A process without the library has left what it serves in each directory.
+    """
+    folder = tmp_path_factory.mktemp("artifacts")
+    keras.utils.set_random_seed(0)
+    ticket = tt.prune(small := compiled(mlp()), 0.75)
+    ticket.apply(small)
+    small.fit(np.ones((16, 8)), np.arange(16) % 4, verbose=0)
+    cases = [
+        ("ticket", "dense"),
+        ("pairs", "packed"),
+        ("pairs", "auto"),
+        ("convolutions", "sparse"),
+        ("text", "packed"),
+    ]
+    models = {
+        name: prune_at_random(MODELS[name](), 0.1) for name, _ in cases[1:]
+    }
+    models["ticket"] = small
+    made = {}
+    with pytest.MonkeyPatch.context() as patch:
+        make_all_sparse(patch)
+        pack_everything(patch)
+        for name, format in cases:
+            model, where = models[name], folder / "all" / f"{name}-{format}"
+            x = gallery.inputs(model, 3)
+            tt.export.saved_model(model, where / "export", format=format)
+            assert [path.name for path in where.iterdir()] == ["export"]
+            named = x if isinstance(x, dict) else {"x": x}
+            np.savez(where / "inputs.npz", **named)
+            outputs = [y.numpy() for y in keras.tree.flatten(model(x))]
+            masks = ticket.masks if name == "ticket" else None
+            made[name, format] = outputs, masks, where
     script = Path(__file__).with_name("serve_artifacts.py")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-I", script, tmp_path / "all"],
-        cwd=tmp_path,
+        [sys.executable, "-I", script, folder / "all"],
+        cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for where, outputs in expected.items():
+    return made
+
+
+def test_a_process_without_the_library_serves_all_formats(served_alone):
+    assert {format for _, format in served_alone} == set(FORMATS)
+    for outputs, _, where in served_alone.values():
         for way in WAYS:
             with np.load(where / f"{way}.npz") as file:
                 found = list(file.values())
@@ -116,14 +154,22 @@ def test_a_process_without_the_library_serves_all_formats(all_sparse, tmp_path):
                 close(alike[0], y)
 
 
-def test_the_command_line_tool_reads_it(tmp_path):
+def test_another_process_finds_the_zeros_of_the_ticket(served_alone):
+    _, masks, where = served_alone["ticket", "dense"]
+    zeros = sorted(int((~mask).sum()) for mask in masks.values())
+    assert np.load(where / "zeros.npy").tolist() == zeros
+
+
+def test_the_command_line_tool_reads_it(tmp_path, monkeypatch, capfd):
     path = tt.export.saved_model(wide(), tmp_path / "m", format="packed")
     tool = Path(sys.executable).with_name("saved_model_cli")
-    done = subprocess.run(
-        [tool, "show", "--dir", path, "--all"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "serving_default" in done.stdout and "(-1, 600)" in done.stdout
+    told = [str(tool), "show", "--dir", str(path.path), "--all"]
+    monkeypatch.setattr(sys, "argv", told)
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(tool), run_name="__main__")
+    assert not ended.value.code
+    said = capfd.readouterr().out
+    assert "serving_default" in said and "(-1, 600)" in said
 
 
 def test_endpoints_share_the_packed_weights(all_sparse, tmp_path):
@@ -412,43 +458,6 @@ def test_a_truncated_or_foreign_directory_is_one_clear_error(tmp_path):
         tt.export.load_sparse(tmp_path)
     with pytest.raises(FileNotFoundError):
         tt.export.load_sparse(tmp_path / "nowhere")
-
-
-def test_another_process_finds_the_zeros_of_the_ticket(data, tmp_path):
-    model = compiled(mlp())
-    ticket = tt.prune(model, 0.75)
-    ticket.apply(model)
-    model.fit(batches(*data), verbose=0)
-    path = tt.export.saved_model(model, tmp_path / "served")
-    assert [p.name for p in tmp_path.iterdir()] == ["served"]
-    np.save(tmp_path / "x.npy", data[0])
-    script = f"""
-        import sys
-        import numpy as np, tensorflow as tf
-        model = tf.saved_model.load({str(path.path)!r})
-        x = np.load({str(tmp_path / "x.npy")!r})
-        signature = model.signatures["serving_default"]
-        assert len(signature.structured_input_signature[1]) == 1
-        np.save({str(tmp_path / "y.npy")!r}, model.serve(x))
-        model.serve(x[:1])  # another batch size
-        print(*sorted(
-            int((v.numpy() == 0).sum()) for v in model.kept
-            if len(v.shape) == 2))
-        assert "tf_tickets" not in sys.modules
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    zeros = sorted(int((~m).sum()) for m in ticket.masks.values())
-    assert [int(n) for n in done.stdout.split()] == zeros
-    np.testing.assert_allclose(
-        np.load(tmp_path / "y.npy"), model(data[0]), rtol=1e-5, atol=1e-6
-    )
 
 
 def test_what_went_past_the_mask_is_not_exported(tmp_path):

@@ -143,9 +143,15 @@ def test_networks_of_keras_applications_are_the_same_and_fit(
     found = tt.export.write(made, tmp_path / "m.tflite", format="litert")
     verdict = tt.export.sparse_inference(found)
     assert [one.sparse for one in verdict.clusters] == [True], str(verdict)
-    # And as it is, it does not fit.
-    tt.export.write(model, tmp_path / "m.tflite", format="litert")
-    assert not tt.export.sparse_inference(tmp_path / "m.tflite").sparse
+
+
+def test_as_keras_pads_a_network_does_not_fit(tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    model = small(step=depthwise())
+    tt.prune(model, 0.9, filters=tt.export.prunable_for_xnnpack).apply(model)
+    for one, fits in ((model, False), (tt.export.for_xnnpack(model), True)):
+        found = tt.export.write(one, tmp_path / "m.tflite", format="litert")
+        assert tt.export.sparse_inference(found).sparse == fits
 
 
 def _residual(x):

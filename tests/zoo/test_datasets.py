@@ -1,7 +1,5 @@
 """The digits, and what all data sets share."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -277,27 +275,6 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r"tf_tickets\[datasets\]"):
         datasets.load("digits")
-
-
-def test_importing_the_zoo_loads_no_optional_package():
-    # Keras itself looks for two of them: hide what it found.
-    script = """
-import sys, keras
-names = ("sklearn", "matplotlib", "tensorflow_datasets")
-for name in list(sys.modules):
-    if name.split(".")[0] in names:
-        del sys.modules[name]
-import tf_tickets.zoo
-print(sorted({n.split(".")[0] for n in sys.modules} & set(names)))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_the_recipe_for_digits_learns_them():

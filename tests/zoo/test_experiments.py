@@ -1,5 +1,6 @@
 """Experiments are directories: idempotent, resumable, and survive kills."""
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -8,9 +9,9 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
+import types
 from pathlib import Path
 
 import keras
@@ -32,7 +33,6 @@ from tf_tickets.zoo.experiments import (
     runner,
 )
 
-ROOT = Path(__file__).parents[2]
 QUICK = {"density": 0.1, "epochs": 1}
 
 
@@ -110,68 +110,55 @@ def test_bad_experiments_are_refused(options, message):
 def test_a_run_ends_with_its_result_and_is_not_repeated(
     method, tmp_path, monkeypatch
 ):
-    unit = one(method, rounds=2 if method == "imp" else None)
+    # What the zoo has is used by name once; the others are small.
+    own = {} if method == "gradual" else {**NET, "density": 59 / 592}
+    rounds = 2 if method == "imp" else None
+    unit = one(method, rounds=rounds, **own)
     assert unit.result(tmp_path) is None
     found = unit.run(tmp_path)
     assert whole(found, unit) and unit.result(tmp_path) == found
     ticket = tt.Ticket.load(tmp_path / "ticket.safetensors")
-    assert ticket.kept == 6128
+    assert ticket.kept == (59 if own else 6128)
     monkeypatch.setattr(experiments.experiment, "Trial", None)  # no training
     assert unit.run(tmp_path) == found
     with pytest.raises(ValueError, match="another experiment.*seed"):
-        one(method, seed=1).run(tmp_path)
+        one(method, seed=1, **own).run(tmp_path)
     (tmp_path / "result.json").write_text("{")
     with pytest.raises(ValueError, match=r"result\.json.*not the result"):
         unit.run(tmp_path)
 
 
 def test_a_run_is_a_function_of_its_identity(tmp_path):
-    first, second = (one("random").run(tmp_path / n) for n in "ab")
+    first, second = (one("random", **NET).run(tmp_path / n) for n in "ab")
     differ = {k for k in first if first[k] != second[k]}
     assert differ <= {"seconds"}
 
 
-def kill_one(directory, killed, name):
-    """Kill -9 whoever is first found to work on the unit ``name``."""
-    path = directory / name / "lock"
+def kill_one(directory, killed):
+    """Kill -9 whoever is first found to wait for it."""
     while not killed:
-        try:
-            pid = int(path.read_text().rstrip("\n") or "none")
-        except (OSError, ValueError):
-            time.sleep(0.01)
-            continue
-        time.sleep(0.3)  # let it get somewhere
-        os.kill(pid, signal.SIGKILL)
-        killed.append(pid)
+        time.sleep(0.01)
+        for path in directory.glob(f"*/{BEGUN}"):
+            if (text := path.read_text()).endswith("\n"):
+                os.kill(int(text), signal.SIGKILL)
+                killed.append((path.parent, int(text)))
 
 
-def survives(run, tmp_path):
-    units = [one(seed=seed) for seed in range(2)]
+@contextlib.contextmanager
+def killing(directory):
+    """Inside, one process is killed at its work."""
     killed = []
     killer = threading.Thread(
-        target=kill_one, args=(tmp_path, killed, units[1].name), daemon=True
+        target=kill_one, args=(directory, killed), daemon=True
     )
     killer.start()
-    found = run(units, tmp_path)
+    yield
     killer.join(10)
-    assert len(killed) == 1 and killed[0] != os.getpid()
-    assert all(whole(f, unit) for f, unit in zip(found, units, strict=True))
+    [(unit, pid)] = killed
+    assert pid != os.getpid()
     # The one that took over is another process.
-    assert int((tmp_path / units[1].name / "lock").read_text()) != killed[0]
-    assert experiments.results(tmp_path) == sorted(
-        found, key=lambda f: f["experiment"]["seed"]
-    )
-    assert not list(tmp_path.glob("*/.result.json.*"))
-    return units, found
-
-
-def test_a_killed_process_is_started_again(tmp_path):
-    units, found = survives(
-        lambda units, path: experiments.run(units, path, workers=2), tmp_path
-    )
-    started = time.monotonic()
-    assert experiments.run(units, tmp_path, workers=2) == found
-    assert time.monotonic() - started < 1  # no process was started
+    assert int((unit / "lock").read_text()) != pid
+    assert not list(directory.glob("*/.result.json.*"))
 
 
 def test_a_killed_ray_worker_is_started_again(tmp_path, monkeypatch):
@@ -184,7 +171,19 @@ def test_a_killed_ray_worker_is_started_again(tmp_path, monkeypatch):
         object_store_memory=100 * 2**20,
     )
     try:
-        survives(experiments.run_on_ray, tmp_path)
+        units = [
+            Experiment(density=0.1, seed=seed, **{**OWN, "method": killed_once})
+            for seed in range(2)
+        ]
+        (tmp_path / units[0].name).mkdir()
+        (tmp_path / units[0].name / BEGUN).write_text("")  # is not killed
+        with killing(tmp_path):
+            found = experiments.run_on_ray(units, tmp_path)
+        assert all(
+            follows(tmp_path / unit.name, one)
+            for unit, one in zip(units, found, strict=True)
+        )
+        assert experiments.results(tmp_path) == found
         # Ray hands over what no module holds.
         monkeypatch.setitem(METHODS, "mine", lambda trial: twice(trial))
         unit = Experiment(density=0.1, seed=0, **{**OWN, "method": "mine"})
@@ -327,6 +326,18 @@ def twice(trial):
     return {**found, "twice": np.float32(2 * found["density"])}
 
 
+BEGUN = "begun"
+
+
+def killed_once(trial):
+    """`twice`, but the first process that begins it waits for its end."""
+    begun = trial.directory / BEGUN
+    if not begun.exists():
+        begun.write_text(f"{os.getpid()}\n")
+        time.sleep(100)
+    return twice(trial)
+
+
 OWN = {
     "method": twice,
     "model": tiny,
@@ -374,28 +385,6 @@ def test_methods_prune_by_the_criterion_and_in_the_scope(method, tmp_path):
     unit = Experiment(method=method, density=0.1, seed=0, rounds=1, **others)
     found = unit.run(tmp_path)
     assert follows(tmp_path, {**found, "twice": 2 * found["density"]})
-
-
-def test_another_process_has_what_was_added_and_failures_are_told_last(
-    tmp_path, monkeypatch
-):
-    """Nothing but a module has to be there; a table of ours is not."""
-    monkeypatch.setitem(METHODS, "mine", twice)
-    monkeypatch.setitem(SCOPES, "half", half_of_the_head)
-    others = {**OWN, "method": "mine", "scope": "half"}
-    others["model"] = Named("partial", functools.partial(tiny))
-    good = Experiment(density=0.1, seed=0, **others)
-    bad = Experiment(density=0.1, seed=1, **{**others, "method": refused})
-    assert good.identity["method"] == "mine"
-    assert good.name.startswith("mine-partial-few-")
-    with pytest.raises(
-        RuntimeError, match=r"(?s)1 of 2 .*-s1-.*Another process.*elsewhere"
-    ) as raised:
-        experiments.run([bad, good], tmp_path, workers=1)
-    assert "Traceback" not in str(raised.value)
-    found = good.result(tmp_path / good.name)
-    assert found["experiment"] == good.identity
-    assert follows(tmp_path / good.name, found)
 
 
 def test_what_the_zoo_has_goes_by_its_name():
@@ -497,42 +486,56 @@ def test_a_method_must_return_what_json_can_say(tmp_path):
 
 
 SCRIPT = """
-import dataclasses
-import sys
+from pathlib import Path
+
 from tests.zoo import test_experiments as t
-from tf_tickets.zoo import experiments
 
 
 def network(**options):
     return t.tiny(**options)
 
 
-def units():
-    own = {**t.OWN, "model": network}
-    return [experiments.Experiment(density=0.1, seed=0, **own)]
-
-
 if __name__ == "__main__":
-    print(units()[0].identity["model"])
-    found = experiments.run(units(), sys.argv[1], workers=1, verbose=0)
-    print(found[0]["twice"])
+    with Path(__file__).with_suffix(".ran").open("a") as file:
+        file.write("once")
 """
 
 
-def test_functions_of_a_script_go_to_other_processes(tmp_path):
-    script = tmp_path / "own_script.py"
-    script.write_text(textwrap.dedent(SCRIPT))
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "runs")],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    name, number = done.stdout.split()
-    assert name == "own_script:network"
-    assert float(number) == pytest.approx(2 * 59 / 592)
+def test_other_processes_have_what_was_added_and_go_on_after_a_kill(
+    tmp_path, monkeypatch
+):
+    """Functions of a module, of the script that runs, and in our tables."""
+    script, runs = tmp_path / "own_script.py", tmp_path / "runs"
+    script.write_text(SCRIPT)
+    main = types.ModuleType("__main__")
+    main.__file__ = str(script)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    exec(compile(SCRIPT, script, "exec"), vars(main))
+    monkeypatch.setitem(METHODS, "mine", killed_once)
+    monkeypatch.setitem(SCOPES, "half", half_of_the_head)
+    others = {**OWN, "method": "mine", "scope": "half"}
+    good = Experiment(density=0.1, seed=0, **{**others, "model": main.network})
+    # Of this one, nothing but a module has to be there.
+    others["model"] = Named("partial", functools.partial(tiny))
+    bad = Experiment(density=0.1, seed=1, **{**others, "method": refused})
+    assert good.identity["method"] == "mine"
+    assert good.identity["model"] == "own_script:network"
+    assert bad.name.startswith("refused-partial-few-")
+    with (
+        killing(runs),
+        pytest.raises(
+            RuntimeError, match=r"(?s)1 of 2 .*-s1-.*Another process.*elsewhere"
+        ) as raised,
+    ):
+        experiments.run([bad, good], runs, workers=1)
+    assert "Traceback" not in str(raised.value)  # failures are told last
+    found = good.result(runs / good.name)
+    assert found["experiment"] == good.identity
+    assert follows(runs / good.name, found)
+    assert experiments.results(runs) == [found]
+    assert script.with_suffix(".ran").read_text() == "once"
+    monkeypatch.setattr(subprocess, "run", None)  # no process is started
+    assert experiments.run([good], runs, workers=2) == [found]
 
 
 def test_a_script_without_a_guard_does_not_start_itself(monkeypatch):

@@ -1,5 +1,6 @@
 """The networks against the papers' tables and the figures of others."""
 
+import functools
 import inspect
 import itertools
 import math
@@ -30,6 +31,12 @@ NORMALIZED = [
 PLAIN = ["lenet_300_100", "conv2", "conv4", "conv6"]
 
 
+@pytest.fixture(scope="module")
+def default():
+    """`models.get` of a name alone: each is made once, and only read."""
+    return functools.cache(models.get)
+
+
 def kernels(model):
     return [w for w in model.weights if w.path.endswith("kernel")]
 
@@ -42,11 +49,11 @@ def trainable(model):
     return sum(math.prod(w.shape) for w in model.trainable_weights)
 
 
-def test_resnet20_layer_by_layer():
+def test_resnet20_layer_by_layer(default):
     expected = (
         [432] + [2304] * 6 + [4608] + [9216] * 5 + [18432] + [36864] * 5 + [640]
     )
-    assert sizes(models.resnet20()) == expected
+    assert sizes(default("resnet20")) == expected
     assert sum(expected) == 268_336
 
 
@@ -61,8 +68,8 @@ def test_vgg16_layer_by_layer():
     assert trainable(model) == sum(expected)
 
 
-def test_lenet_and_conv_layer_by_layer():
-    assert sizes(models.lenet_300_100()) == [784 * 300, 300 * 100, 100 * 10]
+def test_lenet_and_conv_layer_by_layer(default):
+    assert sizes(default("lenet_300_100")) == [784 * 300, 300 * 100, 100 * 10]
     convolutions = [1728, 36864, 73728, 147456, 294912, 589824]
     for name, number, flat in [
         ("conv2", 2, 16 * 16 * 64),
@@ -79,12 +86,12 @@ def test_digits_cnn_layer_by_layer():
     assert sum(expected) == 61_280
 
 
-def test_resnet18_layer_by_layer():
+def test_resnet18_layer_by_layer(default):
     expected = [9 * 3 * 64] + [9 * 64 * 64] * 4
     for a, b in [(64, 128), (128, 256), (256, 512)]:
         expected += [a * b, 9 * a * b] + [9 * b * b] * 3
     assert sum(expected) == 11_159_232
-    assert sorted(sizes(models.resnet18())) == sorted([*expected, 5120])
+    assert sorted(sizes(default("resnet18"))) == sorted([*expected, 5120])
 
 
 @pytest.mark.parametrize(
@@ -119,7 +126,7 @@ def test_resnet1d_layer_by_layer():
     assert model.get_layer("average").input.shape == (None, 10, 64)
 
 
-def test_mobilenet_v2_against_table_7():
+def test_mobilenet_v2_against_table_7(default):
     table = [  # 1x1 and 3x3 filters, 1x1 filters, times
         (32, 16, 1),
         (96, 24, 1),
@@ -142,7 +149,7 @@ def test_mobilenet_v2_against_table_7():
     expected += [320 * 1280, 1280 * 10]
     # The shortcuts of the implementation that the table is taken from.
     expected += [32 * 16, 16 * 24, 64 * 96, 160 * 320]
-    assert sorted(sizes(models.mobilenet_v2())) == sorted(expected)
+    assert sorted(sizes(default("mobilenet_v2"))) == sorted(expected)
 
 
 @pytest.mark.parametrize(
@@ -163,8 +170,8 @@ def test_mobilenet_v2_against_table_7():
         ("vgg16", 14_724_042),
     ],
 )
-def test_parameters_as_published(name, parameters):
-    model = models.get(name)
+def test_parameters_as_published(name, parameters, default):
+    model = default(name)
     assert trainable(model) == parameters
     assert model.output_shape == (None, 10)
     assert model.name == name
@@ -227,14 +234,14 @@ def test_each_network(name):
     assert norms == (set() if name in PLAIN else {(0.9, 1e-5)})
 
 
-def test_paths_of_resnet20():
+def test_paths_of_resnet20(default):
     expected = ["stem_conv/kernel"] + [
         f"stage{stage}_block{block}_conv{conv}/kernel"
         for stage in (1, 2, 3)
         for block in (1, 2, 3)
         for conv in (1, 2)
     ]
-    paths = [w.path for w in kernels(models.resnet20())]
+    paths = [w.path for w in kernels(default("resnet20"))]
     assert paths == [*expected, "classifier/kernel"]
 
 
@@ -277,8 +284,8 @@ def test_strided_convolution_is_centred_as_in_pytorch(name):
 
 
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet_v1", "lenet_300_100"])
-def test_default_initialization_is_kaiming_normal(name):
-    for weight in kernels(models.get(name)):
+def test_default_initialization_is_kaiming_normal(name, default):
+    for weight in kernels(default(name)):
         shape = weight.shape
         # A depthwise kernel sees one channel.
         depthwise = "depthwise" in weight.path
