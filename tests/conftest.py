@@ -20,6 +20,7 @@ import pytest
 import tensorflow as tf
 from absl.testing import flagsaver
 from keras import layers
+from tensorflow.python.util import tf_stack
 
 from tests.gallery import mlp as mlp  # what most tests train
 from tf_tickets import progress
@@ -31,6 +32,11 @@ tf.config.set_logical_device_configuration(
     [tf.config.LogicalDeviceConfiguration()] * 2,
 )
 
+# TensorFlow notes for every operation of a graph where it was made, which with
+# the frames of pytest is a twentieth of all time. Here all say this line.
+_HERE = tf_stack.extract_stack()
+tf_stack.extract_stack = lambda stacklevel=1: _HERE
+
 # No bar appears because a machine is slow.
 progress._PATIENCE = float("inf")
 
@@ -38,7 +44,26 @@ progress._PATIENCE = float("inf")
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 # Minutes in few tests: with two workers these must not be the last to begin.
-_LONG = ("test_examples.py", "test_at_home.py", "test_benchmarks.py")
+_LONG = (
+    "test_at_home.py",
+    "test_benchmarks.py",
+    "test_claims.py",
+    "test_distribute.py",
+    "test_examples.py",
+    "test_experiments.py",
+    "test_graphs.py",
+    "test_group_pruning.py",
+    "test_groups.py",
+    "test_leaks.py",
+    "test_machine.py",
+    "test_models.py",
+    "test_networks.py",
+    "test_packaging.py",
+    "test_savedmodel.py",
+    "test_selects.py",
+    "test_strategies.py",
+    "test_web_example.py",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -109,7 +109,7 @@ def main(index: int, ports: list[str], out: str, alone: bool) -> None:
     for path, mask in gem.masks.items():
         results[f"freezing/mask/{path}"] = mask
     with strategy.scope():
-        norm = keras.layers.BatchNormalization(synchronized=True)
+        norm = keras.layers.BatchNormalization(synchronized=True, name="norm")
     search = tt.callbacks.EarlyBird([0.5], epsilon=0.5, window=3)
     fit("early_bird", search, epochs=8, norm=[norm])
     results["early_bird/epoch"] = search.found_at[0.5]
