@@ -108,7 +108,10 @@ it was typed in.
   the classifier's density; layer by layer or not) times the same three learning
   rates of the training that comes last. Of equals, that
   whose neighbours in the grid are better. What is chosen holds at all
-  densities. Variants of a method take that method's choice.
+  densities. Variants of a method take that method's choice, and other tickets
+  those rates of spending that were chosen for IMP's. Learning-rate rewinding is
+  searched once more at {LOW:.3g}, over smaller rates of its rounds, since its
+  choice of the other search fits badly there.
 - **Densities**: claims over densities are judged at {CLAIMED[0]:.3g} and
   {CLAIMED[1]:.3g}, that a ticket passes sanity checks, and all else, at
   {LOW:.3g}: where a random mask trains almost as well as the dense network, no

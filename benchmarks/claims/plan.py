@@ -75,8 +75,7 @@ PLAYERS: dict[str, Player] = {
         (("rewind", "learning_rate"),),
         together=True,
     ),
-    # At large rates Adam lets weights of every layer grow alike, used or not,
-    # and what never rewinds them ranks them so.
+    # What the search at the other density chooses fits it badly here.
     "lrr_low": Player(
         f"learning-rate rewinding, searched at {LOW:.3g}",
         "imp",

@@ -183,20 +183,22 @@ class Setting:
         )
 
 
+_MNIST1D = Setting(
+    about="MNIST-1D, residual network of 56,096 weights",
+    network=resnet1d_short,
+    dataset="mnist1d",
+    batch_size=128,
+    epochs=10,
+    mining=16,
+    every=1,
+    rates=(4e-3, 1.6e-2, 6.4e-2),
+    score_rates=(0.25, 1.0, 4.0),
+    score_penalty=2e-4,
+    steps_per_execution=7,
+)
+
 TASKS: dict[str, Setting] = {
-    "mnist1d": Setting(
-        about="MNIST-1D, residual network of 56,096 weights",
-        network=resnet1d_short,
-        dataset="mnist1d",
-        batch_size=128,
-        epochs=10,
-        mining=16,
-        every=1,
-        rates=(4e-3, 1.6e-2, 6.4e-2),
-        score_rates=(0.25, 1.0, 4.0),
-        score_penalty=2e-4,
-        steps_per_execution=7,
-    ),
+    "mnist1d": _MNIST1D,
     "digits": Setting(
         about="8×8 digits, residual network of 72,400 weights",
         network=resnet_short,
@@ -209,18 +211,10 @@ TASKS: dict[str, Setting] = {
         steps_per_execution=9,
     ),
     # What is said of deeper networks.
-    "mnist1d_deep": Setting(
+    "mnist1d_deep": dataclasses.replace(
+        _MNIST1D,
         about="MNIST-1D, ResNet-20 along one axis, of 92,336 weights",
         network="resnet1d",
-        dataset="mnist1d",
-        batch_size=128,
-        epochs=10,
-        mining=16,
-        every=1,
-        rates=(4e-3, 1.6e-2, 6.4e-2),
-        score_rates=(0.25, 1.0, 4.0),
-        score_penalty=2e-4,
-        steps_per_execution=7,
         claims=(
             "gems_before",
             "gems_imp",

@@ -152,8 +152,8 @@ def resnet1d(blocks: SequenceBlocks, sequence: Tensor) -> Tensor:
 
     Three stages of three basic blocks with 16, 32 and 64 filters of width 3;
     shortcuts that change the shape are convolutions of width 1 with
-    normalization. Deep enough that layers can collapse and rewinding matters,
-    small enough for two CPU cores.
+    normalization. As deep as the networks of the papers, and small enough for
+    two CPU cores.
 
     Example:
 
