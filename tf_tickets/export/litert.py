@@ -301,11 +301,11 @@ def xnnpack_policy(
             global pooling a 1x1 convolution, so it gets smaller and faster,
             too. By default 1x1 convolutions only.
         scope: How the zeros are spread, as in `tf_tickets.prune`. By default
-            every layer loses the same share, and with it the same share of
-            its time (Elsen et al., "Fast Sparse ConvNets", 2020). Ranked all
-            together (`"global"`), the few and large weights of the first
-            layers stay, whose every weight is multiplied at thousands of
-            pixels: a smaller file for the accuracy, and a slower one.
+            every layer loses the same share of its weights, and so of its
+            multiplications (Elsen et al., "Fast Sparse ConvNets", 2020).
+            Ranked all together (`"global"`), the few and large weights of the
+            first layers stay, each of which is multiplied at thousands of
+            pixels: the file is as small, and has more to compute.
 
     Returns:
         ``{"target_sparsity": ..., "filters": ..., "scope": ...}``.
