@@ -109,6 +109,19 @@ def test_a_task_may_have_claims_of_its_own():
     assert not list(claims.everything(Rows(), ["penalty"], ["mnist1d_deep"]))
 
 
+def test_random_tickets_to_spend_are_those_of_the_method(monkeypatch):
+    monkeypatch.setattr(
+        methods, "_spent_as", lambda bench, unit, ticket, *_: {"ticket": ticket}
+    )
+    [row] = methods.spending(tiny("spending"), kind="random", ways=("vanilla",))
+    bench = tasks.bench("tiny")
+    [drawn] = methods.random(bench, tiny("random", setting=1.0))
+    for one, other in zip(
+        row["ticket"].masks.values(), drawn.ticket.masks.values(), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_what_few_seeds_leave_open_gets_more_once():
     claim = claims.CLAIMS["penalty"]  # level: above -2 points
 

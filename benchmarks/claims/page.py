@@ -181,10 +181,9 @@ def _verdicts(rows: Rows) -> str:
         lines.append([f"`{name}`", measured or "–", f"**{verdict}**"])
     told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     head = ["claim", "measured", "verdict"]
-    text = (
-        f"## On {TASKS[rows.task].about}\n\n{told}.\n\n"
-        f"{_table(head, lines, numbers=False)}"
-    )
+    text = f"## On {TASKS[rows.task].about}\n\n{told}."
+    if lines:
+        text += f"\n\n{_table(head, lines, numbers=False)}"
     if left:
         text += (
             f"\n\nNot measured yet (`{COMMAND} --task={rows.task} "
