@@ -1,12 +1,15 @@
 r"""Do the training steps compile for TPU and GPU, and what do masks cost there?
 
     python -m benchmarks.compile_for --target=tpu
+    python -m benchmarks.compile_for --target=tpu4
     python -m benchmarks.compile_for --target=h100
 
 No TPU or GPU is needed: their compilers come as public packages, into an
 environment of their own (build/compilers, pinned, made at the first run). Every
 step that the library makes is lowered by TensorFlow and compiled there, beside
-the dense step: operations, bytes that are read and written, memory. A compile
+the dense step: operations, bytes that are read and written, memory. For four
+TPUs the batch is split and everything else is on all: numbers are those of one
+device, and what they exchange is counted (`exchanges`, instructions). A compile
 shows that a step has no operation that the device lacks and no shape that is
 not known; it is no run, and no time.
 
@@ -179,7 +182,7 @@ STEPS: dict[str, Callable[[keras.Model], Iterator[keras.Model]]] = {
 
 FLAGS = script.define(
     __name__,
-    target=(("tpu", "h100"), "Which compilers; may be given twice."),
+    target=(("tpu", "tpu4", "h100"), "Which compilers; may be given twice."),
     network=(tuple(NETWORKS), "What to train; may be given twice."),
     policy=(("float32", "mixed_bfloat16"), "Of Keras; may be given twice."),
     step=(tuple(STEPS), "Which steps, always beside the dense one."),
@@ -358,8 +361,8 @@ def table(rows: Sequence[Row]) -> str:
     """A row for each step; what it costs over the dense one in per cent."""
     lines = [
         "| target | network | precision | batch | step | compiles "
-        "| operations | traffic | arguments | temporaries |",
-        "|---|---|---|---:|---|---|---:|---:|---:|---:|",
+        "| operations | traffic | arguments | temporaries | exchanges |",
+        "|---|---|---|---:|---|---|---:|---:|---:|---:|---:|",
     ]
     parts = ("target", "network", "policy", "batch")
     base: dict[Key, Row] = {}
@@ -373,13 +376,17 @@ def table(rows: Sequence[Row]) -> str:
         verdict = f"no: {row['error']}" if "error" in row else "yes"
         lines.append(
             f"| {' | '.join(map(str, part))} | {row['step']} | {verdict} | "
-            f"{' | '.join(cells)} |"
+            f"{' | '.join(cells)} | {row.get('exchanges') or ''} |"
         )
     return "\n".join(lines)
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """For each target, what a step reads and writes over the dense one."""
+    """For each target, what a step reads and writes over the dense one.
+
+    As the compiler counts it; where that is something else, what kernels move
+    in whatever memory; and what goes from and to the main one.
+    """
     parts = list(dict.fromkeys((r["network"], r["policy"]) for r in rows))
     steps = list(dict.fromkeys(row["step"] for row in rows))
     tables = []
@@ -393,22 +400,28 @@ def summary(rows: Sequence[Row]) -> str:
             f"{network}, {policy.removeprefix('mixed_')}"
             for network, policy in parts
         ]
-        lines = [
-            f"| {target}, traffic | {' | '.join(heads)} |",
-            f"|---|{'---:|' * len(heads)}",
-        ]
-        for step in steps:
-            cells = []
-            for part in parts:
-                row, dense = own.get((*part, step)), own.get((*part, "dense"))
-                if row is None:
-                    cells.append("")
-                elif "error" in row:
-                    cells.append("does not compile")
-                else:
-                    cells.append(_cell(row, dense or {}, "traffic"))
-            lines.append(f"| {step} | {' | '.join(cells)} |")
-        tables.append("\n".join(lines))
+        for count in ("traffic", "kernels", "memory"):
+            if count != "traffic" and all(
+                row.get(count) in (None, row["traffic"])
+                for row in own.values()
+                if "error" not in row
+            ):
+                continue
+            lines = [
+                f"| {target}, {count} | {' | '.join(heads)} |",
+                f"|---|{'---:|' * len(heads)}",
+            ]
+            for step in steps:
+                cells = []
+                for part in parts:
+                    row = own.get((*part, step))
+                    dense = own.get((*part, "dense"), {})
+                    if row is not None and "error" in row:
+                        cells.append("does not compile")
+                    else:
+                        cells.append(_cell(row or {}, dense, count))
+                lines.append(f"| {step} | {' | '.join(cells)} |")
+            tables.append("\n".join(lines))
     return "\n\n".join(tables)
 
 

@@ -30,7 +30,7 @@ from benchmarks import (
     timing,
     web,
 )
-from benchmarks.compilers import traffic
+from benchmarks.compilers import program as programs
 
 MARKS = script.MARKS
 ROOT = pathlib.Path(__file__).parents[1]
@@ -447,21 +447,33 @@ def test_the_end_of_a_compiler_is_told(monkeypatch, tmp_path):
 def test_costs_are_told_over_the_dense_step():
     same = {"target": "tpu", "network": "n", "policy": "p", "batch": 4}
     numbers = {"flops": 2e9, "traffic": 4e9, "temporaries": 1e9}
-    more = {"flops": 2.2e9, "traffic": 4.02e9, "temporaries": 5e8}
+    more = {
+        "flops": 2.2e9,
+        "traffic": 4.02e9,
+        "temporaries": 5e8,
+        "exchanges": 7,
+        "memory": 2e9,
+    }
     rows = [
-        {**same, "step": "dense", **numbers},
+        {**same, "step": "dense", **numbers, "memory": 1e9},
         {**same, "step": "masked", **more},
         {**same, "step": "broken", "error": "no kernel"},
     ]
     dense, masked, broken = compile_for.table(rows).splitlines()[2:]
-    assert dense.endswith("| yes | 2.000 G | 4.000 G |  | 1.000 G |")
-    assert masked.endswith("| yes | +10.00 % | +0.50 % |  | -50.00 % |")
+    assert dense.endswith("| yes | 2.000 G | 4.000 G |  | 1.000 G |  |")
+    assert masked.endswith("| yes | +10.00 % | +0.50 % |  | -50.00 % | 7 |")
     assert "| no: no kernel |" in broken
     assert compile_for.summary(rows).splitlines() == [
         "| tpu, traffic | n, p |",
         "|---|---:|",
         "| dense | 4.000 G |",
         "| masked | +0.50 % |",
+        "| broken | does not compile |",
+        "",
+        "| tpu, memory | n, p |",
+        "|---|---:|",
+        "| dense | 1.000 G |",
+        "| masked | +100.00 % |",
         "| broken | does not compile |",
     ]
 
@@ -484,7 +496,62 @@ ENTRY %main (a: f32[2,2], m: pred[4]) -> (f32[2,2]) {
 """
     call = (8 + 8) + (16 + 4)
     fusion = 16 + (8 + 16)
-    assert traffic.traffic(program) == call + fusion
+    assert programs.traffic(program) == call + fusion
+
+
+def test_what_lies_on_the_chip_is_not_of_the_main_memory():
+    """Worked by hand: a copy in beside a kernel, a slice out, two views."""
+    program = """HloModule m
+
+ENTRY %main (a: f32[4], b: f32[8,2]) -> f32[4] {
+  %a = f32[4]{0:T(128)} parameter(0)
+  %b = f32[8,2]{1,0} parameter(1)
+  %c = (f32[4]{0:T(128)}, f32[4]{0:T(128)S(1)}, u32[]{:S(2)}) copy-start(%a)
+  %d = f32[4]{0:T(128)S(1)} copy-done(%c)
+  %s = ((f32[8,2]{1,0}), f32[2,2]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%b)
+  %t = f32[2,2]{1,0:S(1)} slice-done(%s)
+  %v = f32[2,2]{1,0:S(1)} custom-call(%t), custom_call_target="ConcatBitcast"
+  ROOT %k = f32[4]{0} fusion(%d, %v, %a), kind=kLoop, calls=%fused
+}
+"""
+    kernel = 16 + (16 + 16 + 16)
+    assert programs.traffic(program) == kernel
+    copied = 16 + 16  # `a` and a quarter of `b`
+    assert programs.memory(program) == copied + 16 + 16
+
+
+def test_a_batch_is_split_and_all_else_is_everywhere():
+    module = """module @m attributes {mhlo.num_partitions = 1 : i32} {
+  func.func private @sum(%arg0: tensor<f32>) -> tensor<f32> {
+  func.func @main(%arg0: tensor<8x2xf32> {jax.x = 1 : i32} loc("x"), \
+%arg1: tensor<8xi64>, %arg2: tensor<2x3xf32>, %arg3: tensor<f32>) -> \
+(tensor<f32>) {
+    %0 = call @other(%arg0) : (tensor<8x2xf32>) -> tensor<f32>
+"""
+    found = programs.split(module, 4).splitlines()
+    assert "{mhlo.num_partitions = 4 : i32}" in found[0]
+    assert found[1] == module.splitlines()[1]
+    parameters = found[2].partition("@main(")[2]
+    assert parameters == (
+        '%arg0: tensor<8x2xf32> {mhlo.sharding = "{devices=[4,1]<=[4]}"} '
+        'loc("x"), '
+        '%arg1: tensor<8xi64> {mhlo.sharding = "{devices=[4]<=[4]}"}, '
+        '%arg2: tensor<2x3xf32> {mhlo.sharding = "{replicated}"}, '
+        '%arg3: tensor<f32> {mhlo.sharding = "{replicated}"}) -> '
+        "(tensor<f32>) {"
+    )
+    assert found[3] == module.splitlines()[3]
+
+
+def test_what_is_begun_and_ended_is_one_exchange():
+    program = """
+  %a = f32[4]{0} all-reduce-start(%x), channel_id=1, to_apply=%sum
+  %b = f32[4]{0} all-reduce-done(%a)
+  %c = (f32[2]{0}, f32[1]{0}) all-reduce(%b, %b), channel_id=2
+  %all-reduce.3 = f32[4]{0} fusion(%c), kind=kLoop
+  %d = f32[8]{0} all-gather(%b), dimensions={0}
+"""
+    assert programs.exchanges(program) == 3
 
 
 def test_without_node_the_web_benchmark_says_so(capsys, monkeypatch):
