@@ -37,6 +37,11 @@ tf.config.set_logical_device_configuration(
 _HERE = tf_stack.extract_stack()
 tf_stack.extract_stack = lambda stacklevel=1: _HERE
 
+# TensorFlow rewrites every graph before its first run, a sixth of all time.
+# Examples are run as users run them, with it.
+_REWRITES = "disable_meta_optimizer"
+tf.config.optimizer.set_experimental_options({_REWRITES: True})
+
 # No bar appears because a machine is slow.
 progress._PATIENCE = float("inf")
 
@@ -310,12 +315,26 @@ def example(monkeypatch, capsys):
         monkeypatch.syspath_prepend(str(EXAMPLES))
         monkeypatch.delitem(sys.modules, "harness", raising=False)
         monkeypatch.setattr(sys, "argv", [str(path), *arguments])
-        with flagsaver.flagsaver(), pytest.raises(SystemExit) as ended:
+        with (
+            flagsaver.flagsaver(),
+            _optimized(),
+            pytest.raises(SystemExit) as ended,
+        ):
             runpy.run_path(str(path), run_name="__main__")
         assert not ended.value.code
         return capsys.readouterr().out
 
     return run
+
+
+@contextlib.contextmanager
+def _optimized():
+    """Inside, TensorFlow rewrites graphs, as it does for users."""
+    tf.config.optimizer.set_experimental_options({_REWRITES: False})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({_REWRITES: True})
 
 
 class ZerosHold(keras.callbacks.Callback):
