@@ -180,6 +180,9 @@ STEPS: dict[str, Callable[[keras.Model], Iterator[keras.Model]]] = {
     "distillation": distilled,
 }
 
+# Skips go around convolutions.
+NO_STEPS = {("transformer", "retraining, AT")}
+
 FLAGS = script.define(
     __name__,
     target=(("tpu", "tpu4", "h100"), "Which compilers; may be given twice."),
@@ -307,6 +310,8 @@ def wanted() -> Iterator[Row]:
     for network in FLAGS.network:
         for policy in FLAGS.policy:
             for step in steps:
+                if (network, step) in NO_STEPS:
+                    continue
                 for target in FLAGS.target:
                     yield {
                         "target": target,

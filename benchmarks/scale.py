@@ -126,6 +126,12 @@ def fit(model: keras.Model, place: pathlib.Path) -> Work:
     return lambda: trained(model, 2)
 
 
+def fit_xla(model: keras.Model, place: pathlib.Path) -> Work:
+    """The same with XLA."""
+    del place
+    return lambda: trained(model, 2, jit_compile=True)
+
+
 def imp(
     model: keras.Model, place: pathlib.Path, jit_compile: bool = False
 ) -> Work:
@@ -158,6 +164,7 @@ MEASURES: dict[str, Callable[[keras.Model, pathlib.Path], Work]] = {
     "snapshot": snapshot,
     "export, packed": packed,
     "fit, dense": fit,
+    "fit, dense, XLA": fit_xla,
     "imp": imp,
     "imp, XLA": imp_xla,
 }
