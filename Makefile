@@ -32,7 +32,6 @@ docs-serve: docs
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[tests]'
-	$(BIN)/python -m compileall -q -j 0 .venv/lib  # on all cores, unlike pip
 	touch $@
 
 clean:

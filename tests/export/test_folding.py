@@ -53,7 +53,6 @@ def test_every_normalization_behind_a_kernel_goes(name):
     [
         ("EfficientNetB0", 0),
         ("ResNet50V2", 17),  # before the activation that begins each block
-        ("Xception", 0),
     ],
 )
 def test_networks_of_keras_applications(name, kept, float64):

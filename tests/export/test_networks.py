@@ -17,8 +17,8 @@ NETWORKS = {
     "lenet_300_100": lambda: zoo.lenet_300_100(),
     "digits_cnn": lambda: zoo.digits_cnn(),
     "resnet20": lambda: zoo.resnet20(),
-    "MobileNetV2": lambda: applications.MobileNetV2(
-        weights=None, input_shape=(32, 32, 3), classes=10, alpha=0.35
+    "MobileNet": lambda: applications.MobileNet(
+        weights=None, input_shape=(32, 32, 3), classes=10, alpha=0.5
     ),
 }
 
