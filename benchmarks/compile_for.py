@@ -392,8 +392,6 @@ def summary(rows: Sequence[Row]) -> str:
     As the compiler counts it; where that is something else, what kernels move
     in whatever memory; and what goes from and to the main one.
     """
-    parts = list(dict.fromkeys((r["network"], r["policy"]) for r in rows))
-    steps = list(dict.fromkeys(row["step"] for row in rows))
     tables = []
     for target in dict.fromkeys(row["target"] for row in rows):
         own = {
@@ -401,6 +399,10 @@ def summary(rows: Sequence[Row]) -> str:
             for row in rows
             if row["target"] == target
         }
+        parts = list(
+            dict.fromkeys((network, policy) for network, policy, _ in own)
+        )
+        steps = list(dict.fromkeys(step for *_, step in own))
         heads = [
             f"{network}, {policy.removeprefix('mixed_')}"
             for network, policy in parts

@@ -5,6 +5,7 @@ import inspect
 import json
 import pathlib
 import re
+import zlib
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ UNIT = Unit("digits", "dense", FINAL, 10, (), 0.0, (1e-3,))
 
 def made_up(unit, seed=0):
     """Rows of a unit's form, without any training."""
-    draw = np.random.default_rng((seed, unit.seed))
+    rates = unit.train_rates or (1e-3,)
+    draw = np.random.default_rng((seed, zlib.crc32(repr(unit).encode())))
     ways = dict(unit.options).get("ways") or (
         methods.WAYS
         if unit.method == "spending"
@@ -30,7 +32,6 @@ def made_up(unit, seed=0):
         if unit.method == "instability"
         else ("",)
     )
-    rates = unit.train_rates or (1e-3,)
     return [
         {
             "asked": density,
@@ -194,6 +195,31 @@ def test_what_another_search_chose_is_not_counted(whole):
     ]
     more = Rows({**whole.found, other: rows})
     assert plan.values(more, "gem") == plan.values(whole, "gem")
+
+
+def test_who_chose_the_edge_is_measured_past_it(whole):
+    """The same tickets, trained at the next rate; no verdict is made of it."""
+    edge = max(tasks.TASKS["digits"].rates)
+    at_edge = {
+        name
+        for name, player in plan.PLAYERS.items()
+        if not player.like and plan.chosen(whole, name)[1] == edge
+    }
+    assert {*plan.PLAYERS} > at_edge > set()
+    asked = list(plan.past_the_edge(whole))
+    assert {unit.label for unit in asked} == {
+        plan.PLAYERS[name].label for name in at_edge
+    }
+    assert {unit.train_rates for unit in asked} == {(4 * edge,)}
+    assert all(unit in whole for unit in asked)
+    without = Rows({u: r for u, r in whole.found.items() if u not in {*asked}})
+    assert "### The next larger rate" not in page.text_of(without)
+    for claim in claims.CLAIMS.values():
+        assert claims.settled(claim, without) == claims.settled(claim, whole)
+    for name in at_edge - {"dense"}:
+        found = plan.values(whole, name, rate=4 * edge)
+        assert found != plan.values(whole, name)
+        assert f"| {claims.percent(found)} |" in page.text_of(whole)
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -554,15 +554,7 @@ def _ends(rows: Rows) -> Finding | None:
     """First and last layer are denser than the whole."""
     texts, holds = [], []
     for name in ("gem", "imp"):
-        found = [
-            row["layers"]
-            for _, row in rows.select(
-                split=FINAL,
-                label=plan.PLAYERS[name].label,
-                control="none",
-                asked=LOW,
-            )
-        ]
+        found = plan.layers(rows, name)
         if len(found) < len(SEEDS):
             return None
         first, last = (np.mean([one[i] for one in found]) for i in (0, -1))
@@ -1047,6 +1039,8 @@ CLAIMS: dict[str, Claim] = {
         f"for both, {_ABOVE}",
         "SynFlow comes near to gems here, after training only and at no cost "
         "in search",
+        "At a still larger rate SynFlow trains better on the digits: see *The "
+        "next larger rate*",
     ),
     "learning_rate_rewinding": Claim(
         GEMS,
@@ -1126,3 +1120,4 @@ def everything(
             yield from more(CLAIMS[name], own)
         if whole:
             yield from measured(own, FIGURE, DENSITIES)
+            yield from plan.past_the_edge(own)

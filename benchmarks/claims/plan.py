@@ -21,6 +21,8 @@ MORE = tuple(seed + len(SEEDS) for seed in SEEDS)
 # mask trains well at the middle one.
 DENSITIES = tuple(round(0.7**rounds, 6) for rounds in (2, 6, 10, 13, 15))
 MIDDLE, LOW = DENSITIES[2], DENSITIES[-1]
+# Times the largest rate of the grid: the next one, were the grid longer.
+BEYOND = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,6 +305,40 @@ def finals(
             )
 
 
+def beyond(rows: Rows, name: str) -> float | None:
+    """The next learning rate of the last training, past the grid's edge.
+
+    `None` where the search chose another rate than the largest, is not whole,
+    or was another player's.
+    """
+    if PLAYERS[name].like:
+        return None
+    choice, largest = chosen(rows, name), max(tasks.TASKS[rows.task].rates)
+    return BEYOND * largest if choice and choice[1] == largest else None
+
+
+def past_the_edge(rows: Rows) -> Iterator[Unit]:
+    """Units of all who chose the largest rate, with one that is larger still.
+
+    At the middle and the lowest density, with the tickets of `finals`.
+    """
+    for seed in SEEDS:
+        for name, player in PLAYERS.items():
+            rate = beyond(rows, name)
+            if rate is None:
+                continue
+            for unit in finals(rows, name, seed, (MIDDLE, LOW)):
+                yield dataclasses.replace(
+                    unit,
+                    densities=(MIDDLE, LOW)
+                    if player.together
+                    else unit.densities,
+                    train_rates=(rate,),
+                    controls=(),
+                    controlled=0.0,
+                )
+
+
 def measured(
     rows: Rows,
     names: Iterable[str],
@@ -324,19 +360,46 @@ def values(
     *,
     density: float | None = LOW,
     control: str = "none",
+    rate: float | None = None,
 ) -> dict[int, float]:
-    """``{seed: number}`` of a player at a density."""
-    wanted: dict[str, Any] = {} if density is None else {"asked": density}
+    """``{seed: number}`` of a player at a density.
+
+    Args:
+        rows: What was found.
+        name: Of the player.
+        number: Which.
+        density: Which; `None` for all.
+        control: Of the ticket, or the ticket itself.
+        rate: Learning rate of the last training, in place of the chosen one.
+    """
+    wanted = _of(rows, name, control)
+    if density is not None:
+        wanted["asked"] = density
+    if rate is not None:
+        wanted["train_rate"] = rate
+    return rows.values(number, **wanted)
+
+
+def layers(rows: Rows, name: str) -> list[list[float]]:
+    """The densities of the layers of a player's tickets, the lowest density."""
+    wanted = {**_of(rows, name, "none"), "asked": LOW}
+    return [
+        row["layers"]
+        for _, row in rows.select(split=FINAL, **wanted)
+        if "layers" in row
+    ]
+
+
+def _of(rows: Rows, name: str, control: str) -> dict[str, Any]:
+    """How the rows of a player are found: with what the search chose.
+
+    Not with what an earlier state of the search had chosen.
+    """
+    wanted: dict[str, Any] = {"label": PLAYERS[name].label, "control": control}
     choice = chosen(rows, name)
     if choice is not None:
-        # Not with what an earlier state of the search had chosen.
         wanted["setting"], wanted["train_rate"] = choice
-    return rows.values(
-        number,
-        label=PLAYERS[name].label,
-        control=control,
-        **wanted,
-    )
+    return wanted
 
 
 def spread(found: dict[int, float]) -> tuple[float, float]:
