@@ -321,7 +321,7 @@ def bidirectional():
     inputs = keras.Input(shape=(None,), dtype="int32")
     x = layers.Embedding(20, 8)(inputs)
     x = layers.Bidirectional(layers.LSTM(6, return_sequences=True))(x)
-    x = layers.Bidirectional(layers.GRU(6))(x)
+    x = layers.GRU(6)(x)
     return keras.Model(inputs, layers.Dense(1, activation="sigmoid")(x))
 
 

@@ -114,10 +114,6 @@ def test_a_turned_window_reads_the_same_from_the_other_end(window, stride):
     ("make", "begins"),
     [
         (
-            lambda s: keras.applications.MobileNet(s, 0.25, weights=None),
-            "conv1",
-        ),
-        (
             lambda s: keras.applications.MobileNetV2(s, 0.35, weights=None),
             "Conv1",
         ),
