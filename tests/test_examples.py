@@ -27,7 +27,6 @@ RUNS = {
             "--finetune_epochs=1",
             "--density=0.2",
             "--method=gem_miner",
-            "--method=edge_popup_all",
         ],
         ["accuracy.png", "before.png", "sanity.png", "gem.safetensors"],
     ),

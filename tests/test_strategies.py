@@ -160,9 +160,11 @@ def plain():
     return {}
 
 
-# Two that hold and rewind weights as `imp` does need not show both again.
+# Two that hold and rewind weights as `imp` does need not show both again, nor
+# what only reads.
 ONCE = {
     learning_rate_rewinding: "two replicas",
+    hessian: "two replicas",
     enforce_and_rewind: "xla, two steps a call",
 }
 
