@@ -30,6 +30,7 @@ docs-serve: docs
 
 .venv/installed: setup.py
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[tests]'
 	touch $@
 
