@@ -403,7 +403,7 @@ def _search(rows: Rows) -> str:
         if not found or player.like:
             continue
         setting, rate = plan.best_of(found)
-        edge += rate == max(TASKS[rows.task].rates)
+        edge += plan.beyond(rows, name) is not None
         best = max(found.values())
         lines.append(
             [
