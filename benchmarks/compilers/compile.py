@@ -131,11 +131,12 @@ def compiled(program: bytes, targets: list[Any]) -> dict[str, Any]:
     costs = costs[0] if isinstance(costs, list) else costs
     seconds = time.monotonic() - start
     text = written(done)
+    kernels = traffic(text)
     return {
         "seconds": seconds,
         "flops": costs.get("flops"),
-        "traffic": costs.get("bytes accessed", traffic(text)),
-        "kernels": traffic(text),
+        "traffic": costs.get("bytes accessed", kernels),
+        "kernels": kernels,
         "memory": memory(text),
         "temporaries": stats.temp_size_in_bytes,
         "arguments": stats.argument_size_in_bytes,

@@ -103,7 +103,7 @@ def instructions(program: str) -> Iterator[Instruction]:
     """
     entry = (
         program[program.index("\nENTRY") + 1 :]
-        if ("\nENTRY" in program)
+        if "\nENTRY" in program
         else program
     )
     known: dict[str, list[tuple[int, bool]]] = {}
